@@ -1,0 +1,71 @@
+"""Sphinx settings. Build with ``sphinx-build -W docs docs/_build/html``; no network is needed."""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+# The gallery draws into files.
+os.environ["MPLBACKEND"] = "Agg"
+
+from skebm._version import __version__
+
+project = "skebm"
+author = "the skebm developers"
+copyright = "2026, the skebm developers"
+version = release = __version__
+
+extensions = [
+    "mathml",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.doctest",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "**/GALLERY_HEADER.rst", "auto_examples/*.ipynb"]
+templates_path = ["_templates"]
+default_role = "literal"
+
+# Links into the sites of scikit-learn and torch would need the network at build time; their
+# objects are shown by name instead.
+html_math_renderer = "mathml"
+
+autosummary_generate = True
+toc_object_entries_show_parents = "hide"
+autodoc_typehints = "none"  # numpydoc states the types
+numpydoc_show_class_members = False  # the class template lists the methods
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "auto_examples",
+    "filename_pattern": r"[\\/](plot_|quickstart)",
+    "ignore_pattern": r"__init__\.py",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "doc_module": ("skebm",),
+    "reference_url": {"skebm": None},
+    "backreferences_dir": "generated/backreferences",
+    "min_reported_time": 1,
+    "show_memory": False,
+    "write_computation_times": False,
+    "reset_modules": ("matplotlib",),
+    "image_srcset": ["2x"],
+}
+
+html_theme = "pydata_sphinx_theme"
+html_title = "skebm"
+html_static_path = ["_static"]
+html_css_files = ["skebm.css"]
+html_show_sourcelink = False
+html_theme_options = {
+    "show_prev_next": True,
+    "navigation_with_keys": False,
+    "navbar_end": ["theme-switcher"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "secondary_sidebar_items": ["page-toc"],
+    "show_nav_level": 2,
+}
+html_sidebars = {"index": [], "getting_started": [], "benchmarks": []}

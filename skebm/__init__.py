@@ -1,0 +1,6 @@
+"""Energy-based density estimators in scikit-learn's style, over PyTorch."""
+
+from skebm._version import __version__
+from skebm.estimators import NCEDensity
+
+__all__ = ["NCEDensity", "__version__"]

@@ -1,0 +1,40 @@
+"""Bases: normalised laws with ``log_prob(x)`` and ``sample(n, generator)``, as torch modules."""
+
+from skebm.bases._adapters import (
+    FlowBase,
+    SklearnDensityBase,
+    TorchDistributionBase,
+    UniformBase,
+    fit_flow,
+)
+from skebm.bases._combine import AffineTransform, StackedBase, TransformedBase
+from skebm.bases._em import fit_gaussian_mixture
+from skebm.bases._fit import (
+    CANDIDATES,
+    SklearnDensity,
+    auto_candidates,
+    fit_bases,
+    stacking_weights,
+)
+from skebm.bases._marginal import MarginalGaussianization
+from skebm.bases._mixtures import GaussianMixtureBase, KernelDensityBase
+
+__all__ = [
+    "CANDIDATES",
+    "AffineTransform",
+    "FlowBase",
+    "GaussianMixtureBase",
+    "KernelDensityBase",
+    "MarginalGaussianization",
+    "SklearnDensity",
+    "SklearnDensityBase",
+    "StackedBase",
+    "TorchDistributionBase",
+    "TransformedBase",
+    "UniformBase",
+    "auto_candidates",
+    "fit_bases",
+    "fit_flow",
+    "fit_gaussian_mixture",
+    "stacking_weights",
+]

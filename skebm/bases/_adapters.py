@@ -1,0 +1,346 @@
+"""Bases that come from elsewhere: a box, torch distributions, scikit-learn densities, flows.
+
+Some of these draw on a global random generator. They are then seeded from the generator given,
+under a lock, and the global state is left as found.
+"""
+
+import contextlib
+import copy
+import inspect
+import math
+import pickle
+import threading
+
+import numpy as np
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.distributions import Distribution
+
+from skebm.exceptions import DivergenceError
+
+_LOCK = threading.RLock()  # one for all: there is one global state
+
+
+@contextlib.contextmanager
+def global_rng(generator):
+    """Seed the global generators of torch and numpy from `generator`, for a while.
+
+    Yields the seed. Threads that draw on the global generators at the same time, outside of this
+    lock, are not held back.
+    """
+    device = generator.device
+    seed = torch.randint(2**31, (), generator=generator, device=device).item()
+    with _LOCK:
+        numpy_state = np.random.get_state()  # noqa: NPY002
+        cuda = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            # not torch.manual_seed, which would seed the devices that were not saved, too
+            torch.default_generator.manual_seed(seed)
+            for d in cuda:
+                with torch.cuda.device(d):
+                    torch.cuda.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            try:
+                yield seed
+            finally:
+                np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+class UniformBase(nn.Module):
+    """Uniform law on a box; log-density -inf outside of it.
+
+    Parameters
+    ----------
+    low, high : array-like of shape (d,)
+    """
+
+    def __init__(self, low, high):
+        super().__init__()
+        low, high = (torch.as_tensor(bound, dtype=torch.float64) for bound in (low, high))
+        if low.ndim != 1 or low.shape != high.shape:
+            raise ValueError(
+                "low and high must be of one shape (d,), got "
+                f"{tuple(low.shape)} and {tuple(high.shape)}."
+            )
+        if not ((low < high) & low.isfinite() & high.isfinite()).all():
+            raise ValueError(f"low must be below high, both finite, got {low} and {high}.")
+        self.n_features = len(low)
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+
+    def log_prob(self, x):
+        """Log-density, (n, d) -> (n,)."""
+        inside = ((x >= self.low) & (x <= self.high)).all(1)
+        constant = 0.0 * x.clamp(self.low, self.high).sum(1)  # so that the gradient is there: 0
+        return torch.where(inside, constant - (self.high - self.low).log().sum(), -math.inf)
+
+    def sample(self, n, generator):
+        """Draw (n, d) points."""
+        u = torch.rand(
+            n, self.n_features, generator=generator, dtype=torch.float64, device=self.low.device
+        )
+        return self.low + u * (self.high - self.low)
+
+
+class TorchDistributionBase(nn.Module):
+    """A ``torch.distributions.Distribution``.
+
+    Parameters
+    ----------
+    distribution : torch.distributions.Distribution
+        Continuous, with event shape (d,), or () for one dimension, and no batch shape (wrap it
+        into ``torch.distributions.Independent``). Its own parameters set the precision of
+        `log_prob` and the device: give float64 ones.
+    """
+
+    def __init__(self, distribution):
+        super().__init__()
+        event_shape = tuple(distribution.event_shape)
+        if len(event_shape) > 1 or tuple(distribution.batch_shape):
+            raise ValueError(
+                "the distribution must have event shape (d,) or () and no batch shape, got "
+                f"{event_shape} and {tuple(distribution.batch_shape)}; "
+                "torch.distributions.Independent makes batch dimensions event dimensions."
+            )
+        try:
+            self._support = distribution.support
+        except NotImplementedError:
+            self._support = None
+        if self._support is not None and self._support.is_discrete:
+            raise ValueError(f"{type(distribution).__name__} is discrete; it has no density.")
+        self.distribution = distribution
+        self.n_features = event_shape[0] if event_shape else 1
+        with global_rng(torch.Generator().manual_seed(0)):
+            self._dtype = distribution.sample().dtype
+
+    def __getstate__(self):
+        return self.__dict__ | {"_support": None}  # torch's constraints cannot all be pickled
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        with contextlib.suppress(NotImplementedError):
+            self._support = self.distribution.support
+
+    def log_prob(self, x):
+        """Log-density, (n, d) -> (n,); -inf outside of the support."""
+        value = x.to(self._dtype)
+        if not self.distribution.event_shape:
+            value = value.squeeze(1)
+        if self._support is None:
+            return self.distribution.log_prob(value).double()
+        # only inside: elsewhere torch raises, or computes something
+        inside = self._support.check(value)
+        log_prob = value.new_full((len(x),), -math.inf)
+        log_prob[inside] = self.distribution.log_prob(value[inside])
+        return log_prob.double()
+
+    def sample(self, n, generator):
+        """Draw (n, d) points."""
+        with global_rng(generator):
+            return self.distribution.sample((n,)).double().reshape(n, self.n_features)
+
+
+class SklearnDensityBase(nn.Module):
+    """A fitted estimator with ``score_samples`` and ``sample``.
+
+    The gradient of `log_prob` comes from central finite differences, 2 d evaluations at points
+    1e-4 (relative to max(1, |x|)) to either side: about eight correct digits for smooth densities.
+
+    Parameters
+    ----------
+    estimator : object
+        Fitted, for instance a GaussianMixture or KernelDensity. It is not changed.
+    """
+
+    def __init__(self, estimator):
+        super().__init__()
+        for method in ("score_samples", "sample"):
+            if not callable(getattr(estimator, method, None)):
+                raise TypeError(f"{type(estimator).__name__} has no method {method}.")
+        self.estimator = estimator
+        # the estimator computes on the CPU; this says where the module was moved to
+        self.register_buffer("_place", torch.empty(0))
+        n_features = getattr(estimator, "n_features_in_", None)
+        if n_features is None:
+            n_features = self.sample(1, torch.Generator().manual_seed(0)).shape[1]
+        self.n_features = n_features
+
+    def log_prob(self, x):
+        """Log-density, (n, d) -> (n,)."""
+        return _ScoreSamples.apply(x, self.estimator)
+
+    def sample(self, n, generator):
+        """Draw (n, d) points."""
+        with global_rng(generator) as seed:
+            estimator, options = self.estimator, {}
+            if "random_state" in inspect.signature(estimator.sample).parameters:
+                options["random_state"] = seed
+            elif hasattr(estimator, "random_state"):
+                estimator = copy.copy(estimator)
+                estimator.random_state = seed
+            x = estimator.sample(n, **options)
+        x = np.asarray(x[0] if isinstance(x, tuple) else x, dtype=np.float64)
+        # GaussianMixture returns its rows sorted by component
+        order = torch.randperm(n, generator=generator, device=generator.device)
+        return torch.from_numpy(x).to(self._place.device)[order.to(self._place.device)]
+
+
+class _ScoreSamples(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, estimator):
+        ctx.save_for_backward(x)
+        ctx.estimator = estimator
+        return _score_samples(estimator, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        step = 1e-4 * x.abs().clamp_min(1.0)
+        gradient = torch.empty_like(x)
+        for j in range(x.shape[1]):
+            up, down = x.clone(), x.clone()
+            up[:, j] += step[:, j]
+            down[:, j] -= step[:, j]
+            rise = _score_samples(ctx.estimator, up) - _score_samples(ctx.estimator, down)
+            gradient[:, j] = rise / (up - down)[:, j]
+        return grad[:, None] * gradient, None
+
+
+def _score_samples(estimator, x):
+    scores = estimator.score_samples(x.detach().cpu().numpy())
+    return torch.as_tensor(np.asarray(scores, dtype=np.float64), device=x.device)
+
+
+class FlowBase(nn.Module):
+    """A fitted zuko flow, in float64 and frozen.
+
+    Parameters
+    ----------
+    flow : zuko.lazy.LazyDistribution
+        Without context. It is copied.
+    """
+
+    def __init__(self, flow):
+        super().__init__()
+        self.flow = copy.deepcopy(flow).double().eval().requires_grad_(False)
+        (self.n_features,) = self.flow().event_shape
+
+    def __reduce__(self):
+        # Loading a flow imports zuko, which must not happen unguarded. The flow comes as bytes,
+        # so that the guard is called first.
+        return _load_flow_base, (pickle.dumps(self.__dict__),)
+
+    def log_prob(self, x):
+        """Log-density, (n, d) -> (n,)."""
+        return self.flow().log_prob(x.double())
+
+    def sample(self, n, generator):
+        """Draw (n, d) points."""
+        law = self.flow()
+        with global_rng(generator):
+            z = law.base.sample((n,))
+        with torch.no_grad():
+            return law.transform.inv(z)
+
+
+def _load_flow_base(state):
+    _import_zuko()
+    base = FlowBase.__new__(FlowBase)
+    base.__setstate__(pickle.loads(state))
+    return base
+
+
+def _import_zuko():
+    """Import zuko, which turns off the validation of all torch distributions, and undo that."""
+    with _LOCK:
+        validate = Distribution._validate_args
+        try:
+            import zuko
+        except ImportError as error:
+            raise ImportError('flows need the package zuko: pip install "skebm[flows]"') from error
+        finally:
+            Distribution.set_default_validate_args(validate)
+    return zuko
+
+
+def fit_flow(
+    x,
+    *,
+    generator,
+    name="nsf",
+    max_epochs=200,
+    patience=20,
+    validation_fraction=0.1,
+    batch_size=256,
+    learning_rate=1e-3,
+    device="cpu",
+    **options,
+):
+    """Fit a normalizing flow by maximum likelihood, with early stopping on held-out rows.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, d)
+        Standardised columns: a spline flow has its flexibility in [-5, 5].
+    generator : torch.Generator
+        On the CPU. Seeds parameters, split and batches.
+    name : {"nsf", "maf"}, default="nsf"
+        Neural spline flow, or masked autoregressive flow.
+    max_epochs : int, default=200
+    patience : int, default=20
+        Epochs without improvement of the held-out likelihood before stopping.
+    validation_fraction : float, default=0.1
+    batch_size : int, default=256
+    learning_rate : float, default=1e-3
+        Of AdamW.
+    device : str or torch.device, default="cpu"
+        Where to train, and where the result is.
+    **options
+        Passed on to the flow; by default ``transforms=3, hidden_features=(64, 64)``.
+
+    Returns
+    -------
+    FlowBase
+        In the best state on the held-out rows.
+    """
+    zuko = _import_zuko()
+    flows = {"nsf": zuko.flows.NSF, "maf": zuko.flows.MAF}
+    if name not in flows:
+        raise ValueError(f"name={name!r} must be one of {sorted(flows)}.")
+    n, d = x.shape
+    n_validation = max(1, round(validation_fraction * n))
+    if n <= n_validation:
+        raise ValueError(f"validation_fraction={validation_fraction} of {n} rows leaves none.")
+    with global_rng(generator):
+        flow = flows[name](d, **dict(transforms=3, hidden_features=(64, 64)) | options)
+    flow.to(device)
+    x = x.detach().to(device, torch.float32)
+    order = torch.randperm(n, generator=generator).to(device)
+    held_out, train = x[order[:n_validation]], x[order[n_validation:]]
+
+    optimizer = torch.optim.AdamW(flow.parameters(), lr=learning_rate)
+    best, best_state, best_epoch = math.inf, None, 0
+    for epoch in range(max_epochs + 1):
+        if epoch > 0:  # first of all, the state at the start is judged
+            order = torch.randperm(len(train), generator=generator).to(device)
+            for rows in order.split(batch_size):
+                loss = -flow().log_prob(train[rows]).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        with torch.no_grad():
+            parts = [flow().log_prob(rows) for rows in held_out.split(4096)]
+        score = -torch.cat(parts).double().mean().item()
+        if not math.isfinite(score):
+            raise DivergenceError(
+                f"the held-out likelihood of the flow is {-score} in epoch {epoch}; lower the "
+                f"learning rate ({learning_rate})."
+            )
+        if score < best:
+            best, best_state, best_epoch = score, copy.deepcopy(flow.state_dict()), epoch
+        elif epoch - best_epoch >= patience:
+            break
+    flow.load_state_dict(best_state)
+    return FlowBase(flow)

@@ -1,0 +1,13 @@
+"""Row chunks, so that memory does not grow with the number of rows."""
+
+import torch
+
+_CELLS = 1 << 20  # values per temporary array: about the size of a second-level cache
+
+
+def in_chunks(function, x, cells_per_row):
+    """Apply a row-wise `function` to `x` in chunks of about a million temporary values."""
+    size = max(16, _CELLS // max(1, cells_per_row))
+    if len(x) <= size:
+        return function(x)
+    return torch.cat([function(rows) for rows in x.split(size)])

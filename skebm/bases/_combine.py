@@ -1,0 +1,112 @@
+"""Laws made of laws: change of variables and stacking."""
+
+import torch
+from torch import nn
+
+
+class TransformedBase(nn.Module):
+    """Law of x when G(x) follows `base`: log q(x) = log base(G(x)) + log |det dG/dx|.
+
+    Parameters
+    ----------
+    transform : MarginalGaussianization
+        G, called as ``transform(x) -> (z, log_det)``, with ``transform.inverse(z)``.
+    base : nn.Module
+        Law of z = G(x).
+    """
+
+    def __init__(self, transform, base):
+        super().__init__()
+        self.transform = transform
+        self.base = base
+
+    @property
+    def n_features(self):
+        return self.base.n_features
+
+    def log_prob(self, x):
+        """Log-density in nats, (n, d) -> (n,)."""
+        z, log_det = self.transform(x)
+        return self.base.log_prob(z) + log_det
+
+    def sample(self, n, generator):
+        """Draw (n, d) rows."""
+        return self.transform.inverse(self.base.sample(n, generator))
+
+    @property
+    def n_components(self):
+        """A mixture stays a mixture in other coordinates."""
+        return getattr(self.base, "n_components", 1)
+
+    def responsibilities(self, x):
+        """Posterior probability of each component of `base`, (n, d) -> (n, n_components)."""
+        return self.base.responsibilities(self.transform(x)[0])
+
+
+class StackedBase(nn.Module):
+    r"""Mixture of whole laws, :math:`q(x) = \sum_j w_j q_j(x)` (Smyth & Wolpert 1999).
+
+    Parameters
+    ----------
+    components : list of nn.Module
+    weights : array-like of shape (n_components,)
+    """
+
+    def __init__(self, components, weights):
+        super().__init__()
+        weights = torch.as_tensor(weights, dtype=torch.float64)
+        self.components = nn.ModuleList(components)
+        self.register_buffer("weights", weights / weights.sum())
+
+    @property
+    def n_features(self):
+        return self.components[0].n_features
+
+    @property
+    def n_components(self):
+        return len(self.components)
+
+    def _joint(self, x):
+        logs = torch.stack([component.log_prob(x) for component in self.components], dim=-1)
+        return logs + self.weights.log()
+
+    def log_prob(self, x):
+        """Log-density in nats, (n, d) -> (n,)."""
+        return self._joint(x).logsumexp(-1)
+
+    def responsibilities(self, x):
+        """Posterior probability of each component, (n, d) -> (n, n_components)."""
+        return self._joint(x).softmax(-1)
+
+    def sample(self, n, generator):
+        """Draw (n, d) rows, in random order."""
+        which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        x = torch.empty(n, self.n_features, dtype=torch.float64, device=self.weights.device)
+        for j, component in enumerate(self.components):
+            rows = which == j
+            x[rows] = component.sample(int(rows.sum()), generator)
+        return x
+
+
+class AffineTransform(nn.Module):
+    """Columns in other units: x -> center + scale * x.
+
+    Parameters
+    ----------
+    center, scale : array-like of shape (n_features,)
+        `scale` positive.
+    """
+
+    def __init__(self, center, scale):
+        super().__init__()
+        self.register_buffer("center", torch.as_tensor(center, dtype=torch.float64))
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float64))
+
+    def forward(self, x):
+        """Return center + scale * x, (n, d), and its log-determinant, (n,)."""
+        log_det = self.scale.log().sum()
+        return self.center + self.scale * x, log_det.expand(len(x))
+
+    def inverse(self, z):
+        """Return x with center + scale * x = z."""
+        return (z - self.center) / self.scale

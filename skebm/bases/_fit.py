@@ -1,0 +1,273 @@
+"""Fitting a base: candidates, their settings by held-out likelihood, and the stack of them.
+
+Every candidate is fitted once per split (the rows of a cross-fitted member), with settings chosen
+on the first split and reused on the others.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ._adapters import SklearnDensityBase, UniformBase, fit_flow
+from ._combine import StackedBase, TransformedBase
+from ._em import fit_gaussian_mixture
+from ._marginal import MarginalGaussianization
+from ._mixtures import KernelDensityBase
+
+MAX_FIT_ROWS = 20_000
+"""A base is fitted on at most this many rows, a seeded random subsample of its split."""
+
+MAX_CHOICE_ROWS = 5_000
+"""Settings are chosen on at most this many of them."""
+
+MAX_KERNEL_ROWS = 3_000
+"""Kernel densities are candidates of ``base="auto"`` up to this many rows (four times as many in
+up to three columns)."""
+
+_MAX_COMPONENTS = 32
+_NARROW, _WIDE = 0.3, 1.0  # kernel widths of the marginal maps, in multiples of Silverman's rule
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows on which a candidate is fitted."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+
+    def mapped(self, transform):
+        z, log_det = transform(self.x)
+        return _Rows(z, self.weight), log_det
+
+    def first(self, n):
+        return _Rows(self.x[:n], self.weight[:n])
+
+    def mean(self, values):
+        return float(self.weight @ values / self.weight.sum())
+
+
+def fit_bases(x, weight, splits, candidates, generator, progress=lambda text: None):
+    """Fit and stack the named candidates on every split.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n_samples, n_features), float64
+        Standardised rows.
+    weight : Tensor of shape (n_samples,), float64
+    splits : list of (train, held_out) index tensors
+    candidates : dict
+        Name -> candidate, such as a part of `CANDIDATES`.
+    generator : torch.Generator
+    progress : callable, default=no report
+        Called with the name of the candidate that is about to be fitted.
+
+    Returns
+    -------
+    bases : list of nn.Module, one per split
+        `StackedBase` where more than one candidate earns a weight. The weights are shared by all
+        splits and maximise the likelihood of the held-out rows (Smyth & Wolpert 1999).
+    """
+    laws, columns = [], []
+    held_weight = torch.cat([weight[held] for _, held in splits])
+    for name, candidate in candidates.items():
+        progress(name)
+        fitted = _fit_candidate(candidate, x, weight, splits, generator)
+        laws.append(fitted)
+        columns.append(
+            torch.cat([q.log_prob(x[held]) for q, (_, held) in zip(fitted, splits, strict=True)])
+        )
+    weights = stacking_weights(torch.stack(columns, dim=1), held_weight)
+    kept = [j for j in range(len(laws)) if weights[j] > 0]
+    if len(kept) == 1:
+        return laws[kept[0]]
+    return [StackedBase([laws[j][i] for j in kept], weights[kept]) for i in range(len(splits))]
+
+
+def stacking_weights(log_prob, sample_weight, *, floor=1e-3, n_iter=500):
+    """Mixture weights that maximise a held-out log-likelihood, by expectation-maximisation.
+
+    Parameters
+    ----------
+    log_prob : Tensor of shape (n_samples, n_laws)
+        Log-density of each held-out row under each law.
+    sample_weight : Tensor of shape (n_samples,)
+    floor : float, default=1e-3
+        Laws that end with less weight are dropped (weight 0).
+    n_iter : int, default=500
+
+    Returns
+    -------
+    Tensor of shape (n_laws,)
+    """
+    share = sample_weight / sample_weight.sum()
+    weights = torch.full((log_prob.shape[1],), 1.0 / log_prob.shape[1], dtype=torch.float64)
+    for _ in range(n_iter):
+        weights = share @ (log_prob + weights.log()).softmax(dim=1)
+    weights = torch.where(weights < floor, 0.0, weights)
+    return weights / weights.sum()
+
+
+def _fit_candidate(candidate, x, weight, splits, generator):
+    settings, laws = None, []
+    for train, held in splits:
+        if len(train) > MAX_FIT_ROWS:
+            train = train[torch.randperm(len(train), generator=generator)[:MAX_FIT_ROWS]]
+        rows = _Rows(x[train], weight[train])
+        if settings is None:
+            settings = candidate.choose(
+                rows.first(MAX_CHOICE_ROWS),
+                _Rows(x[held], weight[held]).first(MAX_CHOICE_ROWS),
+                generator,
+            )
+        laws.append(candidate.fit(rows, settings, generator))
+    return laws
+
+
+class _Mixture:
+    """Gaussian mixture; size, covariance type and prior strength by held-out likelihood."""
+
+    def fit(self, rows, settings, generator):
+        n_components, prior_strength, diagonal = settings
+        return fit_gaussian_mixture(
+            rows.x, n_components, generator, sample_weight=rows.weight,
+            prior_strength=prior_strength, diagonal=diagonal,
+        )  # fmt: skip
+
+    def choose(self, rows, held, generator):
+        best = (-np.inf, None)
+
+        def attempt(*settings):
+            nonlocal best
+            value = held.mean(self.fit(rows, settings, generator).log_prob(held.x))
+            improved = value > best[0]
+            if improved:
+                best = (value, settings)
+            return improved
+
+        failures, k = 0, 1
+        while k <= min(_MAX_COMPONENTS, len(rows.x) // 4 or 1) and failures < 2:
+            failures = 0 if attempt(k, 3.0, False) else failures + 1
+            k *= 2
+        k = best[1][0]
+        for size, strength, diagonal in (
+            (k, 1.0, False), (k, 10.0, False), (2 * k, 10.0, False), (2 * k, 30.0, False),
+            (2 * k, 3.0, True), (4 * k, 3.0, True),
+        ):  # fmt: skip
+            if size <= min(2 * _MAX_COMPONENTS, len(rows.x) // 2):
+                attempt(size, strength, diagonal)
+        return best[1]
+
+
+class _Gaussian(_Mixture):
+    def choose(self, rows, held, generator):
+        return 1, 3.0, False
+
+
+class _Kernel:
+    """Kernel density; bandwidth and shape of the kernel by held-out likelihood."""
+
+    def fit(self, rows, settings, generator):
+        factor, shaped = settings
+        n, d = rows.x.shape
+        covariance = None
+        if shaped:
+            covariance = torch.cov(rows.x.mT, aweights=rows.weight).reshape(d, d)
+            covariance = covariance + 1e-6 * torch.eye(d, dtype=torch.float64)
+        return KernelDensityBase(
+            rows.x, factor * n ** (-1.0 / (d + 4)), weights=rows.weight, covariance=covariance
+        )
+
+    def choose(self, rows, held, generator):
+        options = [
+            (float(factor), shaped)
+            for shaped in (False, True)
+            for factor in np.geomspace(0.05, 1.6, 11)
+        ]
+        return max(
+            options, key=lambda s: held.mean(self.fit(rows, s, generator).log_prob(held.x))
+        )
+
+
+class _Uniform:
+    """Box around all rows of the split and the held-out ones, a twentieth wider on every side."""
+
+    def fit(self, rows, settings, generator):
+        return UniformBase(*settings)
+
+    def choose(self, rows, held, generator):
+        x = torch.cat([rows.x, held.x])
+        low, high = x.amin(0), x.amax(0)
+        margin = 0.05 * (high - low)
+        return low - margin, high + margin
+
+
+class _Flow:
+    """Neural spline flow by maximum likelihood."""
+
+    def fit(self, rows, settings, generator):
+        with torch.enable_grad():
+            return fit_flow(rows.x, generator=generator)
+
+    def choose(self, rows, held, generator):
+        return None
+
+
+class SklearnDensity:
+    """An unfitted scikit-learn density; a clone is fitted per split."""
+
+    def __init__(self, estimator):
+        self.estimator = estimator
+
+    def fit(self, rows, settings, generator):
+        from sklearn.base import clone
+
+        return SklearnDensityBase(clone(self.estimator).fit(rows.x.numpy()))
+
+    def choose(self, rows, held, generator):
+        return None
+
+
+class _Gaussianized:
+    """A candidate on marginally Gaussianised columns."""
+
+    def __init__(self, candidate, bandwidth):
+        self.candidate = candidate
+        self.bandwidth = bandwidth
+
+    def _transform(self, rows):
+        return MarginalGaussianization.fit(
+            rows.x.numpy(), bandwidth=self.bandwidth, sample_weight=rows.weight.numpy()
+        )
+
+    def fit(self, rows, settings, generator):
+        transform = self._transform(rows)
+        z, _ = rows.mapped(transform)
+        return TransformedBase(transform, self.candidate.fit(z, settings, generator))
+
+    def choose(self, rows, held, generator):
+        transform = self._transform(rows)
+        return self.candidate.choose(
+            rows.mapped(transform)[0], held.mapped(transform)[0], generator
+        )
+
+
+CANDIDATES = {
+    "gaussian": _Gaussian(),
+    "gmm": _Mixture(),
+    "gaussianized_gmm": _Gaussianized(_Mixture(), _WIDE),
+    "gaussianized_gmm_narrow": _Gaussianized(_Mixture(), _NARROW),
+    "kde": _Kernel(),
+    "gaussianized_kde": _Gaussianized(_Kernel(), _WIDE),
+    "flow": _Gaussianized(_Flow(), _WIDE),
+    "uniform": _Uniform(),
+}
+"""Name -> candidate, with ``choose(rows, held, generator)`` and ``fit(rows, settings, generator)``."""
+
+
+def auto_candidates(n, d):
+    """Names stacked by ``base="auto"``: kernel densities only where they are affordable."""
+    names = ("gmm", "gaussianized_gmm", "gaussianized_gmm_narrow")
+    if n <= MAX_KERNEL_ROWS or (d <= 3 and n <= 4 * MAX_KERNEL_ROWS):
+        names += ("kde", "gaussianized_kde")
+    return names

@@ -1,0 +1,137 @@
+"""Gaussian mixtures and kernel densities as torch modules."""
+
+import math
+
+import torch
+from torch import nn
+
+from ._chunks import in_chunks
+
+_LOG_2PI = math.log(2.0 * math.pi)
+
+
+class GaussianMixtureBase(nn.Module):
+    r"""Mixture of Gaussians, :math:`q(x) = \sum_j w_j N(x; \mu_j, \Sigma_j)`.
+
+    One component makes it the plain Gaussian base.
+
+    Parameters
+    ----------
+    weights : array-like of shape (n_components,)
+        Positive, summing to one.
+    means : array-like of shape (n_components, n_features)
+    covariances : array-like of shape (n_components, n_features, n_features)
+    """
+
+    def __init__(self, weights, means, covariances):
+        super().__init__()
+        weights, means, covariances = (
+            torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, covariances)
+        )
+        scale_tril = torch.linalg.cholesky(covariances)
+        identity = torch.eye(means.shape[1], dtype=torch.float64)
+        # rows of `whitening` stand for L^-T, so that (x - mu) @ whitening is standard normal
+        whitening = torch.linalg.solve_triangular(scale_tril, identity, upper=False).mT
+        log_det = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        self.register_buffer("weights", weights / weights.sum())
+        self.register_buffer("means", means)
+        self.register_buffer("scale_tril", scale_tril)
+        self.register_buffer("whitening", whitening.contiguous())
+        self.register_buffer(
+            "log_constant",
+            self.weights.log() - log_det - 0.5 * means.shape[1] * _LOG_2PI,
+        )
+
+    @property
+    def n_features(self):
+        return self.means.shape[1]
+
+    @property
+    def n_components(self):
+        return self.means.shape[0]
+
+    def _joint(self, x):
+        """log w_j + log N(x; mu_j, Sigma_j), shape (n, n_components)."""
+        k, d = self.means.shape
+        # one product for all components: (n, d) @ (d, k * d)
+        flat = self.whitening.permute(1, 0, 2).reshape(d, k * d)
+        shift = torch.einsum("kd,kde->ke", self.means, self.whitening).reshape(-1)
+        y = (x @ flat - shift).view(len(x), k, d)
+        return self.log_constant - 0.5 * y.square().sum(-1)
+
+    def log_prob(self, x):
+        """Log-density in nats, (n, d) -> (n,)."""
+        return in_chunks(lambda r: self._joint(r).logsumexp(-1), x, self.whitening[..., 0].numel())
+
+    def responsibilities(self, x):
+        """Posterior probability of each component, (n, d) -> (n, n_components)."""
+        return in_chunks(lambda r: self._joint(r).softmax(-1), x, self.whitening[..., 0].numel())
+
+    def sample(self, n, generator):
+        """Draw (n, d) rows."""
+        which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        x = torch.randn(n, self.n_features, dtype=torch.float64, generator=generator,
+                        device=self.means.device)  # fmt: skip
+        for j in range(self.n_components):
+            rows = which == j
+            x[rows] = self.means[j] + x[rows] @ self.scale_tril[j].mT
+        return x
+
+
+class KernelDensityBase(nn.Module):
+    r"""Gaussian kernel density, :math:`q(x) = \sum_i w_i N(x; c_i, h^2 \Sigma)`.
+
+    Parameters
+    ----------
+    centers : array-like of shape (n_centers, n_features)
+    bandwidth : float
+        h, in the units of `scale_tril`.
+    weights : array-like of shape (n_centers,), default=None
+        Uniform by default.
+    covariance : array-like of shape (n_features, n_features), default=None
+        :math:`\Sigma`, the shape of the kernel; the identity by default.
+    """
+
+    def __init__(self, centers, bandwidth, weights=None, covariance=None):
+        super().__init__()
+        centers = torch.as_tensor(centers, dtype=torch.float64)
+        n, d = centers.shape
+        weights = torch.ones(n) if weights is None else torch.as_tensor(weights)
+        weights = weights.to(torch.float64)
+        covariance = torch.eye(d) if covariance is None else torch.as_tensor(covariance)
+        scale_tril = bandwidth * torch.linalg.cholesky(covariance.to(torch.float64))
+        whitening = torch.linalg.solve_triangular(
+            scale_tril, torch.eye(d, dtype=torch.float64), upper=False
+        ).mT
+        self.register_buffer("centers", centers)
+        self.register_buffer("weights", weights / weights.sum())
+        self.register_buffer("scale_tril", scale_tril)
+        self.register_buffer("whitening", whitening.contiguous())
+        self.register_buffer("white_centers", centers @ whitening)
+        self.register_buffer(
+            "log_constant",
+            self.weights.log()
+            - 0.5 * d * _LOG_2PI
+            - scale_tril.diagonal().log().sum()
+            - 0.5 * self.white_centers.square().sum(-1),
+        )
+
+    @property
+    def n_features(self):
+        return self.centers.shape[1]
+
+    def _rows(self, x):
+        y = x @ self.whitening
+        cross = torch.addmm(self.log_constant, y, self.white_centers.mT)
+        return cross.logsumexp(-1) - 0.5 * y.square().sum(-1)
+
+    def log_prob(self, x):
+        """Log-density in nats, (n, d) -> (n,)."""
+        return in_chunks(self._rows, x, len(self.centers))
+
+    def sample(self, n, generator):
+        """Draw (n, d) rows."""
+        which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.n_features, dtype=torch.float64, generator=generator,
+                            device=self.centers.device)  # fmt: skip
+        return self.centers[which] + noise @ self.scale_tril.mT

@@ -1,0 +1,111 @@
+"""Numeric embeddings: what lets a network see sharp structure in a table.
+
+A network on raw columns learns fine structure far too slowly; encoding each column first (by
+quantile bins, or by waves of learned frequency) puts the detail within reach of the first layer.
+Embeddings are stacks: (K, n, d) -> (K, n, n_outputs).
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["PeriodicEmbedding", "PiecewiseLinearEmbedding"]
+
+
+class PiecewiseLinearEmbedding(nn.Module):
+    r"""Piecewise-linear encoding of every column with quantile bins.
+
+    Bin t of a column, between the edges :math:`b_t < b_{t+1}`, holds
+
+    .. math:: \frac{z - b_t}{b_{t+1} - b_t} \text{ clipped to } [0, 1],
+
+    where the first bin is not clipped from below and the last not from above. Linear between the
+    edges, so its gradient in z jumps at them; :class:`PeriodicEmbedding` is smooth.
+
+    Parameters
+    ----------
+    members : sequence of K tensors of shape (n_k, d)
+        The rows each member learns from; its bin edges are their quantiles.
+    n_bins : int, default=16
+        Bins per column.
+
+    References
+    ----------
+    Gorishniy, Y., Rubachev, I. and Babenko, A. (2022). On embeddings for numerical features in
+    tabular deep learning. NeurIPS. https://arxiv.org/abs/2203.05556
+    """
+
+    # Narrower bins (ties, atoms) are widened: they would be cliffs that no finite f can climb down.
+    _MIN_WIDTH = 1e-3
+
+    def __init__(self, members: Sequence[Tensor], n_bins: int = 16):
+        super().__init__()
+        levels = np.linspace(0.0, 1.0, n_bins + 1)
+        edges = np.stack([np.quantile(z.cpu().double().numpy(), levels, axis=0) for z in members])
+        left = torch.from_numpy(edges).transpose(1, 2)  # (K, d, n_bins + 1)
+        width = left.diff(dim=-1).clamp_min(self._MIN_WIDTH)
+        lowest, highest = torch.zeros_like(width), torch.ones_like(width)
+        lowest[..., 0], highest[..., -1] = -math.inf, math.inf
+        for name, value in {
+            "scale": 1.0 / width,
+            "shift": -left[..., :-1] / width,
+            "lowest": lowest,
+            "highest": highest,
+        }.items():
+            self.register_buffer(name, value.float().unsqueeze(1))  # (K, 1, d, n_bins)
+        self.n_members, n_features = len(members), width.shape[1]
+        self.n_features, self.n_outputs = n_features, n_features * n_bins
+
+    def forward(self, z: Tensor) -> Tensor:
+        encoded = torch.addcmul(self.shift, z.unsqueeze(-1), self.scale)
+        return encoded.clamp_(self.lowest, self.highest).flatten(-2)
+
+
+class PeriodicEmbedding(nn.Module):
+    r"""Sines and cosines of every column, with learned frequencies.
+
+    .. math:: \sin(2\pi c_{jm} z_j),\ \cos(2\pi c_{jm} z_j), \qquad c_{jm} \sim N(0, \sigma^2)
+        \text{ at the start.}
+
+    Smooth, so that score matching can use it.
+
+    Parameters
+    ----------
+    n_features : int
+        Number of columns d.
+    n_members : int, default=1
+        Number of members K.
+    n_frequencies : int, default=16
+        Frequencies per column.
+    sigma : float, default=1.0
+        Spread of the initial frequencies, in waves per unit of z.
+    generator : torch.Generator
+        Source of the initial frequencies.
+
+    References
+    ----------
+    Gorishniy, Y., Rubachev, I. and Babenko, A. (2022). On embeddings for numerical features in
+    tabular deep learning. NeurIPS. https://arxiv.org/abs/2203.05556
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_members: int = 1,
+        *,
+        n_frequencies: int = 16,
+        sigma: float = 1.0,
+        generator: torch.Generator,
+    ):
+        super().__init__()
+        shape = (n_members, 1, n_features, n_frequencies)
+        self.frequencies = nn.Parameter(sigma * torch.randn(shape, generator=generator))
+        self.n_members, self.n_features = n_members, n_features
+        self.n_outputs = 2 * n_features * n_frequencies
+
+    def forward(self, z: Tensor) -> Tensor:
+        phase = (2 * math.pi * self.frequencies * z.unsqueeze(-1)).flatten(-2)
+        return torch.cat([phase.sin(), phase.cos()], dim=-1)

@@ -1,0 +1,76 @@
+"""Stacked multilayer perceptrons."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from skebm.energies._stack import StackedEnergy
+
+__all__ = ["MLPEnergy"]
+
+
+class MLPEnergy(StackedEnergy):
+    """K perceptrons on embedded columns: linear, LayerNorm, SiLU, ..., linear without bias.
+
+    The last layer starts at zero, so f does; a bias there would only be a second log Z.
+
+    Parameters
+    ----------
+    n_features : int
+        Number of columns d.
+    n_members : int, default=1
+        Number of members K.
+    hidden_layer_sizes : sequence of int, default=(128,)
+        Widths of the hidden layers.
+    embedding : nn.Module, optional
+        Stacked embedding (K, n, d) -> (K, n, ``n_outputs``) in front of the first layer, such as
+        :class:`~skebm.energies.PiecewiseLinearEmbedding`; raw columns by default.
+    generator : torch.Generator
+        Source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_members: int = 1,
+        *,
+        hidden_layer_sizes: Sequence[int] = (128,),
+        embedding: nn.Module | None = None,
+        generator: torch.Generator,
+    ):
+        super().__init__(n_features, n_members)
+        self.embedding = embedding
+        self.hidden = nn.ModuleList()
+        width = n_features if embedding is None else embedding.n_outputs
+        for n_units in hidden_layer_sizes:
+            self.hidden.append(_Hidden(n_members, width, n_units, generator))
+            width = n_units
+        self.output = nn.Parameter(torch.zeros(n_members, width, 1))
+
+    def stacked(self, z: Tensor) -> Tensor:
+        h = z if self.embedding is None else self.embedding(z)
+        for layer in self.hidden:
+            h = layer(h)
+        return torch.bmm(h, self.output).squeeze(-1)
+
+
+class _Hidden(nn.Module):
+    """Linear, LayerNorm, SiLU for K members at once (batched products)."""
+
+    def __init__(self, n_members: int, n_inputs: int, n_units: int, generator: torch.Generator):
+        super().__init__()
+
+        def uniform(n_rows):  # as torch.nn.Linear
+            draw = torch.rand(n_members, n_rows, n_units, generator=generator)
+            return nn.Parameter(n_inputs**-0.5 * (2 * draw - 1))
+
+        self.weight, self.offset = uniform(n_inputs), uniform(1)
+        self.gain = nn.Parameter(torch.ones(n_members, 1, n_units))
+        self.bias = nn.Parameter(torch.zeros(n_members, 1, n_units))
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = torch.baddbmm(self.offset, h, self.weight)
+        h = functional.layer_norm(h, h.shape[-1:])
+        return functional.silu(torch.addcmul(self.bias, h, self.gain))

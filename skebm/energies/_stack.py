@@ -1,0 +1,190 @@
+"""Energies come in stacks: K members of one shape, evaluated and trained side by side.
+
+The sign, said once: an energy module returns **f, minus the residual energy**. The model is
+``log p = log q + f - log Z``, so a larger f means more likely, and f = 0 means "the base as it is".
+Every stack starts at exactly f = 0.
+"""
+
+import copy
+import threading
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ModuleStack", "StackedEnergy"]
+
+
+class StackedEnergy(nn.Module, ABC):
+    """K energies of one shape (abstract).
+
+    To write a new one, give every parameter and buffer a leading axis of length ``n_members`` and
+    implement :meth:`stacked`; shapes are checked here and nowhere else.
+    :class:`~skebm.energies.MLPEnergy` is the one to imitate.
+
+    Parameters
+    ----------
+    n_features : int
+        Number of columns d of the inputs.
+    n_members : int
+        Number of members K.
+    """
+
+    def __init__(self, n_features: int, n_members: int):
+        super().__init__()
+        self.n_features = n_features
+        self.n_members = n_members
+
+    @abstractmethod
+    def stacked(self, z: Tensor) -> Tensor:
+        """Evaluate member k on ``z[k]``: (K, n, d) -> (K, n)."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Evaluate f.
+
+        Parameters
+        ----------
+        z : Tensor of shape (K, n, d), or (n, d) when there is one member
+            Gaussianised coordinates, rows ``z[k]`` for member k.
+
+        Returns
+        -------
+        Tensor of shape (K, n), or (n,)
+            f, minus the residual energy.
+        """
+        if z.shape[-1:] == (self.n_features,):
+            if z.ndim == 3 and len(z) == self.n_members:
+                return self.stacked(z)
+            if z.ndim == 2 and self.n_members == 1:
+                return self.stacked(z.unsqueeze(0)).squeeze(0)
+        raise ValueError(
+            f"{type(self).__name__} with n_members={self.n_members} expects z of shape "
+            f"({self.n_members}, n, {self.n_features})"
+            + (f" or (n, {self.n_features})" if self.n_members == 1 else "")
+            + f", got {tuple(z.shape)}."
+        )
+
+    def member(self, k: int) -> "StackedEnergy":
+        """Member k alone, an energy (n, d) -> (n,) with its own copy of the weights."""
+        single = copy.deepcopy(self)
+        for part in single.modules():
+            part.n_members = 1
+            for name, parameter in part._parameters.items():
+                row = parameter.detach()[k : k + 1].clone()
+                part._parameters[name] = nn.Parameter(row, parameter.requires_grad)
+            for name, buffer in part._buffers.items():
+                part._buffers[name] = buffer[k : k + 1].clone()
+        return single
+
+
+class ModuleStack(StackedEnergy):
+    r"""K copies of a user's torch module, each with a learned gain.
+
+    A module written by a user does not start at zero, so member k is
+
+    .. math:: f_k(z) = g_k\, u_k(z),
+
+    with the user's module u and a learned scalar gain g that starts at 0: the model starts as its
+    base, the gain moves first and the module follows.
+
+    Members run one after the other, so that any module is accepted, whether or not it could be
+    batched. Random numbers that it draws in training mode (dropout) come from private streams;
+    torch's global generators are left as found.
+
+    Parameters
+    ----------
+    energy_model : torch.nn.Module, or callable
+        A class or factory, called as ``energy_model(n_features)`` once per member; or an instance,
+        which is copied (all members then start from its weights) and never trained itself. Maps
+        (n, d) to (n,) or (n, 1).
+    n_features : int
+        Number of columns d.
+    n_members : int, default=1
+        Number of members K.
+    seed : int, default=0
+        Seed of the initial weights and of the random numbers drawn in training.
+    """
+
+    def __init__(self, energy_model, n_features: int, n_members: int = 1, *, seed: int = 0):
+        super().__init__(n_features, n_members)
+        with _seeded_global_rng(seed):
+            members = [_build(energy_model, n_features) for _ in range(n_members)]
+            self.members = nn.ModuleList(members).to("cpu", torch.float32)
+            self.gain = nn.Parameter(torch.zeros(n_members))
+            self._probe()
+        self._next_seed = seed + 1
+
+    def stacked(self, z: Tensor) -> Tensor:
+        if not self.training:
+            return self._evaluate(z)
+        self._next_seed += 1
+        with _seeded_global_rng(self._next_seed, z.device):
+            return self._evaluate(z)
+
+    def member(self, k: int) -> "ModuleStack":
+        single = copy.deepcopy(self)
+        single.n_members = 1
+        single.members = single.members[k : k + 1]
+        single.gain = nn.Parameter(self.gain.detach()[k : k + 1].clone())
+        return single
+
+    def _evaluate(self, z: Tensor) -> Tensor:
+        values = [_as_vector(u(rows), len(rows)) for u, rows in zip(self.members, z, strict=True)]
+        return self.gain.unsqueeze(-1) * torch.stack(values)
+
+    @torch.no_grad()
+    def _probe(self) -> None:
+        """Let a module that does not fit fail here (in evaluation mode: nothing is learnt)."""
+        self.eval()
+        try:
+            self._evaluate(torch.zeros(self.n_members, 3, self.n_features))
+        except RuntimeError as error:  # torch on products of shapes that do not match
+            raise ValueError(
+                f"energy_model failed on rows of shape (3, {self.n_features}): {error}"
+            ) from error
+        self.train()
+
+
+def _build(energy_model, n_features: int) -> nn.Module:
+    if isinstance(energy_model, nn.Module):
+        return copy.deepcopy(energy_model)
+    if not callable(energy_model):
+        raise ValueError(
+            "energy_model must be a torch.nn.Module (class or instance) or a factory called with "
+            f"the number of features, got {energy_model!r}."
+        )
+    module = energy_model(n_features)
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            f"energy_model({n_features}) must return a torch.nn.Module, got {module!r}."
+        )
+    return module
+
+
+def _as_vector(values: Tensor, n: int) -> Tensor:
+    if not isinstance(values, Tensor) or values.shape not in ((n,), (n, 1)):
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            "energy_model must map (n, n_features) to shape (n,) or (n, 1); "
+            f"for n={n} it returned {got}."
+        )
+    return values.reshape(n)
+
+
+# Modules of users draw initial weights and dropout masks on torch's global generators. Whoever
+# borrows those holds this lock, so that fits in parallel threads draw what they would draw alone.
+_GLOBAL_RNG_LOCK = threading.RLock()
+
+
+@contextmanager
+def _seeded_global_rng(seed: int, device: torch.device | None = None):
+    """Run a block with torch's global generators seeded, and put them back as they were."""
+    on_cuda = device is not None and device.type == "cuda"
+    with _GLOBAL_RNG_LOCK, torch.random.fork_rng(devices=[device] if on_cuda else []):
+        # not torch.manual_seed, which would reseed every accelerator for good
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

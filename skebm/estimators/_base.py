@@ -1,0 +1,560 @@
+"""The shell of every estimator: validation, columns, members, log Z, sampling, outlier detection."""
+
+import copy
+import math
+import warnings
+from abc import ABC, abstractmethod
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, DensityMixin, OutlierMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch.distributions import Distribution
+
+from skebm._sklearn_compat import HasMethods, Interval, StrOptions, _fit_context
+from skebm.bases import CANDIDATES, MarginalGaussianization
+from skebm.exceptions import LowEffectiveSampleSizeWarning
+from skebm.partition import LogPartition, adaptive_importance_sampling
+from skebm.samplers import mala, run
+
+from ._columns import Columns
+from ._laws import resolve_law
+from ._members import MIN_ESS, Members, Trained, guard, make_splits, recalibrate
+from ._model import FeatureMap, TiltedMixture
+from ._progress import Progress
+
+TARGET_STD_ERROR = 0.01
+"""Standard error of log Z, in nats, that ``n_partition_samples="auto"`` aims at."""
+
+MAX_PARTITION_SAMPLES = 400_000
+SMOOTHED_ROWS = 4_000
+"""Smoothing makes perturbed copies of few rows, until there are about this many."""
+
+MAX_COPIES = 10.0
+"""Sampling: weights above this multiple of their mean give repeated rows."""
+
+SCORE_SOFTNESS = 0.25
+"""Softness of the trees in `stein_score` where the chosen ones are hard."""
+
+AUTO_CONTAMINATION = 0.05
+"""``contamination="auto"``: share of new rows of the same law that `predict` calls outliers."""
+
+LAW = [StrOptions({"auto", *CANDIDATES}), list, tuple, Distribution,
+        HasMethods(["score_samples"])]  # fmt: skip
+
+
+def _has_gradient(estimator):
+    """Whether the fitted (or to be fitted) energy can be differentiated."""
+    model = getattr(estimator, "model_", None)
+    if model is None:
+        return not estimator._energy_is_opaque()
+    members = getattr(model.energy, "members", ())
+    return not any(hasattr(f, "classifier") for f in members)
+
+
+class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
+    """What all estimators share; an estimator adds `__init__` and `_train`.
+
+    Parameters are documented in the estimators, whose signatures scikit-learn reads.
+    """
+
+    _parameter_constraints: dict = {
+        "base": [*LAW, None],
+        "energy_model": [StrOptions({"auto", "mlp", "periodic", "grid"}), callable,
+                         torch.nn.Module],  # fmt: skip
+        "n_members": [Interval(Integral, 1, None, closed="left")],
+        "hidden_layer_sizes": ["array-like"],
+        "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "max_epochs": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "patience": [Interval(Integral, 1, None, closed="left")],
+        "n_partition_samples": [StrOptions({"auto"}), Interval(Integral, 100, None, closed="left")],
+        "smoothing": [StrOptions({"scott"}), Interval(Real, 0, None, closed="left")],
+        "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+        "callbacks": [list, tuple, None],
+        "device": [str, torch.device],
+        "random_state": ["random_state"],
+        "warm_start": ["boolean"],
+        "verbose": ["verbose"],
+    }
+
+    # ------------------------------------------------------------------ what an estimator adds
+
+    @abstractmethod
+    def _train(self, members, seed, refresh, device, kept, progress):
+        """Train energies on `members` and return a `Trained`; `kept` is a model to go on from."""
+
+    def _energy_is_opaque(self):
+        """Whether `energy_model` gives an energy without gradient."""
+        return False
+
+    def _noise(self):
+        """Law given for the noise; None for the base, or for "auto" where there is none."""
+        return None
+
+    # ------------------------------------------------------------------ fit
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None, sample_weight=None):
+        """Learn the density of the rows of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows; numpy, pandas, polars or torch, finite, at least two different ones.
+        y : Ignored
+            Present for API consistency by convention.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights of the rows; rows of weight zero are left out.
+
+        Returns
+        -------
+        self : object
+            Fitted. If fitting fails or is interrupted, the estimator stays as it was.
+        """
+        before = self.__dict__.copy()
+        try:
+            self._fit(X, sample_weight)
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+        return self
+
+    def _fit(self, X, sample_weight):
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        used = weight > 0
+        if used.sum() < 2:
+            raise ValueError("sample_weight must be positive for at least 2 samples.")
+        rows, weight = X[used], weight[used] / weight[used].mean()
+        names = getattr(self, "feature_names_in_", np.arange(X.shape[1]))
+        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        generator = torch.Generator().manual_seed(seed)
+        device = _resolve_device(self.device)
+        kept = self.model_ if self.warm_start and hasattr(self, "model_") else None
+        columns = Columns.learn(rows, names) if kept is None else self._columns
+        with Progress(self.verbose) as progress, torch.no_grad():
+            members, refresh = self._make_members(
+                rows, weight, columns, kept, generator, seed, progress
+            )
+            model, trained, accepted = self._tilt(members, kept, seed, refresh, device, progress)
+            partition = self._measure(model, generator, progress)
+        self._columns = columns
+        self.model_ = model.to("cpu" if device.type == "mps" else device)
+        self._report(members, trained, accepted, partition)
+        self._set_threshold(rows, members, X)
+
+    def _make_members(self, rows, weight, columns, kept, generator, seed, progress):
+        """Splits, perturbed rows, bases, features: everything before training."""
+        x, _ = columns.standardize(rows)
+        n, d = x.shape
+        h = n ** (-1.0 / (d + 4)) if self.smoothing == "scott" else float(self.smoothing)
+        n_copies = -(-SMOOTHED_ROWS // n) if h > 0 else 1
+        rng = np.random.RandomState(seed)
+        x_fit = torch.as_tensor(columns.perturb(np.tile(x, (n_copies, 1)), h, rng))
+        splits = make_splits(n, self.n_members, self.validation_fraction, generator)
+        copies = n * torch.arange(n_copies)[:, None]
+        # all copies of a row lie in one fold; the first alone is judged on
+        splits = [((train + copies).flatten(), held) for train, held in splits]
+        row_weight = torch.as_tensor(weight).repeat(n_copies)
+
+        def law(value, where):
+            return resolve_law(value, where, x_fit, row_weight, splits, columns, generator, progress)
+
+        if kept is not None and len(kept.bases) == len(splits):
+            bases, proposals, features = list(kept.bases), list(kept.proposals), kept.features
+        else:
+            bases = law(self.base, "base")
+            if self._noise() is not None:
+                proposals = law(self._noise(), "noise")
+            else:
+                proposals = bases if self.base is not None else law("auto", "noise")
+            features = FeatureMap(
+                MarginalGaussianization.fit(x_fit.numpy(), sample_weight=row_weight.numpy())
+            )
+        members = Members(x_fit, row_weight, splits, bases, proposals, features, generator)
+        if h == 0 and not columns.has_ties:
+            return members, None
+
+        def refresh(generator):
+            fresh = np.random.RandomState(
+                int(torch.randint(2**31 - 1, (), generator=generator))
+            )
+            return torch.as_tensor(columns.perturb(np.tile(x, (n_copies, 1)), h, fresh))
+
+        return members, refresh
+
+    def _tilt(self, members, kept, seed, refresh, device, progress):
+        """Train, accept, recalibrate, guard."""
+        if self.max_epochs == 0:
+            trained = Trained.nothing(members)
+        else:
+            with torch.enable_grad():
+                trained = self._train(members, seed, refresh, device, kept, progress)
+        accepted = trained.n_iter > 0 and (
+            self.base is None or members.accepts(trained.held, trained.pool)
+        )
+        if not accepted:
+            untilted = TiltedMixture(members.bases, members.bases, members.features, None)
+            return untilted, trained, False
+        model = TiltedMixture(
+            members.bases, members.proposals, members.features, trained.energy
+        )
+        temperature, mode_weights = recalibrate(members, trained.held, trained.pool)
+        pool = temperature * trained.pool
+        if len(mode_weights):
+            pool = pool + members.responsibilities()[1] @ mode_weights
+        factor = guard(members, pool)
+        model.temperature.fill_(factor * temperature)
+        model.mode_weights = factor * mode_weights
+        return model, trained, True
+
+    def _measure(self, model, generator, progress):
+        """Log Z of every member by importance sampling, on fresh samples."""
+        progress.stage("log Z")
+        n_members = model.n_members
+        # the errors of the members are independent and average out
+        target = TARGET_STD_ERROR * math.sqrt(n_members)
+        if self.n_partition_samples == "auto":
+            options = {"target_std_error": target, "max_samples": MAX_PARTITION_SAMPLES}
+        else:
+            options = {"target_std_error": 0.0, "max_samples": self.n_partition_samples}
+            options["batch_size"] = max(1, min(8192, self.n_partition_samples // 2))
+        if model.is_untilted:
+            exact = torch.zeros(n_members, dtype=torch.float64)
+            return LogPartition(exact, exact, torch.full_like(exact, math.inf), 0, "exact")
+        partition = adaptive_importance_sampling(
+            lambda n, g: model.draw(n, g)[1], generator, **options
+        )
+        model.log_partition = partition.value
+        model.log_partition_std_error = partition.std_error
+        share = (partition.ess / partition.n_samples).min().item()
+        error = partition.std_error.square().sum().sqrt().item() / n_members
+        if share < 0.5 * MIN_ESS:
+            warnings.warn(
+                f"log Z rests on an effective sample size of {share:.2%}: its standard error "
+                f"({error:.3g} nats) is not to be trusted. The base covers the data badly; try "
+                "another base, or smoothing.",
+                LowEffectiveSampleSizeWarning,
+                stacklevel=4,
+            )
+        elif error > TARGET_STD_ERROR * 1.05:
+            warnings.warn(
+                f"the standard error of log Z is {error:.3g} nats, above {TARGET_STD_ERROR}, after "
+                f"{partition.n_samples} samples per member; raise n_partition_samples.",
+                LowEffectiveSampleSizeWarning,
+                stacklevel=4,
+            )
+        return partition
+
+    def _report(self, members, trained, accepted, partition):
+        """Public attributes of a fit."""
+        weight = torch.cat(members.held_weights).numpy()
+        base = torch.cat(
+            [q.log_prob(members.x[held]) for q, (_, held) in zip(members.bases, members.splits)]
+        )
+        level = np.average(base.numpy(), weights=weight) + self._columns.log_det
+        history = dict(trained.history)
+        history["held_out_log_likelihood"] = level + history.pop("gain")
+        self.history_ = history
+        self.n_iter_ = trained.n_iter if accepted else 0
+        self.log_partition_ = partition.value.numpy()
+        self.log_partition_std_error_ = partition.std_error.numpy()
+        self.effective_sample_size_ = partition.ess.numpy()
+        self.__dict__.pop("log_partition_learned_", None)
+        if accepted and trained.log_partition is not None:
+            self.log_partition_learned_ = trained.log_partition.numpy()
+            measured = members.log_partition(trained.pool)
+            # before recalibration: that is the f whose log Z was learned
+            gap = (trained.log_partition - measured).abs().max().item()
+            if gap > 0.5:
+                warnings.warn(
+                    f"the learned log Z differs from the measured one by {gap:.2f} nats; the "
+                    "measured one is used. Train longer, or lower learning_rate.",
+                    ConvergenceWarning,
+                    stacklevel=4,
+                )
+
+    def _set_threshold(self, rows, members, X):
+        """Out-of-fold scores of the training rows, and the threshold of `predict`."""
+        with torch.no_grad():
+            x = torch.as_tensor(self._columns.standardize(rows)[0], device=self._device)
+            logs = self.model_.log_members(x) + self._columns.log_det
+        scores = np.full(len(rows), np.nan)
+        for k, (_, held) in enumerate(members.splits):
+            scores[held] = logs[k].cpu().numpy()[held]
+        self.out_of_fold_scores_ = scores
+        if self.contamination == "auto":
+            self.offset_ = float(np.quantile(scores[~np.isnan(scores)], AUTO_CONTAMINATION))
+        else:
+            self.offset_ = float(np.percentile(self._score(X), 100.0 * self.contamination))
+
+    # ------------------------------------------------------------------ density
+
+    def _validate(self, X):
+        check_is_fitted(self)
+        return validate_data(self, X, dtype=np.float64, reset=False)
+
+    @property
+    def _device(self):
+        return self.model_.log_partition.device
+
+    def _tensor(self, X):
+        x, met = self._columns.standardize(X)
+        return torch.as_tensor(x, device=self._device), met
+
+    def _on_rows(self, function, X):
+        """Log-density-like `function` of standardised rows; -inf where a constant column moved."""
+        x, met = self._tensor(X)
+        with torch.no_grad():
+            values = function(x).cpu().numpy() + self._columns.log_det
+        return np.where(met, values, -np.inf)
+
+    def _score(self, X):
+        return self._on_rows(self.model_.log_prob, X)
+
+    def score_samples(self, X, return_std=False):
+        """Log-density of every row, normalised.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        return_std : bool, default=False
+            Also return the standard error that the errors of log Z put on the log-density.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,), float64
+            In nats, in the units of X. Columns that were constant in `fit` are a point mass: a row
+            that differs there has -inf.
+        std_error : ndarray of shape (n_samples,), float64
+            Only if `return_std`; in nats.
+        """
+        X = self._validate(X)
+        scores = self._score(X)
+        if not return_std:
+            return scores
+        with torch.no_grad():
+            return scores, self.model_.log_prob_std(self._tensor(X)[0]).cpu().numpy()
+
+    def score(self, X, y=None, sample_weight=None):
+        """Mean log-density of the rows of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : Ignored
+            Present for API consistency by convention.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the mean.
+
+        Returns
+        -------
+        float
+            In nats per row, in the units of X (a mean, as for GaussianMixture).
+        """
+        scores = self.score_samples(X)
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(
+                sample_weight, scores[:, None], ensure_non_negative=True
+            )
+        return float(np.average(scores, weights=sample_weight))
+
+    def base_score_samples(self, X):
+        """Log-density of every row under the base alone, without the tilt.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), float64
+            In nats, in the units of X. What `score_samples` adds to it is what the energy learned.
+        """
+        X = self._validate(X)
+        return self._on_rows(self.model_.base_log_prob, X)
+
+    def energy(self, X):
+        """Energy of every row: minus the log-density, up to a constant of the fitted model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), float64
+            In nats; with ``n_members=1`` it is -(log q + f).
+        """
+        return -(self.score_samples(X) + self.log_partition_.mean())
+
+    @available_if(_has_gradient)
+    def stein_score(self, X):
+        """Gradient of the log-density at every row.
+
+        Where the chosen energy is a sum of hard trees, whose gradient is zero almost everywhere,
+        the gradient is that of the same trees with softness 0.25.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features), float64
+            In nats per unit of X; 0 along columns that were constant in `fit`.
+        """
+        X = self._validate(X)
+        gradient = np.zeros(X.shape)
+        score = self._differentiable_model().score(self._tensor(X)[0]).cpu().numpy()
+        gradient[:, self._columns.varying] = score / self._columns.scale
+        return gradient
+
+    def _differentiable_model(self):
+        """The model, with soft trees in place of hard ones."""
+        if getattr(self.model_.energy, "softness", None) != 0.0:
+            return self.model_
+        model = copy.deepcopy(self.model_)
+        model.energy.set_softness(SCORE_SOFTNESS)
+        return model
+
+    # ------------------------------------------------------------------ sampling
+
+    def sample(self, n_samples=1, random_state=None, *, n_mala_steps=0):
+        """Draw new rows from the model.
+
+        Rows are proposed by the base and kept by importance: a proposal of weight w appears
+        floor(w / c + U) times, U uniform, so that expected numbers are proportional to w. With
+        c = 10 times the mean weight (less where weights are bounded by less) few rows are repeated.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+        random_state : int, RandomState instance or None, default=None
+            An int gives the same rows at every call.
+        n_mala_steps : int, default=0
+            Steps of the Metropolis-adjusted Langevin algorithm from those rows, which leave the
+            model as it is and move repeated rows apart. Where the energy has no gradient (hard
+            trees, classifiers) the proposals follow the gradient of the base.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features), float64
+            In random order.
+        """
+        check_is_fitted(self)
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise ValueError(f"n_samples={n_samples!r} must be an integer of at least 1.")
+        seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
+        generator = torch.Generator(self._device).manual_seed(int(seed))
+        with torch.no_grad():
+            x = self._draw(int(n_samples), generator)
+        if n_mala_steps:
+            chains = run(
+                mala, x, self.model_.log_prob, generator, n_steps=n_mala_steps,
+                n_burn_in=max(20, n_mala_steps // 2), step_size=x.shape[1] ** (-1.0 / 3.0),
+            )  # fmt: skip
+            x = chains.samples[-1]
+        return self._columns.restore(x.cpu().numpy())
+
+    def _draw(self, n, generator):
+        model, n_members = self.model_, self.model_.n_members
+        which = torch.randint(n_members, (n,), generator=generator, device=self._device)
+        needed = which.bincount(minlength=n_members)
+        drawn = [[] for _ in range(n_members)]
+        missing = needed.clone()
+        cap = None
+        while (missing > 0).any():
+            if model.is_untilted:
+                for k in range(n_members):
+                    drawn[k].append(model.bases[k].sample(int(missing[k]), generator))
+                break
+            n_proposed = max(1024, min(2 * int(missing.max()) * math.ceil(cap or 2.0), 65_536))
+            x, log_weights = model.draw(n_proposed, generator)
+            weights = (log_weights - model.log_partition[:, None]).exp()
+            if cap is None:
+                cap = weights.max().clamp(1.0, MAX_COPIES).item()
+            uniform = torch.rand(
+                weights.shape, generator=generator, dtype=torch.float64, device=weights.device
+            )
+            copies = (weights / cap + uniform).floor().long()
+            for k in range(n_members):
+                rows = x[k].repeat_interleave(copies[k], dim=0)[: int(missing[k])]
+                drawn[k].append(rows)
+                missing[k] -= len(rows)
+        x = torch.cat([rows for parts in drawn for rows in parts])
+        return x[torch.randperm(n, generator=generator, device=self._device)]
+
+    # ------------------------------------------------------------------ outlier detector
+
+    def decision_function(self, X):
+        """`score_samples` minus `offset_`: negative for outliers.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), float64
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X):
+        """Label rows: +1 for inliers, -1 for outliers.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), int
+        """
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def fit_predict(self, X, y=None, sample_weight=None):
+        """Fit, then label the same rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : Ignored
+            Present for API consistency by convention.
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), int
+        """
+        return self.fit(X, sample_weight=sample_weight).predict(X)
+
+    # ------------------------------------------------------------------ pickling
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        if "model_" in state and self._device.type != "cpu":
+            # so that a machine without that device can load it
+            state = state | {"model_": copy.deepcopy(self.model_).to("cpu")}
+        return state
+
+
+def _resolve_device(device):
+    """torch.device for "auto" (CUDA where there is one) or a device string."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={str(device)!r} cannot be used here: {error}") from error
+    return device

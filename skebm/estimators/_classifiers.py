@@ -1,0 +1,235 @@
+"""Energies that are classifiers: data against samples of the base (NCE is classification).
+
+A classifier of data (1) against nu times as many samples of the base (0) has the logit
+f(x) - log nu at its optimum, so f is the logit plus log nu.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.utils.validation import has_fit_parameter
+from torch import nn
+
+from skebm.energies import SoftTrees
+
+from ._members import Trained
+
+MAX_NOISE = 200_000
+"""Noise samples per member, at most; beyond, nu is smaller than asked for."""
+
+SOFTNESS = (0.0, 0.1, 0.25, 0.5)
+"""Softness of the splits of trees: candidates, 0 = hard."""
+
+_ROUND = 100  # boosting iterations before the first look at the held-out curve; then doubled
+_STRIDE = 5  # stages from one point of that curve to the next
+_MAX_JUDGED = 4096  # rows and pool samples per member on which the softness is chosen
+
+
+def boosting_classifier(learning_rate, random_state):
+    """Boosted trees with the settings that did best on tables."""
+    return HistGradientBoostingClassifier(
+        learning_rate=learning_rate, max_leaf_nodes=31, max_features=0.5, l2_regularization=1.0,
+        min_samples_leaf=20, early_stopping=False, random_state=random_state,
+    )  # fmt: skip
+
+
+class ClassifierEnergy(nn.Module):
+    """Logit of a fitted scikit-learn classifier plus a constant; no gradient.
+
+    Parameters
+    ----------
+    classifier : fitted classifier
+    offset : float
+        log nu.
+    n_stages : int or None
+        For staged classifiers: how many stages count.
+    floor : float
+        Probabilities are kept this far from 0 and 1, so that f is finite.
+    """
+
+    def __init__(self, classifier, offset, n_stages, floor):
+        super().__init__()
+        self.classifier = classifier
+        self.offset, self.n_stages, self.floor = offset, n_stages, floor
+
+    def forward(self, z):
+        """Evaluate f, (n, d) -> (n,)."""
+        rows = z.detach().cpu().numpy()
+        if self.n_stages is None:
+            p = self.classifier.predict_proba(rows)
+        else:
+            p = next(islice(self.classifier.staged_predict_proba(rows), self.n_stages - 1, None))
+        return torch.as_tensor(_logit(p, self.floor) + self.offset, device=z.device)
+
+
+class MemberEnergies(nn.Module):
+    """K separate energies side by side, (K, n, d) -> (K, n)."""
+
+    def __init__(self, members):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, z):
+        """Evaluate member k on z[k], (K, n, d) -> (K, n)."""
+        return torch.stack([f(rows) for f, rows in zip(self.members, z, strict=True)])
+
+    @property
+    def softness(self):
+        """Width of the splits of trees; None for energies that have none."""
+        return getattr(self.members[0], "softness", None)
+
+    def set_softness(self, softness):
+        """Set the width of the splits of all trees."""
+        for trees in self.members:
+            trees.softness = softness
+
+
+def _logit(p, floor):
+    p = np.clip(p[:, 1], floor, 1.0 - floor)
+    return np.log(p) - np.log1p(-p)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What the classifier of one member is fitted on and judged on."""
+
+    z: np.ndarray
+    y: np.ndarray
+    weight: np.ndarray
+    judged: np.ndarray  # held-out rows, then the pool
+    n_held: int
+    offset: float  # log nu
+    floor: float  # probabilities are kept this far from 0 and 1
+
+    def fit(self, classifier):
+        if has_fit_parameter(classifier, "sample_weight"):
+            return classifier.fit(self.z, self.y, sample_weight=self.weight)
+        if np.ptp(self.weight) > 0:
+            raise ValueError(
+                f"energy_model={classifier!r} takes no sample_weight in fit; choose one that does."
+            )
+        return classifier.fit(self.z, self.y)
+
+
+def train_classifiers(
+    members, energy_model, *, noise_ratio, learning_rate, max_iter, early_stopping, seed, progress
+):
+    """Fit one classifier per member: its rows against samples of its base.
+
+    Parameters
+    ----------
+    members : Members
+        Whose proposals are the bases: a classifier learns log p - log proposal.
+    energy_model : "boosting" or classifier
+        A classifier is cloned. Trees of a HistGradientBoostingClassifier are read into
+        :class:`~skebm.energies.SoftTrees`.
+    noise_ratio : float
+        nu, base samples per row.
+    learning_rate : float
+        Of ``"boosting"``.
+    max_iter : int
+        Boosting iterations of ``"boosting"``, at most.
+    early_stopping : bool
+        Whether the number of stages is chosen on the held-out rows.
+    seed : int
+    progress : Progress
+
+    Returns
+    -------
+    Trained
+    """
+    tasks = [_task(members, k, noise_ratio) for k in range(len(members))]
+    boosting = isinstance(energy_model, str)
+    classifiers = [
+        boosting_classifier(learning_rate, seed + k) if boosting else clone(energy_model)
+        for k in range(len(tasks))
+    ]
+    total = min(_ROUND, max_iter) if boosting and early_stopping else max_iter
+    while True:
+        for classifier, task in zip(classifiers, tasks, strict=True):
+            if boosting:
+                classifier.set_params(max_iter=total, warm_start=True)
+            task.fit(classifier)
+        stages, held, pool = _curve(classifiers, tasks, early_stopping)
+        gain = members.mean_gain(held, pool)
+        best = int(gain.argmax()) if early_stopping else len(stages) - 1
+        progress.stage("energy", stages[-1], max_iter, gain=f"{gain[best].item():.3f} nats")
+        if not boosting or total >= max_iter or stages[best] <= 0.7 * total:
+            break
+        total = min(2 * total, max_iter)
+    history = {"n_iter": np.array(stages), "gain": gain.numpy()}
+    n_stages = stages[best]
+    if isinstance(classifiers[0], HistGradientBoostingClassifier):
+        energy = _soft_trees(members, classifiers, tasks, n_stages)
+        held = [f(members.z[h]) for f, (_, h) in zip(energy.members, members.splits, strict=True)]
+        pool = energy(members.pool_z)
+    else:
+        staged = hasattr(classifiers[0], "staged_predict_proba")
+        energy = MemberEnergies(
+            ClassifierEnergy(c, t.offset, n_stages if staged else None, t.floor)
+            for c, t in zip(classifiers, tasks, strict=True)
+        )
+        held, pool = [h[best] for h in held], pool[best]
+    return Trained(energy, held, pool, n_stages, history)
+
+
+def _task(members, k, noise_ratio):
+    train, held = members.splits[k]
+    n_noise = max(1, min(round(noise_ratio * len(train)), MAX_NOISE))
+    noise = members.features(members.proposals[k].sample(n_noise, members.generator))
+    weight = members.weight[train]
+    return _Task(
+        z=torch.cat([members.z[train], noise]).numpy(),
+        y=np.repeat([1, 0], [len(train), n_noise]),
+        weight=torch.cat([weight, weight.mean().expand(n_noise)]).numpy(),
+        judged=torch.cat([members.z[held], members.pool_z[k]]).numpy(),
+        n_held=len(held),
+        offset=math.log(n_noise / len(train)),
+        floor=1.0 / (len(train) + n_noise),
+    )
+
+
+def _curve(classifiers, tasks, early_stopping):
+    """f at the judged rows after several stages; before the first, f = 0."""
+    stages, values = [0], []
+    for classifier, task in zip(classifiers, tasks, strict=True):
+        if early_stopping and hasattr(classifier, "staged_predict_proba"):
+            staged = enumerate(classifier.staged_predict_proba(task.judged), start=1)
+            kept = [(i, p) for i, p in staged if i % _STRIDE == 0 or i < _STRIDE]
+        else:
+            n_iter = getattr(classifier, "n_iter_", 1)
+            n_iter = int(np.max(n_iter)) if np.size(n_iter) else 1
+            kept = [(n_iter, classifier.predict_proba(task.judged))]
+        f = [np.zeros(len(task.judged))] + [_logit(p, task.floor) + task.offset for _, p in kept]
+        values.append(torch.as_tensor(np.stack(f)))
+        stages = [0] + [i for i, _ in kept]
+    held = [v[:, : t.n_held] for v, t in zip(values, tasks, strict=True)]
+    pool = torch.stack([v[:, t.n_held :] for v, t in zip(values, tasks, strict=True)], dim=1)
+    return stages, held, pool
+
+
+def _soft_trees(members, classifiers, tasks, n_trees):
+    """The first trees of every member, with the softness that suits the held-out rows best."""
+    energy = MemberEnergies(
+        SoftTrees.from_hist_gradient_boosting(c, n_trees=n_trees, offset=t.offset)
+        for c, t in zip(classifiers, tasks, strict=True)
+    )
+    share = -(-_MAX_JUDGED // len(members))
+    judged = [held[:share] for _, held in members.splits]
+    weight = torch.cat([members.weight[h] for h in judged])
+
+    def gain(softness):
+        energy.set_softness(softness)
+        pool = energy(members.pool_z[:, :_MAX_JUDGED])
+        log_z = pool.logsumexp(-1) - math.log(pool.shape[1])
+        f = [e(members.z[h]) - c for e, h, c in zip(energy.members, judged, log_z, strict=True)]
+        return (torch.cat(f) @ weight).item()
+
+    if n_trees:
+        energy.set_softness(max(SOFTNESS, key=gain))
+    return energy

@@ -1,0 +1,119 @@
+"""Columns before the model: constant columns, robust scales, ties, smoothing."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How columns of X become standardised columns, and back.
+
+    Attributes
+    ----------
+    varying : ndarray of bool of shape (n_features,)
+        Columns that the density is about. The others are constant: a point mass.
+    constants : ndarray of shape (n_features,)
+        Value of the constant columns (unused for the others).
+    center, scale : ndarray of shape (n_varying,)
+        Median and robust standard deviation (interquartile range / 1.349; where that is 0, the
+        standard deviation).
+    spread : ndarray of shape (n_varying,)
+        Standard deviation of the standardised columns.
+    half_steps : tuple of (values, half_widths) or None, one per varying column
+        Resolution of a column with ties: each distinct value and how far it is spread.
+    """
+
+    varying: np.ndarray
+    constants: np.ndarray
+    center: np.ndarray
+    scale: np.ndarray
+    spread: np.ndarray
+    half_steps: tuple
+
+    @classmethod
+    def learn(cls, X, names):
+        """Read center, scale and resolution off the rows of X.
+
+        Raises
+        ------
+        ValueError
+            When no column varies, or one varies beyond the range of floating-point numbers.
+        """
+        varying = X.min(axis=0) < X.max(axis=0)
+        if not varying.any():
+            raise ValueError(
+                f"every column of X is constant ({len(X)} sample(s)): there is no density to learn."
+            )
+        kept = X[:, varying]
+        with np.errstate(over="ignore", invalid="ignore"):
+            low, center, high = np.quantile(kept, [0.25, 0.5, 0.75], axis=0)
+            deviation = kept.std(axis=0)
+            scale = (high - low) / 1.349
+        too_wide = ~np.isfinite(deviation + scale)
+        if too_wide.any():
+            column = names[np.flatnonzero(varying)[too_wide.argmax()]]
+            raise ValueError(
+                f"column {column!r} spans more than floating-point numbers can square; rescale it."
+            )
+        tiny = np.finfo(np.float64).tiny
+        scale = np.where(scale > tiny, scale, deviation)
+        if (scale <= tiny).any():
+            column = names[np.flatnonzero(varying)[(scale <= tiny).argmax()]]
+            raise ValueError(f"column {column!r} varies by less than {tiny:g}; rescale it.")
+        x = (kept - center) / scale
+        return cls(
+            varying=varying,
+            constants=X[0].copy(),
+            center=center,
+            scale=scale,
+            spread=x.std(axis=0),
+            half_steps=tuple(_half_steps(column) for column in x.T),
+        )
+
+    @property
+    def log_det(self):
+        """log |d standardised / d X|, added to a log-density of standardised columns."""
+        return -np.log(self.scale).sum()
+
+    def standardize(self, X):
+        """Return the varying columns, standardised, and whether the constant ones are met."""
+        met = (X[:, ~self.varying] == self.constants[~self.varying]).all(axis=1)
+        return (X[:, self.varying] - self.center) / self.scale, met
+
+    def restore(self, x):
+        """Rows in the units of X, constant columns put back."""
+        X = np.tile(self.constants, (len(x), 1))
+        X[:, self.varying] = self.center + self.scale * x
+        return X
+
+    def perturb(self, x, smoothing, rng):
+        """Rows spread over the resolution of their columns, plus `smoothing` standard deviations.
+
+        A value of a column with ties is spread evenly over the cell that it stands for, so that
+        the likelihood does not pay for spikes.
+        """
+        x = x.copy()
+        for column, steps in zip(x.T, self.half_steps, strict=True):
+            if steps is not None:
+                half = steps[1][np.searchsorted(steps[0], column).clip(max=len(steps[0]) - 1)]
+                column += half * rng.uniform(-1.0, 1.0, len(column))
+        if smoothing:
+            x += smoothing * self.spread * rng.standard_normal(x.shape)
+        return x
+
+    @property
+    def has_ties(self):
+        """Whether any column repeats a value."""
+        return any(steps is not None for steps in self.half_steps)
+
+
+def _half_steps(column):
+    """Distinct values and half the gap to the nearest one, at most half the median gap."""
+    values = np.unique(column)
+    if len(values) == len(column):
+        return None
+    gaps = np.diff(values)
+    padded = np.r_[np.inf, gaps, np.inf]
+    gap = np.minimum(np.minimum(padded[1:], padded[:-1]), np.median(gaps))
+    return values, 0.5 * gap

@@ -1,0 +1,142 @@
+"""The model that every estimator ends with: a mixture of tilted bases, in standardised columns."""
+
+import math
+
+import torch
+from torch import nn
+
+CLIP = 5.0
+"""Energies see Gaussianised coordinates clipped to [-CLIP, CLIP]: beyond, f is constant along
+that column and the tails are those of the base."""
+
+_CHUNK = 8192
+
+
+class FeatureMap(nn.Module):
+    """What an energy sees: z = clip(G(x)), (n, d) -> (n, d)."""
+
+    def __init__(self, transform):
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, x):
+        return self.transform(x)[0].clamp(-CLIP, CLIP)
+
+
+class TiltedMixture(nn.Module):
+    r"""Mean over K members of :math:`q_k(x)\, e^{t_k(x)} / Z_k`.
+
+    The tilt is :math:`t_k(x) = \alpha f_k(z(x)) + \beta^\top r_k(x)`, where f is the trained
+    energy (minus the residual energy), r the responsibilities of the base's components, and
+    (alpha, beta) the recalibration, (1, 0) before it and shared by all members.
+
+    Parameters
+    ----------
+    bases : list of K nn.Module
+        q_k, laws on standardised columns.
+    proposals : list of K nn.Module
+        Normalised laws that cover member k, for log Z and sampling; usually the bases themselves.
+    features : FeatureMap
+    energy : nn.Module or None
+        (K, n, d) -> (K, n). None: no tilt.
+    """
+
+    def __init__(self, bases, proposals, features, energy):
+        super().__init__()
+        self.bases = nn.ModuleList(bases)
+        self.proposals = nn.ModuleList(proposals)
+        self.features = features
+        self.energy = energy
+        n_members = len(bases)
+        self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
+        self.register_buffer("mode_weights", torch.zeros(0, dtype=torch.float64))
+        self.register_buffer("log_partition", torch.zeros(n_members, dtype=torch.float64))
+        self.register_buffer("log_partition_std_error", torch.zeros_like(self.log_partition))
+
+    @property
+    def n_members(self):
+        return len(self.bases)
+
+    @property
+    def n_features(self):
+        return self.bases[0].n_features
+
+    @property
+    def is_untilted(self):
+        """Whether the model is its base: log Z is then exactly 0."""
+        return self.energy is None
+
+    def energies(self, x):
+        """f_k(z(x[k])), (K, n, d) -> (K, n) in float64."""
+        z = torch.stack([self.features(rows) for rows in x])
+        return self.energy(z)
+
+    def tilt(self, x):
+        """t_k(x[k]), (K, n, d) -> (K, n)."""
+        tilt = self.temperature * self.energies(x)
+        if len(self.mode_weights):
+            tilt = tilt + torch.stack(
+                [q.responsibilities(r) @ self.mode_weights for q, r in zip(self.bases, x)]
+            )
+        return tilt
+
+    def log_members(self, x):
+        """Normalised log-density of every member at the same rows, (n, d) -> (K, n)."""
+        shared = x.expand(self.n_members, *x.shape)
+        log_base = torch.stack([q.log_prob(x) for q in self.bases])
+        if self.is_untilted:
+            return log_base
+        return log_base + self.tilt(shared) - self.log_partition[:, None]
+
+    def log_prob(self, x):
+        """log p(x) in nats, (n, d) -> (n,)."""
+        return torch.cat(
+            [self.log_members(c).logsumexp(0) for c in x.split(_CHUNK)]
+        ) - math.log(self.n_members)
+
+    def base_log_prob(self, x):
+        """log of the mean of the bases, (n, d) -> (n,)."""
+        logs = torch.stack([q.log_prob(x) for q in self.bases])
+        return logs.logsumexp(0) - math.log(self.n_members)
+
+    def log_prob_std(self, x):
+        """Standard error that the errors of log Z put on log p(x), (n,)."""
+        share = torch.cat([self.log_members(c).softmax(0) for c in x.split(_CHUNK)], dim=1)
+        return (share * self.log_partition_std_error[:, None]).square().sum(0).sqrt()
+
+    def score(self, x):
+        """Gradient of log p at x, (n, d) -> (n, d)."""
+        parts = []
+        for chunk in x.split(_CHUNK):
+            with torch.enable_grad():
+                leaf = chunk.detach().requires_grad_(True)
+                total = self.log_members(leaf).logsumexp(0).sum()
+                parts.append(torch.autograd.grad(total, leaf)[0])
+        return torch.cat(parts)
+
+    def draw(self, n, generator):
+        """Draw n rows for every member from its proposal, with their log-weights.
+
+        Returns
+        -------
+        x : Tensor of shape (K, n, d)
+        log_weights : Tensor of shape (K, n)
+            log of q_k e^{t_k} / proposal_k at x.
+        """
+        x = torch.stack([p.sample(n, generator) for p in self.proposals])
+        return x, self.log_weights(x)
+
+    def log_weights(self, x):
+        """log of q_k e^{t_k} / proposal_k at rows drawn from the proposals, (K, n, d) -> (K, n)."""
+        tilt = torch.cat([self.tilt(c) for c in x.split(_CHUNK, dim=1)], dim=1)
+        return tilt + log_ratio(self.bases, self.proposals, x)
+
+
+def log_ratio(bases, proposals, x):
+    """log q_k - log proposal_k at x[k], (K, n, d) -> (K, n); 0 where the two are the same law."""
+    return torch.stack(
+        [
+            rows.new_zeros(len(rows)) if q is p else q.log_prob(rows) - p.log_prob(rows)
+            for q, p, rows in zip(bases, proposals, x, strict=True)
+        ]
+    )

@@ -1,0 +1,174 @@
+"""Training of neural energies on the members' rows: K nets side by side in one engine run."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+from skebm.energies import (
+    GridEnergy,
+    MLPEnergy,
+    ModuleStack,
+    PeriodicEmbedding,
+    PiecewiseLinearEmbedding,
+    StackedEnergy,
+)
+
+from ._engine import MemberBatches, train
+from ._members import Trained
+from ._model import log_ratio
+
+_MAX_NOISE_POOL = 200_000
+_EVALUATION_SHARE = 0.1  # of the cost of training that judging may take
+
+
+class EnergyWithPartition(nn.Module):
+    """An energy and the learned log Z of its members, (K,)."""
+
+    def __init__(self, energy, n_members):
+        super().__init__()
+        self.energy = energy
+        self.log_partition = nn.Parameter(torch.zeros(n_members))
+
+
+def build_energy(energy_model, members, hidden_layer_sizes, seed, kept):
+    """Stack of K energies for a name or a user's module; f = 0 at the start.
+
+    If `kept` is a model with such a stack, a copy of that: training then goes on from it.
+    """
+    n_members, n_features = len(members), members.z.shape[1]
+    if kept is not None and isinstance(kept.energy, StackedEnergy):
+        return copy.deepcopy(kept.energy).float()
+    if not isinstance(energy_model, str):
+        return ModuleStack(energy_model, n_features, n_members, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    rows = [members.z[train] for train, _ in members.splits]
+    if energy_model == "periodic":
+        embedding = PeriodicEmbedding(n_features, n_members, generator=generator)
+    else:
+        embedding = PiecewiseLinearEmbedding(rows)
+    network = MLPEnergy(
+        n_features, n_members, hidden_layer_sizes=hidden_layer_sizes, embedding=embedding,
+        generator=generator,
+    )  # fmt: skip
+    return GridEnergy(network) if energy_model == "grid" else network
+
+
+def train_networks(
+    members, energy, loss, *, learns_partition, noise_ratio, learning_rate, weight_decay, batch_size, max_epochs,
+    patience, early_stopping, callbacks, device, refresh, progress,
+):  # fmt: skip
+    """Train a stack of K energies against samples of the proposals.
+
+    Parameters
+    ----------
+    members : Members
+    energy : nn.Module
+        (K, n, d) -> (K, n).
+    loss : callable
+        ``loss(log_ratio_data, log_ratio_noise, log_partition)`` -> per-sample losses of the data
+        (K, B) and of the noise (K, nu B) or None, where the log-ratios are
+        log base + f - log proposal.
+    learns_partition : bool
+        Whether `log_partition` is learned by the loss.
+    noise_ratio : float
+        Samples of the proposal per row.
+    refresh : callable or None
+        ``refresh(generator)`` -> rows like ``members.x`` with fresh jitter, called every epoch.
+    learning_rate, weight_decay, batch_size, max_epochs, patience, callbacks, device, progress
+        As in the engine.
+    early_stopping : bool
+        Whether the state that is best on the held-out rows is kept.
+
+    Returns
+    -------
+    Trained
+    """
+    n_members = len(members)
+    module = EnergyWithPartition(energy, n_members).to(device)
+    weight = (members.weight / members.weight.mean()).float()
+
+    def data_tensors(x):
+        ratio = log_ratio(members.bases, members.proposals, x.expand(n_members, *x.shape))
+        z = members.features(x).float()
+        shared = (z.expand(n_members, *z.shape), ratio.float(), weight.expand(n_members, -1))
+        return tuple(t.to(device) for t in shared)
+
+    n_train = max(len(train) for train, _ in members.splits)
+    n_pool = min(max(20_000, math.ceil(4 * noise_ratio * n_train)), _MAX_NOISE_POOL)
+    noise = torch.stack([p.sample(n_pool, members.generator) for p in members.proposals])
+    noise_z = torch.stack([members.features(rows) for rows in noise]).float().to(device)
+    noise_log_ratio = log_ratio(members.bases, members.proposals, noise).float()
+    fixed = data_tensors(members.x)
+    batches = MemberBatches(
+        fixed if refresh is None else lambda generator: data_tensors(refresh(generator)),
+        [train for train, _ in members.splits],
+        (noise_z, noise_log_ratio.to(device)),
+        batch_size=batch_size,
+        noise_ratio=noise_ratio,
+        generator=members.generator,
+    )
+
+    def batch_loss(module, batch):
+        z, ratio, w, rival_z, rival_ratio = batch
+        f = module.energy(torch.cat([z, rival_z], dim=1))
+        f_data, f_noise = f.split([z.shape[1], rival_z.shape[1]], dim=1)
+        data, rivals = loss(ratio + f_data, rival_ratio + f_noise, module.log_partition)
+        value = (w * data).mean(1)
+        if rivals is not None:
+            value = value + rivals.mean(1)
+        return value.sum()
+
+    held_z, lengths = _padded([members.z[held] for _, held in members.splits])
+    held_z, pool_z = held_z.float().to(device), members.pool_z.float().to(device)
+
+    def judge(module):
+        f = _in_blocks(module.energy, torch.cat([held_z, pool_z], dim=1)).double().cpu()
+        held = [row[:n] for row, n in zip(f, lengths, strict=True)]
+        return held, f[:, held_z.shape[1] :]
+
+    # an evaluation is a forward pass; a training step costs about three
+    rows_judged = held_z.shape[1] + pool_z.shape[1]
+    rows_trained = 3 * (1 + noise_ratio) * n_train
+    history = train(
+        module,
+        batch_loss,
+        batches,
+        (lambda m: members.mean_gain(*judge(m)).item()) if early_stopping else None,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        max_epochs=max_epochs,
+        patience=patience,
+        evaluate_every=max(1, round(rows_judged / rows_trained / _EVALUATION_SHARE)),
+        callbacks=callbacks,
+        device=device,
+        progress=lambda state: progress.stage(
+            "energy", state["epoch"], max_epochs, gain=f"{state['best_gain']:.3f} nats"
+        ),
+    )
+    with torch.no_grad():
+        held, pool = judge(module)
+    gain = history["validation_gain"]
+    best = int(history["epoch"][-1])
+    if early_stopping:
+        best = int(history["epoch"][torch.as_tensor(gain).nan_to_num(nan=-math.inf).argmax()])
+    return Trained(
+        energy=energy.double().cpu().eval(),
+        held=held,
+        pool=pool,
+        n_iter=best,
+        history={"n_iter": history["epoch"], "gain": gain, "train_loss": history["train_loss"]},
+        log_partition=module.log_partition.detach().double().cpu() if learns_partition else None,
+    )
+
+
+def _padded(tensors):
+    """Stack (n_k, d) tensors of slightly different lengths, the last row repeated."""
+    lengths = [len(t) for t in tensors]
+    longest = max(lengths)
+    return torch.stack([torch.cat([t, t[-1:].expand(longest - len(t), -1)]) for t in tensors]), lengths
+
+
+def _in_blocks(energy, z, size=8192):
+    return torch.cat([energy(block) for block in z.split(size, dim=1)], dim=1)

@@ -1,0 +1,33 @@
+"""Progress of a fit: one line, rewritten."""
+
+from contextlib import AbstractContextManager
+
+
+class Progress(AbstractContextManager):
+    """A tqdm bar that names the stage of the fit; silent when `verbose` is 0.
+
+    Parameters
+    ----------
+    verbose : int or bool
+    """
+
+    def __init__(self, verbose):
+        self._bar = None
+        if verbose:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(desc="fit", leave=True, bar_format="{desc} {bar}| {elapsed}{postfix}")
+
+    def __exit__(self, *exception):
+        if self._bar is not None:
+            self._bar.close()
+
+    def stage(self, name, done=0, total=1, **figures):
+        """Show that `done` of `total` steps of the stage `name` are done."""
+        if self._bar is None:
+            return
+        self._bar.total = total
+        self._bar.n = done
+        self._bar.set_description_str(name, refresh=False)
+        self._bar.set_postfix(figures, refresh=False)
+        self._bar.refresh()

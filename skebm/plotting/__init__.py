@@ -1,0 +1,17 @@
+"""Displays in the manner of scikit-learn: arrays in the constructor, ``from_estimator``, ``plot``.
+
+The numbers are computed before anything is drawn, so they can be read and tested without a
+figure. matplotlib is imported only when ``plot`` is called.
+"""
+
+from ._density import DensityDisplay
+from ._samples import SamplesDisplay
+from ._scores import AnomalyScoreDisplay
+from ._training import TrainingCurveDisplay
+
+__all__ = [
+    "AnomalyScoreDisplay",
+    "DensityDisplay",
+    "SamplesDisplay",
+    "TrainingCurveDisplay",
+]

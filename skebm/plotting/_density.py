@@ -1,0 +1,210 @@
+"""A density in the plane, beside the true one where it is known."""
+
+import numpy as np
+
+from ._common import DATA_COLOR, column_names, import_pyplot, like, tidy, to_array
+
+
+class DensityDisplay:
+    """Density of a fitted estimator with two features, on a grid.
+
+    Use :meth:`from_estimator` to evaluate an estimator; the constructor takes arrays that are
+    already computed.
+
+    Parameters
+    ----------
+    xx0 : ndarray of shape (n_rows, n_columns)
+        First coordinate at the points of the grid, as from :func:`numpy.meshgrid`.
+    xx1 : ndarray of shape (n_rows, n_columns)
+        Second coordinate.
+    log_density : ndarray of shape (n_rows, n_columns)
+        Log-density of the estimator in nats.
+    true_log_density : ndarray of shape (n_rows, n_columns), default=None
+        The log-density of the law that made the data, where it is known.
+    data : ndarray of shape (n_samples, 2), default=None
+        Rows to draw over the density.
+    feature_names : sequence of two str, default=("x0", "x1")
+        Labels of the axes.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes or ndarray of two Axes
+        Where the density was drawn; with a true density, [truth, estimate].
+    figure_ : matplotlib Figure
+        The figure they belong to.
+    surfaces_ : list of QuadMesh
+        What was drawn, in the order of the axes.
+
+    See Also
+    --------
+    SamplesDisplay : Rows drawn from the estimator, against data.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.mixture import GaussianMixture
+    >>> from skebm.plotting import DensityDisplay
+    >>> X = np.random.default_rng(0).normal(size=(200, 2))
+    >>> display = DensityDisplay.from_estimator(GaussianMixture(2).fit(X), X, plot=False)
+    >>> display.log_density.shape
+    (200, 200)
+    """
+
+    def __init__(
+        self,
+        xx0,
+        xx1,
+        log_density,
+        *,
+        true_log_density=None,
+        data=None,
+        feature_names=("x0", "x1"),
+    ):
+        self.xx0 = xx0
+        self.xx1 = xx1
+        self.log_density = log_density
+        self.true_log_density = true_log_density
+        self.data = data
+        self.feature_names = feature_names
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator,
+        X,
+        *,
+        true_log_density=None,
+        grid_resolution=200,
+        margin=0.15,
+        show_data=False,
+        plot=True,
+        ax=None,
+        **plot_params,
+    ):
+        """Evaluate ``estimator.score_samples`` on a grid around X and draw it.
+
+        Parameters
+        ----------
+        estimator : object
+            Fitted, with ``score_samples`` (log-density per row).
+        X : array-like of shape (n_samples, 2)
+            Data that sets the range of the grid.
+        true_log_density : callable, default=None
+            Log-density of the true law, from (n, 2) to (n,): for instance the
+            ``log_density`` of a law of :mod:`skebm.datasets`.
+        grid_resolution : int, default=200
+            Points per axis.
+        margin : float, default=0.15
+            How far the grid goes beyond the data, as a share of their range.
+        show_data : bool, default=False
+            Whether to draw the rows of X over the density.
+        plot : bool, default=True
+            Whether to draw at once, or only to compute.
+        ax : matplotlib Axes or sequence of two Axes, default=None
+            Passed to :meth:`plot`.
+        **plot_params : dict
+            Passed to :meth:`plot`.
+
+        Returns
+        -------
+        display : DensityDisplay
+            The computed display.
+        """
+        data = to_array(X)
+        if data.shape[1] != 2:
+            raise ValueError(
+                f"DensityDisplay draws two features, X has {data.shape[1]}. "
+                "SamplesDisplay shows more."
+            )
+        low, high = data.min(axis=0), data.max(axis=0)
+        pad = margin * (high - low)
+        axes = [np.linspace(a, b, grid_resolution) for a, b in np.c_[low - pad, high + pad]]
+        xx0, xx1 = np.meshgrid(*axes)
+        grid = np.column_stack([xx0.ravel(), xx1.ravel()])
+        display = cls(
+            xx0,
+            xx1,
+            np.asarray(estimator.score_samples(like(X, grid))).reshape(xx0.shape),
+            true_log_density=(
+                None
+                if true_log_density is None
+                else np.asarray(true_log_density(grid)).reshape(xx0.shape)
+            ),
+            data=data if show_data else None,
+            feature_names=column_names(estimator, X, 2),
+        )
+        return display.plot(ax=ax, **plot_params) if plot else display
+
+    def plot(self, ax=None, *, log=False, cmap="BuPu", floor=12.0):
+        """Draw the density, and the true one on the left of it where it is known.
+
+        Both panels share one colour scale.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes or sequence of two Axes, default=None
+            Where to draw; two are needed when the true density is known.
+        log : bool, default=False
+            Draw the log-density in nats instead of the density.
+        cmap : str or Colormap, default="BuPu"
+            Colours.
+        floor : float, default=12.0
+            With ``log=True``, how many nats below the peak the colours still tell apart.
+
+        Returns
+        -------
+        self : DensityDisplay
+            With ``ax_``, ``figure_`` and ``surfaces_``.
+        """
+        plt = import_pyplot("DensityDisplay.plot")
+        panels = [("estimate", self.log_density)]
+        if self.true_log_density is not None:
+            panels.insert(0, ("truth", self.true_log_density))
+        if ax is None:
+            figure, ax = plt.subplots(
+                1,
+                len(panels),
+                figsize=(4.4 * len(panels), 4.0),
+                sharex=True,
+                sharey=True,
+                squeeze=False,
+                layout="constrained",
+            )
+        axes = np.atleast_1d(np.asarray(ax, dtype=object)).ravel()
+        if len(axes) != len(panels):
+            raise ValueError(f"Expected {len(panels)} axes, one per density, got {len(axes)}.")
+
+        peak = max(float(np.max(values)) for _, values in panels)
+        limits = (peak - floor, peak) if log else (0.0, np.exp(peak))
+        self.surfaces_ = []
+        for axis, (name, values) in zip(axes, panels, strict=True):
+            surface = axis.pcolormesh(
+                self.xx0,
+                self.xx1,
+                values if log else np.exp(values),
+                cmap=cmap,
+                vmin=limits[0],
+                vmax=limits[1],
+                shading="gouraud",
+                rasterized=True,
+            )
+            if self.data is not None:
+                axis.scatter(*self.data.T, s=4, color=DATA_COLOR, alpha=0.5, linewidths=0)
+            # The picture is the grid: points drawn over it must not widen the axes.
+            axis.set_xlim(self.xx0.min(), self.xx0.max())
+            axis.set_ylim(self.xx1.min(), self.xx1.max())
+            axis.set_xlabel(self.feature_names[0])
+            if len(panels) > 1:
+                axis.set_title(name)
+            tidy(axis)
+            self.surfaces_.append(surface)
+        axes[0].set_ylabel(self.feature_names[1])
+        axes[0].figure.colorbar(
+            self.surfaces_[-1],
+            ax=list(axes),
+            label="log-density (nats)" if log else "density",
+            shrink=0.9,
+        ).outline.set_visible(False)
+        self.figure_ = axes[0].figure
+        self.ax_ = axes if len(axes) > 1 else axes[0]
+        return self

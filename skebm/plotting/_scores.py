@@ -1,0 +1,163 @@
+"""How odd the rows are, and where the threshold lies."""
+
+import numpy as np
+
+from ._common import DATA_COLOR, MARK_COLOR, MODEL_COLOR, import_pyplot, tidy
+
+
+class AnomalyScoreDisplay:
+    """Histogram of anomaly scores with the threshold of the outlier detector.
+
+    Use :meth:`from_estimator` to score rows; the constructor takes arrays that are already
+    computed.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n_samples,)
+        Scores, the lower the odder.
+    threshold : float, default=None
+        Rows below it count as outliers.
+    labels : ndarray of shape (n_samples,), default=None
+        A class per row; each class gets its own histogram.
+    score_name : str, default="score"
+        Label of the horizontal axis.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Where the histogram was drawn.
+    figure_ : matplotlib Figure
+        The figure it belongs to.
+    n_outliers_ : int or None
+        How many scores lie below the threshold.
+
+    See Also
+    --------
+    sklearn.metrics.RocCurveDisplay : How well scores tell two known classes apart.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skebm.plotting import AnomalyScoreDisplay
+    >>> scores = np.random.default_rng(0).normal(size=200)
+    >>> display = AnomalyScoreDisplay(scores, threshold=-1.5).plot()
+    >>> display.n_outliers_ == int((scores < -1.5).sum())
+    True
+    """
+
+    def __init__(self, scores, *, threshold=None, labels=None, score_name="score"):
+        self.scores = scores
+        self.threshold = threshold
+        self.labels = labels
+        self.score_name = score_name
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator,
+        X,
+        y=None,
+        *,
+        response_method="score_samples",
+        plot=True,
+        ax=None,
+        **plot_params,
+    ):
+        """Score the rows of X and draw the histogram.
+
+        Parameters
+        ----------
+        estimator : object
+            Fitted outlier detector.
+        X : array-like of shape (n_samples, n_features)
+            The rows to score.
+        y : array-like of shape (n_samples,), default=None
+            A known class per row, for colours only.
+        response_method : {"score_samples", "decision_function"}, default="score_samples"
+            What to show: log-densities, whose threshold is ``offset_``, or their difference
+            from it, whose threshold is zero.
+        plot : bool, default=True
+            Whether to draw at once, or only to compute.
+        ax : matplotlib Axes, default=None
+            Passed to :meth:`plot`.
+        **plot_params : dict
+            Passed to :meth:`plot`.
+
+        Returns
+        -------
+        display : AnomalyScoreDisplay
+            The computed display.
+        """
+        if response_method == "score_samples":
+            threshold, name = getattr(estimator, "offset_", None), "log-density (nats)"
+        elif response_method == "decision_function":
+            threshold, name = 0.0, "log-density above the threshold (nats)"
+        else:
+            raise ValueError(
+                "response_method must be 'score_samples' or 'decision_function', "
+                f"got {response_method!r}."
+            )
+        display = cls(
+            np.asarray(getattr(estimator, response_method)(X)),
+            threshold=threshold,
+            labels=None if y is None else np.asarray(y),
+            score_name=name,
+        )
+        return display.plot(ax=ax, **plot_params) if plot else display
+
+    def plot(self, ax=None, *, bins=40):
+        """Draw the histogram.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw.
+        bins : int, default=40
+            Number of bins.
+
+        Returns
+        -------
+        self : AnomalyScoreDisplay
+            With ``ax_``, ``figure_`` and ``n_outliers_``.
+        """
+        plt = import_pyplot("AnomalyScoreDisplay.plot")
+        if not np.isfinite(self.scores).all():
+            n_bad = int((~np.isfinite(self.scores)).sum())
+            raise ValueError(f"{n_bad} of {len(self.scores)} scores are not finite.")
+        if ax is None:
+            _, ax = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+        groups = (
+            [("rows", self.scores)]
+            if self.labels is None
+            else [(str(c), self.scores[self.labels == c]) for c in np.unique(self.labels)]
+        )
+        edges = np.histogram_bin_edges(self.scores, bins=bins)
+        colors = [DATA_COLOR, MODEL_COLOR, *plt.rcParams["axes.prop_cycle"].by_key()["color"]]
+        for i, (name, scores) in enumerate(groups):
+            color = colors[i % len(colors)]
+            ax.hist(
+                scores,
+                bins=edges,
+                histtype="stepfilled",
+                facecolor=(color, 0.3),
+                edgecolor=color,
+                linewidth=1.0,
+                label=name,
+            )
+        self.n_outliers_ = None
+        if self.threshold is not None:
+            self.n_outliers_ = int((self.scores < self.threshold).sum())
+            ax.axvline(
+                self.threshold,
+                color=MARK_COLOR,
+                linestyle="--",
+                linewidth=1.2,
+                label=f"threshold: {self.n_outliers_} of {len(self.scores)} below",
+            )
+        ax.set_xlabel(self.score_name)
+        ax.set_ylabel("number of rows")
+        if self.threshold is not None or self.labels is not None:
+            ax.legend(frameon=False, loc="upper left")
+        tidy(ax)
+        self.ax_, self.figure_ = ax, ax.figure
+        return self

@@ -1,0 +1,40 @@
+"""Independence Metropolis: all proposals come from one law q, whatever the state.
+
+With log-weights w(x) = log p(x) - log q(x), up to a constant, a proposal x' from q is accepted
+with probability min(1, exp(w(x') - w(x))). Chains started at draws from q forget their start
+geometrically fast where the weights are bounded; no gradient is needed.
+"""
+
+import torch
+
+from skebm.samplers._state import State, metropolis
+
+__all__ = ["TARGET_ACCEPTANCE", "init", "step"]
+
+TARGET_ACCEPTANCE = None  # there is no step size
+
+
+def init(x, log_weight):
+    """State whose `log_density` holds the log-weights."""
+    with torch.no_grad():
+        return State(x, log_weight(x))
+
+
+def step(state, log_weight, generator, *, propose):
+    """One step of all chains.
+
+    Parameters
+    ----------
+    state : State
+    log_weight : callable
+        (n_chains, d) -> (n_chains,): log p(x) - log q(x), up to a constant.
+    generator : torch.Generator
+    propose : callable
+        ``propose(n, generator)`` draws n points from q.
+
+    Returns
+    -------
+    State, Info
+    """
+    proposal = init(propose(len(state.position), generator), log_weight)
+    return metropolis(state, proposal, proposal.log_density - state.log_density, generator)

@@ -1,0 +1,199 @@
+import copy
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from skebm.energies import (
+    MLPEnergy,
+    ModuleStack,
+    PeriodicEmbedding,
+    PiecewiseLinearEmbedding,
+)
+
+D, K, N = 3, 4, 17
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def small_network(n_features):
+    return nn.Sequential(nn.Linear(n_features, 5), nn.Tanh(), nn.Linear(5, 1))
+
+
+def raw(k):
+    return MLPEnergy(D, k, hidden_layer_sizes=(8,), generator=generator())
+
+
+def piecewise_linear(k):
+    z = torch.randn(k, 50, D, generator=generator(1))
+    embedding = PiecewiseLinearEmbedding(list(z), n_bins=6)
+    return MLPEnergy(D, k, hidden_layer_sizes=(8, 7), embedding=embedding, generator=generator())
+
+
+def periodic(k):
+    g = generator()
+    embedding = PeriodicEmbedding(D, k, n_frequencies=4, sigma=0.3, generator=g)
+    return MLPEnergy(D, k, hidden_layer_sizes=(8,), embedding=embedding, generator=g)
+
+
+def user_module(k):
+    return ModuleStack(small_network, D, k, seed=3)
+
+
+# name -> (stack of K members, is it smooth?); a new energy joins all laws with one line
+ENERGIES = {
+    "raw": raw,
+    "piecewise_linear": piecewise_linear,
+    "periodic": periodic,
+    "user_module": user_module,
+}
+
+
+def perturbed(stack):
+    """As after some training."""
+    g = generator(7)
+    with torch.no_grad():
+        for parameter in stack.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=g)
+    return stack
+
+
+@pytest.mark.parametrize("make", ENERGIES.values(), ids=ENERGIES)
+class TestEveryEnergy:
+    def test_starts_at_exactly_zero(self, make):
+        z = 3 * torch.randn(K, N, D, generator=generator(2))
+        f = make(K)(z)
+        assert f.shape == (K, N)
+        assert torch.equal(f, torch.zeros(K, N))
+
+    def test_one_member_takes_plain_rows(self, make):
+        energy = perturbed(make(1))
+        z = torch.randn(N, D, generator=generator(2))
+        assert energy(z).shape == (N,)
+        assert torch.equal(energy(z), energy(z[None])[0])
+
+    def test_stack_equals_its_members(self, make):
+        stack = perturbed(make(K)).double()
+        z = torch.randn(K, N, D, generator=generator(2), dtype=torch.float64)
+        together = stack(z)
+        for k in range(K):
+            alone = stack.member(k)
+            torch.testing.assert_close(alone(z[k]), together[k], rtol=1e-12, atol=1e-12)
+            assert alone.n_members == 1
+        with torch.no_grad():  # the members own their weights
+            for parameter in stack.member(0).parameters():
+                parameter.zero_()
+        assert torch.equal(stack(z), together)
+
+    def test_members_do_not_see_each_other(self, make):
+        stack = perturbed(make(K))
+        z = torch.randn(K, N, D, generator=generator(2))
+        changed = z.clone()
+        changed[1] += 1.0
+        same = torch.ones(K, dtype=torch.bool)
+        same[1] = False
+        assert torch.equal(stack(z)[same], stack(changed)[same])
+
+    def test_gradients_against_finite_differences(self, make):
+        energy = perturbed(make(2)).double()
+        z = torch.randn(2, 5, D, generator=generator(4), dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(energy, z, eps=1e-7, atol=1e-5)
+        names = [name for name, _ in energy.named_parameters()]
+        parameters = tuple(p.detach().clone().requires_grad_() for p in energy.parameters())
+
+        def of_parameters(*values):
+            named = dict(zip(names, values, strict=True))
+            return torch.func.functional_call(energy, named, (z.detach(),))
+
+        energy.eval()
+        assert torch.autograd.gradcheck(of_parameters, parameters, eps=1e-7, atol=1e-5)
+
+    def test_learns_from_zero(self, make):
+        energy = make(2)
+        optimizer = torch.optim.AdamW(energy.parameters(), 1e-2)
+        z = torch.randn(2, 200, D, generator=generator(5))
+        target = (z[..., 0] * z[..., 1]).tanh()
+        first = None
+        for _ in range(150):
+            optimizer.zero_grad()
+            loss = (energy(z) - target).square().mean()
+            loss.backward()
+            first = first or loss.item()
+            optimizer.step()
+        assert loss.item() < 0.6 * first
+        assert all(p.grad is not None for p in energy.parameters())
+
+    def test_same_seed_same_weights_and_global_rng_untouched(self, make):
+        before = torch.get_rng_state()
+        one, two = make(K), make(K)
+        assert torch.equal(torch.get_rng_state(), before)
+        for a, b in zip(one.parameters(), two.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+    def test_rejects_wrong_shapes(self, make):
+        stack = make(K)
+        for shape in [(N, D), (K + 1, N, D), (K, N, D + 1)]:
+            with pytest.raises(ValueError, match=r"expects z of shape \(4, n, 3\), got"):
+                stack(torch.zeros(shape))
+
+
+class TestUserModules:
+    def test_instance_is_copied_never_trained(self):
+        instance = small_network(D)
+        before = copy.deepcopy(instance.state_dict())
+        stack = ModuleStack(instance, D, K)
+        perturbed(stack)
+        for name, value in instance.state_dict().items():
+            assert torch.equal(value, before[name])
+
+    def test_class_and_vector_output(self):
+        class Flat(nn.Module):
+            def __init__(self, n_features):
+                super().__init__()
+                self.linear = nn.Linear(n_features, 1)
+
+            def forward(self, z):
+                return self.linear(z).squeeze(-1)
+
+        assert perturbed(ModuleStack(Flat, D, 2))(torch.randn(2, N, D)).shape == (2, N)
+
+    def test_members_of_a_factory_start_differently(self):
+        stack = user_module(2)
+        assert not torch.equal(stack.members[0][0].weight, stack.members[1][0].weight)
+
+    @pytest.mark.parametrize(
+        ("bad", "message"),
+        [
+            (nn.Linear(D, 2), r"energy_model must map .* returned \(3, 2\)"),
+            (nn.Linear(D + 1, 1), r"energy_model failed on rows of shape \(3, 3\)"),
+            (lambda n_features: "net", r"energy_model\(3\) must return a torch.nn.Module"),
+            (3.0, r"energy_model must be a torch.nn.Module"),
+        ],
+    )
+    def test_clear_errors(self, bad, message):
+        with pytest.raises(ValueError, match=message):
+            ModuleStack(bad, D, 1)
+
+    def test_dropout_is_private_and_reproducible_in_threads(self):
+        def with_dropout(n_features):
+            return nn.Sequential(nn.Linear(n_features, 9), nn.Dropout(0.5), nn.Linear(9, 1))
+
+        z = torch.randn(2, N, D, generator=generator())
+        results = [None] * 4
+
+        def run(i):
+            stack = perturbed(ModuleStack(with_dropout, D, 2, seed=5))
+            results[i] = torch.stack([stack(z) for _ in range(20)])
+
+        before = torch.get_rng_state()
+        threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert torch.equal(torch.get_rng_state(), before)
+        assert not torch.equal(results[0][0], results[0][1])  # fresh masks at every step
+        assert all(torch.equal(results[0], other) for other in results[1:])

@@ -1,0 +1,190 @@
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from skebm._sklearn_compat import hist_gradient_boosting_nodes
+from skebm.energies._trees import MIN_SPACING, SoftTrees
+
+SETTINGS = dict(early_stopping=False, max_features=0.5, random_state=0)
+
+
+def make(n=1500, d=4, max_iter=40, **kwargs):
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.standard_normal((n, d)), rng.gamma(2.0, size=(n, d)) - 2.0])
+    x[:, -1] = np.round(x[:, -1], 1)  # a column with ties
+    y = np.repeat([0, 1], n)
+    clf = HistGradientBoostingClassifier(max_iter=max_iter, **SETTINGS | kwargs).fit(x, y)
+    return clf, torch.from_numpy(rng.permutation(x)[:700].copy())
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return make()
+
+
+def literal(clf, z, softness, n_trees=None):
+    """The definition, path by path."""
+    nodes = hist_gradient_boosting_nodes(clf, n_trees)
+    spacing = {}
+    for j in range(z.shape[1]):
+        t = np.unique(nodes.threshold[~nodes.is_leaf & (nodes.feature == j)])
+        for k in range(len(t)):
+            gaps = np.diff(t[max(k - 1, 0) : k + 2])
+            if len(gaps) == 1:
+                gaps = np.repeat(gaps, 2)
+            spacing[j, t[k]] = max(gaps.mean(), MIN_SPACING)
+    total = torch.full((len(z),), nodes.baseline, dtype=torch.float64)
+
+    def descend(i, weight):
+        if nodes.is_leaf[i]:
+            return weight * nodes.value[i]
+        j, t = nodes.feature[i], nodes.threshold[i]
+        s = torch.sigmoid((t - z[:, j]) / (softness * spacing[j, t]))
+        return descend(nodes.left[i], weight * s) + descend(nodes.right[i], weight * (1 - s))
+
+    for root in nodes.roots:
+        total = total + descend(root, torch.ones_like(total))
+    return total
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"max_leaf_nodes": 63, "min_samples_leaf": 3},
+        {"max_leaf_nodes": 2},
+        {"min_samples_leaf": 4000},  # no split at all
+    ],
+)
+def test_hard_trees_equal_the_classifier(settings):
+    clf, z = make(**settings)
+    trees = SoftTrees.from_hist_gradient_boosting(clf)
+    nodes = hist_gradient_boosting_nodes(clf)
+    at_thresholds = z.clone()
+    for j in range(z.shape[1]):
+        t = nodes.threshold[~nodes.is_leaf & (nodes.feature == j)]
+        if len(t):
+            at_thresholds[:, j] = torch.from_numpy(np.resize(t, len(z)))
+    extreme = torch.tensor([[1e300] * 4, [-1e300] * 4, [np.inf] * 4, [-np.inf] * 4]).double()
+    for x in (z, at_thresholds, torch.nextafter(at_thresholds, extreme[0]), extreme[:2]):
+        np.testing.assert_allclose(trees(x), clf.decision_function(x.numpy()), atol=1e-12)
+    assert trees(extreme).isfinite().all()
+
+
+def test_first_trees_equal_the_staged_decision(fitted):
+    clf, z = fitted
+    stages = list(clf.staged_decision_function(z.numpy()))
+    for t in (1, 7, 40):
+        trees = SoftTrees.from_hist_gradient_boosting(clf, n_trees=t)
+        assert trees.n_trees == t
+        np.testing.assert_allclose(trees(z), stages[t - 1].ravel(), atol=1e-12)
+    none = SoftTrees.from_hist_gradient_boosting(clf, n_trees=0)
+    np.testing.assert_allclose(none(z), hist_gradient_boosting_nodes(clf).baseline)
+    with pytest.raises(ValueError, match="n_trees=41"):
+        SoftTrees.from_hist_gradient_boosting(clf, n_trees=41)
+
+
+@pytest.mark.parametrize("softness", [0.1, 0.5, 3.0])
+@pytest.mark.parametrize("max_leaf_nodes", [31, 50])
+def test_soft_trees_equal_their_definition(softness, max_leaf_nodes):
+    clf, z = make(max_iter=15, max_leaf_nodes=max_leaf_nodes)
+    z = z.requires_grad_()
+    trees = SoftTrees.from_hist_gradient_boosting(clf, softness=softness)
+    expected = literal(clf, z, softness)
+    torch.testing.assert_close(trees(z), expected, rtol=0, atol=2e-7)
+    weights = torch.linspace(-1, 1, len(z), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((weights * trees(z)).sum(), z)
+    (reference,) = torch.autograd.grad((weights * expected).sum(), z)
+    torch.testing.assert_close(gradient, reference, rtol=1e-6, atol=2e-5)
+
+
+def test_gradient_by_finite_differences(fitted):
+    clf, z = fitted
+    trees = SoftTrees.from_hist_gradient_boosting(clf, softness=0.5)
+    assert torch.autograd.gradcheck(
+        trees, z[:8].clone().requires_grad_(), eps=1e-5, atol=1e-3, rtol=1e-4
+    )
+
+
+def test_small_softness_is_the_hard_tree_away_from_thresholds(fitted):
+    clf, z = fitted
+    nodes = hist_gradient_boosting_nodes(clf)
+    away = torch.ones(len(z), dtype=torch.bool)
+    for j in range(z.shape[1]):
+        t = torch.from_numpy(nodes.threshold[~nodes.is_leaf & (nodes.feature == j)])
+        away &= (z[:, j, None] - t).abs().amin(1) > 1e-4
+    assert away.sum() > 100
+    hard = clf.decision_function(z.numpy())
+    errors = []
+    for softness in (0.5, 0.05, 1e-4):
+        trees = SoftTrees.from_hist_gradient_boosting(clf, softness=softness)
+        errors.append(np.abs(trees(z).numpy() - hard)[away].max())
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-12
+
+
+@pytest.mark.parametrize("softness", [0.0, 0.5])
+def test_batching_precision_and_pickle(fitted, softness):
+    clf, z = fitted
+    trees = SoftTrees.from_hist_gradient_boosting(clf, softness=softness)
+    whole = trees(z.repeat(3, 1))[: len(z)]
+    one_by_one = torch.cat([trees(row[None]) for row in z[:100]])
+    torch.testing.assert_close(whole[:100], one_by_one, rtol=0, atol=1e-12)
+    assert trees(z[:0]).shape == (0,)
+    assert trees(z.float()).dtype == torch.float32
+    stored = pickle.dumps(trees)
+    assert len(stored) < 1.5 * sum(b.nbytes for n, b in trees.named_buffers() if n[0] != "_")
+    for twin in (pickle.loads(stored), copy.deepcopy(trees)):
+        assert twin.softness == softness
+        assert torch.equal(twin(z), trees(z))
+    # float32 buffers round thresholds: nearly all points are on the same side of them
+    assert (trees.float()(z) - whole).abs().median() < 1e-5
+
+
+def test_softness_can_be_changed(fitted):
+    clf, z = fitted
+    trees = SoftTrees.from_hist_gradient_boosting(clf)
+    hard, leaves = trees(z), trees.value
+    trees.softness = 0.5
+    assert torch.equal(trees(z), SoftTrees.from_hist_gradient_boosting(clf, softness=0.5)(z))
+    trees.softness = 0.0
+    assert torch.equal(trees(z), hard)
+    assert trees.value is leaves
+    with pytest.raises(ValueError, match="softness=-1"):
+        trees.softness = -1
+
+
+def test_concatenation_adds_scaled_modules(fitted):
+    clf, z = fitted
+    other, _ = make(max_iter=10, max_leaf_nodes=40, learning_rate=0.3)
+    a = SoftTrees.from_hist_gradient_boosting(clf, softness=0.5)
+    b = SoftTrees.from_hist_gradient_boosting(other, softness=0.5)
+    a.scale = 1.3
+    both = SoftTrees.concatenate([a, b])
+    z = z.clone().requires_grad_()
+    torch.testing.assert_close(both(z), a(z) + b(z), rtol=0, atol=1e-10)
+    gradients = [torch.autograd.grad(f(z).sum(), z)[0] for f in (both, a, b)]
+    torch.testing.assert_close(gradients[0], gradients[1] + gradients[2])
+    b.softness = 0.0
+    with pytest.raises(ValueError, match="agree in softness"):
+        SoftTrees.concatenate([a, b])
+
+
+def test_trees_that_cannot_be_read():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((500, 2))
+    three = HistGradientBoostingClassifier(max_iter=2).fit(x, np.arange(500) % 3)
+    with pytest.raises(ValueError, match="two classes, got 3"):
+        SoftTrees.from_hist_gradient_boosting(three)
+    x[:, 0] = np.arange(500) % 5
+    y = np.isin(x[:, 0], [1, 3])
+    categorical = HistGradientBoostingClassifier(max_iter=2, categorical_features=[0]).fit(x, y)
+    with pytest.raises(ValueError, match="categorical"):
+        SoftTrees.from_hist_gradient_boosting(categorical)
+    big = dict(max_leaf_nodes=80, min_samples_leaf=2)
+    with pytest.raises(ValueError, match="at most 63"):
+        SoftTrees.from_hist_gradient_boosting(make(max_iter=1, **big)[0])

@@ -1,0 +1,304 @@
+import ast
+import math
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn
+import torch
+from skorch.callbacks import Callback, EarlyStopping, EpochTimer, GradientNormClipping, LRScheduler
+
+from skebm.energies import MLPEnergy
+from skebm.estimators import _engine
+from skebm.estimators._engine import MemberBatches, train
+from skebm.exceptions import DivergenceError
+from skebm.objectives import nce_losses
+
+SETTINGS = {"learning_rate": 5e-3, "weight_decay": 1e-3}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class Problem:
+    """Two members; data N(1, .5^2) in the first column against standard normal noise."""
+
+    def __init__(self, n=600, batch_size=100, width=16):
+        g = generator()
+        z = torch.randn(n, 2, generator=g)
+        z[:, 0] = 1 + 0.5 * z[:, 0]
+        self.noise = torch.randn(2, 3000, 2, generator=g)
+        rows = [torch.arange(n)[torch.arange(n) % 2 != k] for k in range(2)]
+        self.held_out = torch.stack([z[k::2] for k in range(2)])
+        self.module = MLPEnergy(2, 2, hidden_layer_sizes=(width,), generator=g)
+        self.module.log_partition = torch.nn.Parameter(torch.zeros(2))
+        self.batches = MemberBatches(
+            (z.expand(2, -1, -1),), rows, (self.noise,), batch_size=batch_size, generator=g
+        )
+
+    @staticmethod
+    def loss(module, batch):
+        of_data, of_noise = nce_losses(*map(module, batch), module.log_partition)
+        return (of_data.mean(-1) + of_noise.mean(-1)).sum()
+
+    @torch.no_grad()
+    def gain(self, module):
+        log_z = module(self.noise).double().logsumexp(-1) - math.log(3000)
+        return float((module(self.held_out).double().mean(-1) - log_z).mean())
+
+    def train(self, max_epochs=40, **kwargs):
+        evaluate = kwargs.pop("evaluate", self.gain)
+        loss = kwargs.pop("loss", self.loss)
+        settings = SETTINGS | kwargs
+        return train(self.module, loss, self.batches, evaluate, max_epochs=max_epochs, **settings)
+
+
+# --- batches ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(100, 32), (97, 10), (5, 256), (10, 1)])
+def test_batches_visit_rows_of_their_member_once_in_equal_batches(n, batch_size):
+    ids = torch.arange(n)
+    data = (ids.expand(3, n), torch.stack([ids, 10 * ids, 100 * ids]))
+    rows = [ids[ids % 3 != k] for k in range(3)]
+    batches = MemberBatches(data, rows, batch_size=batch_size, generator=generator())
+    epoch = list(batches)
+    assert len(epoch) == len(batches)
+    seen, scaled = (torch.cat(parts, 1) for parts in zip(*epoch, strict=True))
+    shortest = min(map(len, rows))
+    assert shortest - len(batches) < seen.shape[1] <= shortest
+    assert len({batch[0].shape for batch in epoch}) == 1
+    assert abs(epoch[0][0].shape[1] - batch_size) <= batch_size / 2 or shortest < batch_size
+    for k in range(3):
+        assert set(seen[k].tolist()) <= set(rows[k].tolist())
+        assert len(seen[k].unique()) == seen.shape[1]
+        assert torch.equal(scaled[k], 10**k * seen[k])  # tensors of one row stay together
+    again = torch.cat([batch[0] for batch in batches], 1)
+    assert not torch.equal(again, seen) or seen.shape[1] < 4  # another permutation
+
+
+def test_batches_blocks_noise_and_offsets(monkeypatch):
+    pool = torch.arange(50.0).expand(2, 50)
+    noise = (torch.stack([pool, pool], -1), torch.arange(2.0)[:, None] + pool)
+    data = (torch.randn(2, 90, 2, generator=generator()),)
+    rows = [torch.arange(90)] * 2
+
+    def epoch():
+        return list(
+            MemberBatches(data, rows, noise, batch_size=9, noise_ratio=2.5, generator=generator(1))
+        )
+
+    whole = epoch()
+    assert all(z.shape == (2, 22, 2) and r.shape == (2, 22) for _, z, r in whole)
+    for _, z, r in whole:
+        assert torch.equal(z[..., 0] + torch.arange(2.0)[:, None], r)
+    monkeypatch.setattr(_engine, "MAX_BLOCK", 1)
+    data_only = [z for z, *_ in epoch()]
+    assert all(torch.equal(a, b[0]) for a, b in zip(data_only, whole, strict=True))
+
+
+def test_batches_refresh_the_data_each_epoch():
+    z = torch.zeros(1, 20, 1)
+
+    def jitter(g):
+        return (z + torch.rand(z.shape, generator=g),)
+
+    batches = MemberBatches(jitter, [torch.arange(20)], batch_size=20, generator=generator())
+    (one,), (two,) = (next(iter(batches)) for _ in range(2))
+    assert not set(one.flatten().tolist()) & set(two.flatten().tolist())
+
+
+# --- training --------------------------------------------------------------------------------
+
+
+def test_learns_and_keeps_the_best_state():
+    problem = Problem()
+    history = problem.train()
+    assert set(history) == {"epoch", "train_loss", "validation_gain"}
+    assert all(len(values) == 41 for values in history.values())
+    gains = history["validation_gain"]
+    assert gains[0] == 0.0  # no tilt
+    assert np.isnan(history["train_loss"][0])
+    # the exact gain is KL(data, noise) = (1 + .25 - 1) / 2 + ln 2
+    assert gains.max() == pytest.approx(0.125 + math.log(2), abs=0.1)
+    assert problem.gain(problem.module) == gains.max()
+    assert not problem.module.training
+    log_z = problem.module(problem.noise).logsumexp(-1) - math.log(3000)
+    torch.testing.assert_close(problem.module.log_partition, log_z, atol=0.1, rtol=0)
+
+
+def test_no_tilt_wins_when_nothing_beats_it():
+    problem = Problem()
+    real, initial = problem.gain, {k: v.clone() for k, v in problem.module.state_dict().items()}
+    history = problem.train(evaluate=lambda m: -abs(real(m)), patience=3)
+    assert np.argmax(history["validation_gain"]) == 0
+    assert len(history["epoch"]) < 41
+    for name, value in problem.module.state_dict().items():
+        assert torch.equal(value, initial[name])
+
+
+def test_patience_and_epochs_between_evaluations():
+    problem = Problem()
+    gains = iter([0.0, 1.0, 0.5, 0.4] + 30 * [0.3])
+    history = problem.train(
+        evaluate=lambda m: next(gains), patience=10, evaluate_every=5, max_epochs=60
+    )
+    measured = ~np.isnan(history["validation_gain"])
+    assert history["epoch"][measured].tolist() == [0, 5, 10, 15]
+    assert history["epoch"][-1] == 16  # no verdict before the warm-up of 6 epochs, then 10 more
+
+
+def test_without_evaluation_the_last_average_is_kept():
+    problem = Problem()
+    history = problem.train(evaluate=None, max_epochs=60)
+    assert len(history["epoch"]) == 61
+    assert np.isnan(history["validation_gain"]).all()
+    assert problem.gain(problem.module) > 0.6
+    assert not problem.module.training
+
+
+def test_bit_identical_in_threads_and_global_rng_untouched():
+    results = [None] * 3
+
+    def run(i):
+        problem = Problem()
+        problem.train(max_epochs=5)
+        results[i] = problem.module.state_dict()
+
+    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(torch.get_rng_state(), torch_before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
+    for other in results[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in results[0].items())
+
+
+def test_not_a_number_stops_with_advice():
+    problem = Problem()
+
+    def explodes(module, batch):
+        loss = problem.loss(module, batch)
+        return loss * (math.inf if module(batch[0]).abs().max() > 0.05 else 1.0)
+
+    with pytest.raises(DivergenceError, match="training loss became nan.*learning_rate"):
+        problem.train(loss=explodes)
+    with pytest.raises(DivergenceError, match="held-out gain became NaN.*learning_rate"):
+        Problem().train(evaluate=lambda m: math.nan)
+
+
+def test_weight_decay_spares_log_partition():
+    problem = Problem()
+    problem.module.log_partition.data += 1.0
+    weight = problem.module.hidden[0].weight.detach().clone()
+
+    def nothing(module, batch):
+        return 0.0 * sum(p.sum() for p in module.parameters())
+
+    problem.train(loss=nothing, weight_decay=1.0, evaluate=None, max_epochs=20)
+    assert torch.equal(problem.module.log_partition, torch.ones(2))
+    assert problem.module.hidden[0].weight.norm() < weight.norm()
+
+
+def test_float64_and_frozen_parameters():
+    problem = Problem()
+    problem.module.double()
+    problem.module.hidden[0].weight.requires_grad_(False)
+    weight = problem.module.hidden[0].weight.clone()
+    problem.batches.data = tuple(t.double() for t in problem.batches.data)
+    problem.batches.noise = tuple(t.double() for t in problem.batches.noise)
+    problem.noise, problem.held_out = problem.noise.double(), problem.held_out.double()
+    history = problem.train(max_epochs=10)
+    assert history["validation_gain"].max() > 0.1
+    assert torch.equal(problem.module.hidden[0].weight, weight)
+
+
+# --- callbacks and interrupts ------------------------------------------------------------------
+
+
+class Recorder(Callback):
+    def __init__(self):
+        self.calls = []
+
+    def on_train_begin(self, net, **kwargs):
+        self.calls.append("train_begin")
+
+    def on_train_end(self, net, **kwargs):
+        self.calls.append("train_end")
+
+    def on_epoch_end(self, net, **kwargs):
+        self.calls.append("epoch_end")
+        assert net.history[-1, "batches", -1, "train_loss"] > 0
+        assert {"valid_loss", "valid_loss_best", "train_loss"} <= set(net.history[-1])
+
+    def on_batch_end(self, net, batch=None, training=None, **kwargs):
+        self.calls.append("batch_end")
+
+    def on_grad_computed(self, net, named_parameters, **kwargs):
+        assert any(p.grad.abs().sum() > 0 for _, p in named_parameters)
+
+
+def test_skorch_callbacks_are_called():
+    recorder = Recorder()
+    callbacks = [
+        recorder,
+        ("timer", EpochTimer()),
+        GradientNormClipping(1.0),
+        LRScheduler(policy="ExponentialLR", gamma=0.5),
+    ]
+    problem = Problem()
+    plain = Problem().train(max_epochs=4)
+    history = problem.train(max_epochs=4, callbacks=callbacks)
+    n_batches = len(problem.batches)
+    expected = ["train_begin", *4 * (n_batches * ["batch_end"] + ["epoch_end"]), "train_end"]
+    assert recorder.calls == expected
+    # a user's schedule multiplies ours
+    assert history["train_loss"][1] == pytest.approx(plain["train_loss"][1], rel=1e-3)
+    assert history["train_loss"][4] > plain["train_loss"][4]
+
+
+def test_skorch_early_stopping_ends_training_without_an_error():
+    stop = EarlyStopping(monitor="valid_loss", patience=2, sink=lambda text: None)
+    gains = iter([0.0, 0.5] + 50 * [0.2])
+    problem = Problem()
+    history = problem.train(evaluate=lambda m: next(gains), callbacks=[stop])
+    assert len(history["epoch"]) == 4
+    assert problem.gain(problem.module) != 0.0  # the state of epoch 1
+
+
+def test_keyboard_interrupt_is_passed_on():
+    problem = Problem()
+
+    def interrupted(module, batch):
+        signal.raise_signal(signal.SIGINT)
+        return problem.loss(module, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        problem.train(loss=interrupted)
+
+
+def test_metadata_routing_does_not_disturb():
+    with sklearn.config_context(enable_metadata_routing=True):
+        assert Problem().train(max_epochs=2)["epoch"][-1] == 2
+
+
+def test_progress_reports_every_epoch(capsys):
+    reports = []
+    history = Problem().train(max_epochs=3, progress=reports.append)
+    assert [report["epoch"] for report in reports] == [1, 2, 3]
+    assert reports[-1]["best_gain"] == history["validation_gain"].max()
+    assert {"max_epochs", "train_loss", "validation_gain", "best_epoch"} <= set(reports[0])
+    assert capsys.readouterr() == ("", "")
+
+
+def test_importing_the_engine_does_not_import_skorch():
+    tree = ast.parse(Path(_engine.__file__).read_text())
+    at_import = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert at_import
+    assert not any("skorch" in ast.unparse(node) for node in at_import)

@@ -1,0 +1,265 @@
+import sys
+
+import numpy as np
+import pytest
+from sklearn.base import BaseEstimator
+
+pytest.importorskip("matplotlib").use("Agg")
+
+import matplotlib.pyplot as plt
+
+from skebm.plotting import (
+    AnomalyScoreDisplay,
+    DensityDisplay,
+    SamplesDisplay,
+    TrainingCurveDisplay,
+)
+
+
+class StandardNormal(BaseEstimator):
+    """Just enough of an estimator: everything about it is known."""
+
+    offset_ = -4.0
+    n_iter_ = 2
+
+    def fit(self, X):
+        self.n_features_ = np.shape(X)[1]
+        names = getattr(X, "columns", None)
+        if names is not None:
+            self.feature_names_in_ = np.asarray(names, dtype=object)
+        return self
+
+    def score_samples(self, X):
+        if hasattr(self, "feature_names_in_"):
+            assert list(X.columns) == list(self.feature_names_in_)
+        X = np.asarray(X)
+        return -0.5 * (X**2).sum(axis=1) - 0.5 * X.shape[1] * np.log(2 * np.pi)
+
+    def decision_function(self, X):
+        return self.score_samples(X) - self.offset_
+
+    def sample(self, n_samples, random_state=None):
+        return np.random.default_rng(random_state).normal(size=(n_samples, self.n_features_))
+
+    @property
+    def history_(self):
+        return {
+            "n_iter": np.arange(4),
+            "held_out_log_likelihood": np.array([-3.0, -2.6, -2.5, -2.55]),
+        }
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def X():
+    return np.random.default_rng(0).normal(size=(150, 2))
+
+
+# -- DensityDisplay ---------------------------------------------------------------------------
+
+
+def test_density_is_the_log_density_on_the_grid_and_covers_the_data(X):
+    display = DensityDisplay.from_estimator(
+        StandardNormal().fit(X), X, grid_resolution=120, margin=1.0, plot=False
+    )
+    assert not hasattr(display, "ax_")
+    assert display.xx0.min() < X[:, 0].min()
+    assert display.xx1.max() > X[:, 1].max()
+    expected = -0.5 * (display.xx0**2 + display.xx1**2) - np.log(2 * np.pi)
+    np.testing.assert_allclose(display.log_density, expected)
+    cell = np.diff(display.xx0[0, :2]).item() * np.diff(display.xx1[:2, 0]).item()
+    assert np.exp(display.log_density).sum() * cell == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_density_draws_truth_and_estimate_on_one_scale(X, log):
+    est = StandardNormal().fit(X)
+    display = DensityDisplay.from_estimator(
+        est, X, true_log_density=lambda x: est.score_samples(x) - 1.0, grid_resolution=20, log=log
+    )
+    assert [ax.get_title() for ax in display.ax_] == ["truth", "estimate"]
+    assert display.ax_[0].figure is display.figure_
+    truth, estimate = display.surfaces_
+    assert truth.get_clim() == estimate.get_clim()
+    np.testing.assert_allclose(display.true_log_density, display.log_density - 1.0)
+
+
+def test_density_draws_into_a_given_axes(X):
+    _, ax = plt.subplots()
+    display = DensityDisplay.from_estimator(
+        StandardNormal().fit(X), X, grid_resolution=20, show_data=True, ax=ax
+    )
+    assert display.ax_ is ax
+    assert display.figure_ is ax.figure
+    assert len(ax.collections) == 2  # the surface and the rows
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_density_of_a_frame_uses_its_names(X, library):
+    frame_type = pytest.importorskip(library).DataFrame
+    X = frame_type({"length": X[:, 0], "width": X[:, 1]})
+    display = DensityDisplay.from_estimator(StandardNormal().fit(X), X, grid_resolution=20)
+    assert display.ax_.get_xlabel() == "length"
+    assert display.ax_.get_ylabel() == "width"
+
+
+def test_density_errors_say_what_was_given(X):
+    est = StandardNormal().fit(X)
+    with pytest.raises(ValueError, match="X has 3"):
+        DensityDisplay.from_estimator(est, np.zeros((5, 3)))
+    display = DensityDisplay.from_estimator(est, X, grid_resolution=20, plot=False)
+    with pytest.raises(ValueError, match="Expected 1 axes"):
+        display.plot(ax=plt.subplots(1, 2)[1])
+
+
+# -- SamplesDisplay ---------------------------------------------------------------------------
+
+
+def by_row(points):
+    return np.array(sorted(np.asarray(points).tolist()))
+
+
+def shown(ax):
+    """The points of a scatter, without their order."""
+    return by_row(ax.collections[0].get_offsets())
+
+
+def test_samples_of_two_columns_is_one_scatter(X):
+    display = SamplesDisplay.from_estimator(
+        StandardNormal().fit(X), X, n_samples=40, random_state=0
+    )
+    assert display.samples.shape == (40, 2)
+    np.testing.assert_allclose(shown(display.ax_), by_row(np.r_[X, display.samples]))
+    assert display.ax_.get_xlabel() == "x0"
+
+
+def test_samples_takes_names_for_an_array_without_them(X):
+    display = SamplesDisplay.from_estimator(
+        StandardNormal().fit(X), X, columns=["b", "a"], feature_names=["a", "b"]
+    )
+    assert display.names == ["b", "a"]
+    np.testing.assert_allclose(display.data, X[:, ::-1])
+
+
+def test_samples_of_more_columns_is_the_lower_triangle_of_pairs():
+    pd = pytest.importorskip("pandas")
+    X = pd.DataFrame(np.random.default_rng(0).normal(size=(80, 4)), columns=list("abcd"))
+    display = SamplesDisplay.from_estimator(StandardNormal().fit(X), X, columns=["d", "a", 1])
+    assert display.names == ["d", "a", "b"]
+    assert [[panel is None for panel in row] for row in display.ax_] == [
+        [False, True, True],
+        [False, False, True],
+        [False, False, False],
+    ]
+    assert display.ax_[2, 0].get_xlabel() == "d"
+    assert display.ax_[2, 0].get_ylabel() == "b"
+    expected = np.r_[X[["d", "a"]].to_numpy(), display.samples[:, :2]]
+    np.testing.assert_allclose(shown(display.ax_[1, 0]), by_row(expected))
+
+
+def test_samples_of_one_column_is_a_histogram():
+    X = np.random.default_rng(0).normal(size=(80, 1))
+    display = SamplesDisplay.from_estimator(StandardNormal().fit(X), X)
+    assert display.ax_.get_xlabel() == "x0"
+    assert display.data.shape == display.samples.shape == (80, 1)
+
+
+def test_samples_projection_is_the_plane_of_largest_variance():
+    rng = np.random.default_rng(0)
+    X = np.repeat(rng.normal(size=(200, 2)), 2, axis=1) + 0.01 * rng.normal(size=(200, 4))
+    display = SamplesDisplay.from_estimator(StandardNormal().fit(X), X, projection="pca")
+    assert display.data.shape == (200, 2)
+    # Four unit columns, two directions: all the variance lies in the plane.
+    assert display.data.var(axis=0).sum() == pytest.approx(4.0, rel=1e-3)
+
+
+def test_samples_max_points_limits_the_scatter_only(X):
+    display = SamplesDisplay.from_estimator(StandardNormal().fit(X), X, max_points=10)
+    assert len(display.data) == 150
+    assert len(shown(display.ax_)) == 20
+    # Spread over the table, from the first row to the last: rows are often sorted.
+    assert {tuple(X[0]), tuple(X[-1])} <= set(map(tuple, shown(display.ax_)))
+
+
+@pytest.mark.parametrize(
+    ("params", "match"),
+    [
+        ({"columns": ["nowhere"]}, "No column named 'nowhere'"),
+        ({"projection": "tsne"}, "got 'tsne'"),
+        ({"projection": "pca", "columns": [0]}, "exclude each other"),
+    ],
+)
+def test_samples_errors_say_what_was_given(X, params, match):
+    with pytest.raises(ValueError, match=match):
+        SamplesDisplay.from_estimator(StandardNormal().fit(X), X, **params)
+
+
+# -- AnomalyScoreDisplay ----------------------------------------------------------------------
+
+
+def test_anomaly_scores_count_what_lies_below_the_threshold(X):
+    est = StandardNormal().fit(X)
+    expected = int((est.decision_function(X) < 0).sum())
+    assert expected > 0
+    for method, threshold in [("score_samples", -4.0), ("decision_function", 0.0)]:
+        display = AnomalyScoreDisplay.from_estimator(est, X, response_method=method)
+        assert display.threshold == threshold
+        assert display.n_outliers_ == expected
+        assert f"{expected} of 150" in display.ax_.get_legend().get_texts()[-1].get_text()
+
+
+def test_anomaly_scores_by_class_share_their_bins(X):
+    y = np.arange(len(X)) % 2
+    display = AnomalyScoreDisplay.from_estimator(StandardNormal().fit(X), X, y)
+    texts = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    assert texts[:2] == ["0", "1"]
+
+
+def test_anomaly_scores_refuse_what_cannot_be_drawn(X):
+    with pytest.raises(ValueError, match="1 of 3 scores are not finite"):
+        AnomalyScoreDisplay(np.array([0.0, -np.inf, 1.0])).plot()
+    with pytest.raises(ValueError, match="got 'predict'"):
+        AnomalyScoreDisplay.from_estimator(StandardNormal().fit(X), X, response_method="predict")
+
+
+# -- TrainingCurveDisplay ---------------------------------------------------------------------
+
+
+def test_training_curve_shows_base_and_kept_state(X):
+    display = TrainingCurveDisplay.from_estimator(StandardNormal().fit(X))
+    curve = display.ax_.get_lines()[0]
+    np.testing.assert_allclose(curve.get_ydata(), [-3.0, -2.6, -2.5, -2.55])
+    texts = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    assert texts == ["held-out rows", "the base", "kept: 2"]
+    assert display.loss_ax_ is None
+
+
+def test_training_curve_puts_the_loss_on_its_own_scale():
+    display = TrainingCurveDisplay([1, 2], [-3.0, -2.0], train_loss=[1.4, 1.2]).plot()
+    assert display.loss_ax_ is not display.ax_
+    np.testing.assert_allclose(display.loss_ax_.get_lines()[0].get_ydata(), [1.4, 1.2])
+
+
+def test_training_curve_joins_the_points_that_were_judged():
+    display = TrainingCurveDisplay(
+        [0, 1, 2, 3], [-3.0, np.nan, -2.0, -2.1], train_loss=[np.nan, 1.4, 1.3, 1.2]
+    ).plot()
+    np.testing.assert_allclose(display.ax_.get_lines()[0].get_xdata(), [0, 2, 3])
+    np.testing.assert_allclose(display.loss_ax_.get_lines()[0].get_xdata(), [1, 2, 3])
+
+
+# -- without matplotlib -----------------------------------------------------------------------
+
+
+def test_missing_matplotlib_is_named_with_the_remedy(X, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    display = DensityDisplay.from_estimator(
+        StandardNormal().fit(X), X, grid_resolution=10, plot=False
+    )
+    with pytest.raises(ImportError, match=r"DensityDisplay.plot needs.*skebm\[plot\]"):
+        display.plot()
