@@ -16,7 +16,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch.distributions import Distribution
 
 from skebm._sklearn_compat import HasMethods, Interval, StrOptions, _fit_context
-from skebm.bases import CANDIDATES, MarginalGaussianization
+from skebm.bases import CANDIDATES, MarginalGaussianization, StackedBase
 from skebm.exceptions import LowEffectiveSampleSizeWarning
 from skebm.partition import LogPartition, adaptive_importance_sampling
 from skebm.samplers import mala, run
@@ -175,8 +175,15 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             bases = law(self.base, "base")
             if self._noise() is not None:
                 proposals = law(self._noise(), "noise")
+            elif self.base is not None:
+                proposals = bases
             else:
-                proposals = bases if self.base is not None else law("auto", "noise")
+                # half of the noise lies where only the confining law has mass: f is then learned,
+                # and log Z measured, there too
+                proposals = [
+                    StackedBase([fitted, confining], [0.5, 0.5])
+                    for fitted, confining in zip(law("auto", "noise"), bases, strict=True)
+                ]
             features = FeatureMap(
                 MarginalGaussianization.fit(x_fit.numpy(), sample_weight=row_weight.numpy())
             )

@@ -107,13 +107,13 @@ class _Task:
     floor: float  # probabilities are kept this far from 0 and 1
 
     def fit(self, classifier):
-        if has_fit_parameter(classifier, "sample_weight"):
-            return classifier.fit(self.z, self.y, sample_weight=self.weight)
-        if np.ptp(self.weight) > 0:
+        if np.ptp(self.weight) == 0:  # boosting bins by weighted quantiles otherwise, slowly
+            return classifier.fit(self.z, self.y)
+        if not has_fit_parameter(classifier, "sample_weight"):
             raise ValueError(
                 f"energy_model={classifier!r} takes no sample_weight in fit; choose one that does."
             )
-        return classifier.fit(self.z, self.y)
+        return classifier.fit(self.z, self.y, sample_weight=self.weight)
 
 
 def train_classifiers(

@@ -35,7 +35,7 @@ class NCEDensity(BaseTiltedDensity):
         Noise samples per row, nu. "auto" is 10 for boosting and classifiers, 2 for networks.
     noise : law or None, default=None
         Law of the noise, given like `base`. None is the base itself (log q then cancels in the
-        loss), or, without a base, ``"auto"``.
+        loss); without a base, ``"auto"`` and the confining Gaussian, half and half.
     base : str, list of str, law or None, default="auto"
         "auto" stacks Gaussian mixtures on plain and on marginally Gaussianised columns and, for
         small data, kernel densities, with weights learned on held-out rows. Single candidates:
