@@ -1,6 +1,7 @@
 """Sphinx settings. Build with ``sphinx-build -W docs docs/_build/html``; no network is needed."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -69,3 +70,26 @@ html_theme_options = {
     "show_nav_level": 2,
 }
 html_sidebars = {"index": [], "getting_started": [], "benchmarks": []}
+
+
+def skip_foreign(app, what, name, obj, skip, options):
+    """Leave out what our classes inherit from torch and scikit-learn; their sites document it."""
+    owner = getattr(getattr(obj, "fget", obj), "__module__", None)
+    if isinstance(owner, str) and not owner.startswith("skebm"):
+        return True
+    return None
+
+
+def keep_bars(app, what, name, obj, options, lines):
+    """Bars in the prose of a docstring are absolute values, not substitutions of rst."""
+    for i, line in enumerate(lines):
+        if not re.search(r"\\|>>>|\.\.\. ", line):
+            parts = re.split(r"(`[^`]*`)", line)
+            parts[::2] = [prose.replace("|", r"\|") for prose in parts[::2]]
+            lines[i] = "".join(parts)
+
+
+def setup(app):
+    app.connect("autodoc-skip-member", skip_foreign)
+    # After numpydoc, which would take the escaped bars for its own markup.
+    app.connect("autodoc-process-docstring", keep_bars, priority=900)

@@ -351,7 +351,7 @@ class Funnel(_Law):
     """
 
     n_features: int = 10
-    scale: float = 3.0
+    scale: float = 1.0
     name: ClassVar[str] = "funnel"
 
     def _draw(self, n_samples, rng):
@@ -622,7 +622,7 @@ def make_banana(
 
 @_draws(Funnel)
 def make_funnel(
-    n_samples=1000, *, n_features=10, scale=3.0, random_state=None, return_log_density=False
+    n_samples=1000, *, n_features=10, scale=1.0, random_state=None, return_log_density=False
 ):
     """Neal's funnel: one column sets the scale of all others."""
     law = Funnel(n_features=n_features, scale=scale)

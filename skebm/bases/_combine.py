@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from ._mixtures import draw_components
+
 
 class TransformedBase(nn.Module):
     """Law of x when G(x) follows `base`: log q(x) = log base(G(x)) + log |det dG/dx|.
@@ -80,11 +82,11 @@ class StackedBase(nn.Module):
 
     def sample(self, n, generator):
         """Draw (n, d) rows, in random order."""
-        which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        which = draw_components(self.weights, n, generator)
         x = torch.empty(n, self.n_features, dtype=torch.float64, device=self.weights.device)
-        for j, component in enumerate(self.components):
+        for j in which.unique().tolist():  # not all laws can draw 0 rows
             rows = which == j
-            x[rows] = component.sample(int(rows.sum()), generator)
+            x[rows] = self.components[j].sample(int(rows.sum()), generator)
         return x
 
 

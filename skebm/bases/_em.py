@@ -13,6 +13,7 @@ import torch
 from ._mixtures import _LOG_2PI, GaussianMixtureBase
 
 _CHUNK = 2048
+_ROUNDING = 1e-13
 
 
 def fit_gaussian_mixture(
@@ -75,7 +76,8 @@ def fit_gaussian_mixture(
             covariance = covariance - means[:, :, None] * means[:, None, :]
         share = (strength / (mass + strength))[:, None, None]
         covariance = (1 - share) * covariance + share * prior
-        covariance.diagonal(dim1=-2, dim2=-1).add_(reg_covar)
+        # far from the origin, the difference of moments has only these digits
+        covariance.diagonal(dim1=-2, dim2=-1).add_(reg_covar + _ROUNDING * means.square())
         return mass / mass.sum(), means, covariance
 
     def natural(weights, means, covariances):

@@ -53,15 +53,22 @@ class MarginalGaussianization(nn.Module):
         knots, values, slopes = (np.empty((d, n_knots)) for _ in range(3))
         for j in range(d):
             order = np.argsort(x[:, j])
-            column, cdf = x[order, j], np.cumsum(weight[order]) - 0.5 * weight[order]
-            mean = weight @ x[:, j]
-            spread = np.sqrt(weight @ np.square(x[:, j] - mean))
-            iqr = np.subtract(*np.interp([0.75, 0.25], cdf, column)) / 1.349
-            width = bandwidth * 0.9 * (min(spread, iqr) if iqr > 0 else spread) * n_eff**-0.2
-            width = max(width, 1e-4 * spread)
+            column, share = x[order, j], weight[order]
+            cdf = np.cumsum(share) - 0.5 * share
+            spread = np.sqrt(share @ np.square(column - share @ column))
+            if column[0] == column[-1]:
+                spread = 1.0  # nothing to go by
+            bulk, iqr = (
+                np.subtract(*np.interp([1.0 - p, p], cdf, column)) / (-2.0 * ndtri(p))
+                for p in (0.01, 0.25)
+            )
+            bulk = min(spread, bulk) or spread  # not moved by a few gross outliers
+            width = bandwidth * 0.9 * (min(spread, iqr) or bulk) * n_eff**-0.2
+            width = max(width, 1e-4 * bulk)
             t = np.interp(levels, cdf, column)
-            t = np.maximum.accumulate(t + 1e-3 * width * np.arange(n_knots))
-            smooth = np.clip(_smoothed_cdf(column, weight[order], t, width), 1e-300, 1 - 1e-16)
+            step = max(1e-3 * width, 4.0 * np.spacing(np.abs(t).max()))
+            t = np.maximum.accumulate(t + step * np.arange(n_knots))
+            smooth = np.clip(_smoothed_cdf(column, share, t, width), 1e-300, 1 - 1e-16)
             z = ndtri(smooth)
             z = np.maximum.accumulate(z + 1e-9 * np.arange(n_knots))
             slope = PchipInterpolator(t, z).derivative()(t)

@@ -8,6 +8,14 @@ from torch import nn
 from ._chunks import in_chunks
 
 _LOG_2PI = math.log(2.0 * math.pi)
+_FAR = 1e6  # squared distance from the origin, in bandwidths
+
+
+def draw_components(weights, n, generator):
+    """Component of each of `n` rows; `torch.multinomial` itself refuses n = 0."""
+    if n == 0:
+        return torch.empty(0, dtype=torch.long, device=weights.device)
+    return torch.multinomial(weights, n, replacement=True, generator=generator)
 
 
 class GaussianMixtureBase(nn.Module):
@@ -69,7 +77,7 @@ class GaussianMixtureBase(nn.Module):
 
     def sample(self, n, generator):
         """Draw (n, d) rows."""
-        which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        which = draw_components(self.weights, n, generator)
         x = torch.randn(n, self.n_features, dtype=torch.float64, generator=generator,
                         device=self.means.device)  # fmt: skip
         for j in range(self.n_components):
@@ -108,13 +116,8 @@ class KernelDensityBase(nn.Module):
         self.register_buffer("scale_tril", scale_tril)
         self.register_buffer("whitening", whitening.contiguous())
         self.register_buffer("white_centers", centers @ whitening)
-        self.register_buffer(
-            "log_constant",
-            self.weights.log()
-            - 0.5 * d * _LOG_2PI
-            - scale_tril.diagonal().log().sum()
-            - 0.5 * self.white_centers.square().sum(-1),
-        )
+        log_det = scale_tril.diagonal().log().sum()
+        self.register_buffer("log_heights", self.weights.log() - log_det - 0.5 * d * _LOG_2PI)
 
     @property
     def n_features(self):
@@ -122,8 +125,17 @@ class KernelDensityBase(nn.Module):
 
     def _rows(self, x):
         y = x @ self.whitening
-        cross = torch.addmm(self.log_constant, y, self.white_centers.mT)
-        return cross.logsumexp(-1) - 0.5 * y.square().sum(-1)
+        square = y.square().sum(-1)
+        constant = self.log_heights - 0.5 * self.white_centers.square().sum(-1)
+        logs = torch.addmm(constant, y, self.white_centers.mT).logsumexp(-1) - 0.5 * square
+        far = square.detach() > _FAR
+        if far.any():  # |y|^2 - 2 y.c + |c|^2 has lost its digits there
+            distance = torch.cdist(
+                y[far], self.white_centers, compute_mode="donot_use_mm_for_euclid_dist"
+            )
+            exact = (self.log_heights - 0.5 * distance.square()).logsumexp(-1)
+            logs = logs.index_put((far,), exact)
+        return logs
 
     def log_prob(self, x):
         """Log-density in nats, (n, d) -> (n,)."""
@@ -131,7 +143,7 @@ class KernelDensityBase(nn.Module):
 
     def sample(self, n, generator):
         """Draw (n, d) rows."""
-        which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        which = draw_components(self.weights, n, generator)
         noise = torch.randn(n, self.n_features, dtype=torch.float64, generator=generator,
                             device=self.centers.device)  # fmt: skip
         return self.centers[which] + noise @ self.scale_tril.mT

@@ -4,13 +4,11 @@ Stacks of K members, (K, n, d) -> (K, n); with one member also (n, d) -> (n,).
 """
 
 from skebm.energies._embeddings import PeriodicEmbedding, PiecewiseLinearEmbedding
-from skebm.energies._grids import GridEnergy
 from skebm.energies._networks import MLPEnergy
 from skebm.energies._stack import ModuleStack, StackedEnergy
 from skebm.energies._trees import SoftTrees
 
 __all__ = [
-    "GridEnergy",
     "MLPEnergy",
     "ModuleStack",
     "PeriodicEmbedding",

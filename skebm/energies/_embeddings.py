@@ -80,7 +80,7 @@ class PeriodicEmbedding(nn.Module):
         Number of members K.
     n_frequencies : int, default=16
         Frequencies per column.
-    sigma : float, default=1.0
+    sigma : float, default=0.3
         Spread of the initial frequencies, in waves per unit of z.
     generator : torch.Generator
         Source of the initial frequencies.
@@ -97,7 +97,7 @@ class PeriodicEmbedding(nn.Module):
         n_members: int = 1,
         *,
         n_frequencies: int = 16,
-        sigma: float = 1.0,
+        sigma: float = 0.3,
         generator: torch.Generator,
     ):
         super().__init__()

@@ -22,7 +22,7 @@ class MLPEnergy(StackedEnergy):
         Number of columns d.
     n_members : int, default=1
         Number of members K.
-    hidden_layer_sizes : sequence of int, default=(128,)
+    hidden_layer_sizes : sequence of int, default=(128, 128)
         Widths of the hidden layers.
     embedding : nn.Module, optional
         Stacked embedding (K, n, d) -> (K, n, ``n_outputs``) in front of the first layer, such as
@@ -36,7 +36,7 @@ class MLPEnergy(StackedEnergy):
         n_features: int,
         n_members: int = 1,
         *,
-        hidden_layer_sizes: Sequence[int] = (128,),
+        hidden_layer_sizes: Sequence[int] = (128, 128),
         embedding: nn.Module | None = None,
         generator: torch.Generator,
     ):

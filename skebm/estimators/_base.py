@@ -21,6 +21,7 @@ from skebm.exceptions import LowEffectiveSampleSizeWarning
 from skebm.partition import LogPartition, adaptive_importance_sampling
 from skebm.samplers import mala, run
 
+from ._classifiers import ClassifierEnergy
 from ._columns import Columns
 from ._laws import resolve_law
 from ._members import MIN_ESS, Members, Trained, guard, make_splits, recalibrate
@@ -31,6 +32,9 @@ TARGET_STD_ERROR = 0.01
 """Standard error of log Z, in nats, that ``n_partition_samples="auto"`` aims at."""
 
 MAX_PARTITION_SAMPLES = 400_000
+SCORED_ROWS = 8192
+"""Rows that are scored at once, so that memory does not grow with n."""
+
 SMOOTHED_ROWS = 4_000
 """Smoothing makes perturbed copies of few rows, until there are about this many."""
 
@@ -44,7 +48,7 @@ AUTO_CONTAMINATION = 0.05
 """``contamination="auto"``: share of new rows of the same law that `predict` calls outliers."""
 
 LAW = [StrOptions({"auto", *CANDIDATES}), list, tuple, Distribution,
-        HasMethods(["score_samples"])]  # fmt: skip
+        HasMethods(["score_samples", "sample"])]  # fmt: skip
 
 
 def _has_gradient(estimator):
@@ -53,7 +57,7 @@ def _has_gradient(estimator):
     if model is None:
         return not estimator._energy_is_opaque()
     members = getattr(model.energy, "members", ())
-    return not any(hasattr(f, "classifier") for f in members)
+    return not any(isinstance(f, ClassifierEnergy) for f in members)
 
 
 class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
@@ -64,7 +68,7 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
     _parameter_constraints: dict = {
         "base": [*LAW, None],
-        "energy_model": [StrOptions({"auto", "mlp", "periodic", "grid"}), callable,
+        "energy_model": [StrOptions({"auto", "mlp", "periodic"}), callable,
                          torch.nn.Module],  # fmt: skip
         "n_members": [Interval(Integral, 1, None, closed="left")],
         "hidden_layer_sizes": ["array-like"],
@@ -129,7 +133,10 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         return self
 
     def _fit(self, X, sample_weight):
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        kept = self.model_ if self.warm_start and hasattr(self, "model_") else None
+        X = validate_data(
+            self, X, dtype=np.float64, ensure_min_samples=2, reset=kept is None
+        )
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         used = weight > 0
         if used.sum() < 2:
@@ -139,7 +146,8 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         generator = torch.Generator().manual_seed(seed)
         device = _resolve_device(self.device)
-        kept = self.model_ if self.warm_start and hasattr(self, "model_") else None
+        if kept is not None and kept.n_members != min(self.n_members, len(rows)):
+            kept = None  # other folds, other members: nothing to go on from
         columns = Columns.learn(rows, names) if kept is None else self._columns
         with Progress(self.verbose) as progress, torch.no_grad():
             members, refresh = self._make_members(
@@ -169,7 +177,7 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         def law(value, where):
             return resolve_law(value, where, x_fit, row_weight, splits, columns, generator, progress)
 
-        if kept is not None and len(kept.bases) == len(splits):
+        if kept is not None:
             bases, proposals, features = list(kept.bases), list(kept.proposals), kept.features
         else:
             bases = law(self.base, "base")
@@ -206,7 +214,9 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         else:
             with torch.enable_grad():
                 trained = self._train(members, seed, refresh, device, kept, progress)
-        accepted = trained.n_iter > 0 and (
+        # a warm start that finds nothing better stays at the tilt it came with
+        tilted = trained.n_iter > 0 or (kept is not None and not kept.is_untilted)
+        accepted = tilted and trained.energy is not None and (
             self.base is None or members.accepts(trained.held, trained.pool)
         )
         if not accepted:
@@ -251,14 +261,14 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
                 f"({error:.3g} nats) is not to be trusted. The base covers the data badly; try "
                 "another base, or smoothing.",
                 LowEffectiveSampleSizeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         elif error > TARGET_STD_ERROR * 1.05:
             warnings.warn(
                 f"the standard error of log Z is {error:.3g} nats, above {TARGET_STD_ERROR}, after "
                 f"{partition.n_samples} samples per member; raise n_partition_samples.",
                 LowEffectiveSampleSizeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         return partition
 
@@ -287,20 +297,23 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
                     f"the learned log Z differs from the measured one by {gap:.2f} nats; the "
                     "measured one is used. Train longer, or lower learning_rate.",
                     ConvergenceWarning,
-                    stacklevel=4,
+                    stacklevel=5,
                 )
 
     def _set_threshold(self, rows, members, X):
         """Out-of-fold scores of the training rows, and the threshold of `predict`."""
         with torch.no_grad():
             x = torch.as_tensor(self._columns.standardize(rows)[0], device=self._device)
-            logs = self.model_.log_members(x) + self._columns.log_det
+            logs = torch.cat([self.model_.log_members(c) for c in x.split(SCORED_ROWS)], dim=1)
+            logs = logs + self._columns.log_det
         scores = np.full(len(rows), np.nan)
         for k, (_, held) in enumerate(members.splits):
             scores[held] = logs[k].cpu().numpy()[held]
         self.out_of_fold_scores_ = scores
         if self.contamination == "auto":
-            self.offset_ = float(np.quantile(scores[~np.isnan(scores)], AUTO_CONTAMINATION))
+            held = ~np.isnan(scores)
+            weight = members.weight[: len(rows)].numpy()
+            self.offset_ = _weighted_quantile(scores[held], weight[held], AUTO_CONTAMINATION)
         else:
             self.offset_ = float(np.percentile(self._score(X), 100.0 * self.contamination))
 
@@ -322,7 +335,8 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         """Log-density-like `function` of standardised rows; -inf where a constant column moved."""
         x, met = self._tensor(X)
         with torch.no_grad():
-            values = function(x).cpu().numpy() + self._columns.log_det
+            values = torch.cat([function(c) for c in x.split(SCORED_ROWS)]).cpu().numpy()
+            values += self._columns.log_det
         return np.where(met, values, -np.inf)
 
     def _score(self, X):
@@ -461,6 +475,8 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         check_is_fitted(self)
         if not isinstance(n_samples, Integral) or n_samples < 1:
             raise ValueError(f"n_samples={n_samples!r} must be an integer of at least 1.")
+        if not isinstance(n_mala_steps, Integral) or n_mala_steps < 0:
+            raise ValueError(f"n_mala_steps={n_mala_steps!r} must be an integer of at least 0.")
         seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
         generator = torch.Generator(self._device).manual_seed(int(seed))
         with torch.no_grad():
@@ -553,6 +569,14 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             # so that a machine without that device can load it
             state = state | {"model_": copy.deepcopy(self.model_).to("cpu")}
         return state
+
+
+def _weighted_quantile(values, weight, level):
+    """Quantile of values of which each stands for the middle of its weight."""
+    order = np.argsort(values)
+    weight = weight[order]
+    position = (np.cumsum(weight) - 0.5 * weight) / weight.sum()
+    return float(np.interp(level, position, values[order]))
 
 
 def _resolve_device(device):

@@ -71,7 +71,7 @@ def _candidates(law, where, x):
                 f"{where}={law!r} must name at least one candidate of {sorted(CANDIDATES)}."
             )
         return {name: CANDIDATES[name] for name in law}
-    if isinstance(law, Distribution):
+    if isinstance(law, Distribution) or not hasattr(law, "fit"):
         return None
     try:
         check_is_fitted(law)

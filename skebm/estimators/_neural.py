@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from skebm.energies import (
-    GridEnergy,
     MLPEnergy,
     ModuleStack,
     PeriodicEmbedding,
@@ -48,11 +47,10 @@ def build_energy(energy_model, members, hidden_layer_sizes, seed, kept):
         embedding = PeriodicEmbedding(n_features, n_members, generator=generator)
     else:
         embedding = PiecewiseLinearEmbedding(rows)
-    network = MLPEnergy(
+    return MLPEnergy(
         n_features, n_members, hidden_layer_sizes=hidden_layer_sizes, embedding=embedding,
         generator=generator,
     )  # fmt: skip
-    return GridEnergy(network) if energy_model == "grid" else network
 
 
 def train_networks(
@@ -170,5 +168,5 @@ def _padded(tensors):
     return torch.stack([torch.cat([t, t[-1:].expand(longest - len(t), -1)]) for t in tensors]), lengths
 
 
-def _in_blocks(energy, z, size=8192):
+def _in_blocks(energy, z, size=1024):
     return torch.cat([energy(block) for block in z.split(size, dim=1)], dim=1)

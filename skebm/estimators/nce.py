@@ -47,14 +47,13 @@ class NCEDensity(BaseTiltedDensity):
         deviations.
     energy_model : str, torch.nn.Module, callable or classifier, default="auto"
         "boosting": boosted trees, read into soft trees. "mlp": network on piecewise-linear
-        embeddings of the columns. "periodic": network on periodic embeddings. "grid": tables over
-        pairs of columns plus a network. A module (instance, or a class or factory called with
+        embeddings of the columns. "periodic": network on periodic embeddings. A module (instance, or a class or factory called with
         n_features), (n, n_features) -> (n,) or (n, 1), which is copied and never trained itself.
         Any scikit-learn classifier. "auto" is "boosting" where the noise is the base, and "mlp"
         elsewhere. Energies see Gaussianised columns clipped to five standard deviations.
     n_members : int, default=4
         Members of the cross-fitted ensemble. 1 is the plain model with a validation split.
-    hidden_layer_sizes : sequence of int, default=(128,)
+    hidden_layer_sizes : sequence of int, default=(128, 128)
         Of the networks.
     learning_rate : float or "auto", default="auto"
         "auto" is .1 for boosting and 3e-3 for networks.
@@ -174,7 +173,7 @@ class NCEDensity(BaseTiltedDensity):
         base="auto",
         energy_model="auto",
         n_members=4,
-        hidden_layer_sizes=(128,),
+        hidden_layer_sizes=(128, 128),
         learning_rate="auto",
         weight_decay=1e-3,
         batch_size=256,

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from skebm.energies import (
+    GridEnergy,
     MLPEnergy,
     ModuleStack,
     PeriodicEmbedding,
@@ -39,15 +40,20 @@ def periodic(k):
     return MLPEnergy(D, k, hidden_layer_sizes=(8,), embedding=embedding, generator=g)
 
 
+def grids(k):
+    return GridEnergy(raw(k), pair_resolutions=(3,), triple_resolutions=(2,))
+
+
 def user_module(k):
     return ModuleStack(small_network, D, k, seed=3)
 
 
-# name -> (stack of K members, is it smooth?); a new energy joins all laws with one line
+# name -> stack of K members; a new energy joins all laws with one line
 ENERGIES = {
     "raw": raw,
     "piecewise_linear": piecewise_linear,
     "periodic": periodic,
+    "grids": grids,
     "user_module": user_module,
 }
 

@@ -1,0 +1,291 @@
+"""The scikit-learn contract: its own battery of checks, and its tools around our estimators."""
+
+import io
+import pickle
+import warnings
+
+import joblib
+import numpy as np
+import pytest
+import sklearn
+from sklearn.base import clone, is_outlier_detector
+from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, KFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+from skebm import NCEDensity
+from skebm.datasets import make_two_moons
+
+QUICK = {
+    "base": "gaussian",
+    "n_members": 2,
+    "max_epochs": 3,
+    "noise_ratio": 1,
+    "n_partition_samples": 1000,
+    "random_state": 0,
+}
+
+# Granted by scikit-learn to its own estimators that shuffle rows (RandomForestClassifier, KMeans,
+# IsolationForest, ...). What must hold instead is tested in test_laws.py.
+EXPECTED_FAILURES = {
+    "check_sample_weight_equivalence_on_dense_data": (
+        "sample_weight is not equivalent to removing/repeating samples: folds, noise and samples "
+        "of the base are drawn for other rows."
+    )
+}
+
+
+class AsOutlierDetector(NCEDensity):
+    """The estimator under the other tag: outlier detector first, density second."""
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.estimator_type = "outlier_detector"
+        return tags
+
+
+def checks():
+    for estimator in (NCEDensity(**QUICK), AsOutlierDetector(**QUICK)):
+        generator = estimator_checks_generator(
+            estimator, mark="xfail", expected_failed_checks=EXPECTED_FAILURES
+        )
+        for item in generator:
+            # pytest.param where the check is expected to fail, (estimator, check) otherwise
+            values, marks = (item.values, item.marks) if hasattr(item, "values") else (item, ())
+            check = getattr(values[1], "func", values[1])
+            name = f"{type(estimator).__name__}-{check.__name__}"
+            yield pytest.param(*values, marks=marks, id=name)
+
+
+@pytest.mark.filterwarnings("ignore")  # data of one row, two rows, log Z of 1,000 samples
+@pytest.mark.parametrize(("estimator", "check"), list(checks()))
+def test_battery(estimator, check):
+    check(estimator)
+
+
+def test_tags():
+    tags = NCEDensity().__sklearn_tags__()
+    assert tags.estimator_type == "density_estimator"
+    assert not tags.target_tags.required
+    assert not tags.non_deterministic
+    assert is_outlier_detector(AsOutlierDetector())
+
+
+# ---------------------------------------------------------------------- tools around an estimator
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::skebm.exceptions.LowEffectiveSampleSizeWarning",  # 1,000 samples for log Z
+)
+
+
+@pytest.fixture(scope="module")
+def X():
+    return make_two_moons(200, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def fitted(X):
+    return NCEDensity(**QUICK | {"max_epochs": 30}).fit(X)
+
+
+def test_the_fixture_has_a_tilt(fitted):
+    # the tests below would be easy on a model that is its base
+    assert fitted.n_iter_ > 0
+    assert (fitted.log_partition_ != 0).all()
+
+
+def test_clone_and_repr(fitted, X):
+    copy = clone(fitted)
+    assert copy.get_params() == fitted.get_params()
+    with pytest.raises(NotFittedError):
+        copy.score_samples(X)
+    assert repr(NCEDensity()) == "NCEDensity()"
+    assert repr(NCEDensity(n_members=2, base=None)) == "NCEDensity(base=None, n_members=2)"
+    assert "NCEDensity" in fitted._repr_html_()
+
+
+def test_pickle_and_joblib(fitted, X):
+    buffer = io.BytesIO()
+    joblib.dump(fitted, buffer)
+    buffer.seek(0)
+    for copy in (pickle.loads(pickle.dumps(fitted)), joblib.load(buffer)):
+        np.testing.assert_array_equal(copy.score_samples(X), fitted.score_samples(X))
+        np.testing.assert_array_equal(copy.sample(20, random_state=1), fitted.sample(20, 1))
+        np.testing.assert_array_equal(copy.stein_score(X), fitted.stein_score(X))
+
+
+def test_pickle_holds_neither_data_nor_training(fitted):
+    # 200 rows, a Gaussian base and two forests of at most 30 small trees
+    payload = pickle.dumps(fitted)
+    assert b"skorch" not in payload
+    assert len(payload) < 1_000_000
+
+
+def test_pipeline(X):
+    # an orthogonal map in front changes nothing but the constant of the scaler
+    pipeline = make_pipeline(StandardScaler(), NCEDensity(**QUICK)).fit(X)
+    plain = NCEDensity(**QUICK).fit(X)
+    log_det = -np.log(X.std(axis=0)).sum()
+    np.testing.assert_allclose(
+        pipeline.score_samples(X) + log_det, plain.score_samples(X), atol=1e-6
+    )
+    assert pipeline.score(X) == pytest.approx(pipeline.score_samples(X).mean(), abs=1e-12)
+    assert set(pipeline.predict(X)) == {-1, 1}
+
+
+def test_cross_val_score_is_the_held_out_log_density(X):
+    cv = KFold(3, shuffle=True, random_state=0)
+    scores = cross_val_score(NCEDensity(**QUICK), X, cv=cv)
+    train, test = next(cv.split(X))
+    expected = NCEDensity(**QUICK).fit(X[train]).score_samples(X[test]).mean()
+    assert scores[0] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["threading", "loky"])
+def test_grid_search_needs_no_scorer(backend, reference_search):
+    with joblib.parallel_backend(backend):
+        search = grid_search(n_jobs=2)
+    for key in ("mean_test_score", "split0_test_score", "split1_test_score"):
+        np.testing.assert_array_equal(search.cv_results_[key], reference_search.cv_results_[key])
+    assert search.best_params_ == reference_search.best_params_
+
+
+def grid_search(n_jobs=None):
+    cv = KFold(2, shuffle=True, random_state=0)
+    estimator = NCEDensity(**QUICK | {"noise_ratio": 5})
+    search = GridSearchCV(estimator, {"max_epochs": [0, 20]}, cv=cv, n_jobs=n_jobs)
+    return search.fit(make_two_moons(500, random_state=0))
+
+
+@pytest.fixture(scope="module")
+def reference_search():
+    return grid_search()
+
+
+def test_held_out_log_density_decides(reference_search):
+    # two moons are no Gaussian: a tilt by trees beats none
+    base_alone, tilted = reference_search.cv_results_["mean_test_score"]
+    assert reference_search.best_params_ == {"max_epochs": 20}
+    assert tilted > base_alone + 0.05
+
+
+def test_halving_search(X):
+    search = HalvingGridSearchCV(
+        NCEDensity(**QUICK | {"max_epochs": 0}), {"base": ["gaussian", "gmm", "kde"]}, cv=2,
+        factor=3, min_resources=60, random_state=0,
+    ).fit(X)  # fmt: skip
+    assert search.best_params_["base"] != "gaussian"
+    assert search.n_iterations_ == 2
+
+
+# ---------------------------------------------------------------------- frames
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_frames(X, library):
+    frames = pytest.importorskip(library)
+    names = ["across", "up"]
+    frame = frames.DataFrame({name: X[:, j] for j, name in enumerate(names)})
+    estimator = NCEDensity(**QUICK).fit(frame)
+    assert list(estimator.feature_names_in_) == names
+    plain = NCEDensity(**QUICK).fit(X)
+    np.testing.assert_array_equal(estimator.score_samples(frame), plain.score_samples(X))
+    with pytest.raises(ValueError, match="feature names"):
+        estimator.score_samples(frame[names[::-1]])
+    with pytest.warns(UserWarning, match="does not have valid feature names"):
+        estimator.score_samples(X)
+
+
+def test_constant_column_of_a_frame_keeps_its_place(X):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": X[:, 0], "same": 3.0, "b": X[:, 1]})
+    estimator = NCEDensity(**QUICK).fit(frame)
+    assert estimator.n_features_in_ == 3
+    drawn = estimator.sample(10, random_state=0)
+    assert drawn.shape == (10, 3)
+    assert (drawn[:, 1] == 3.0).all()
+
+
+def test_torch_tensors(X):
+    import torch
+
+    estimator = NCEDensity(**QUICK).fit(torch.as_tensor(X))
+    scores = estimator.score_samples(torch.as_tensor(X))
+    np.testing.assert_array_equal(scores, NCEDensity(**QUICK).fit(X).score_samples(X))
+
+
+def test_set_output_of_other_steps(X):
+    pandas = pytest.importorskip("pandas")
+    pipeline = make_pipeline(PCA(2), NCEDensity(**QUICK))
+    pipeline[:-1].set_output(transform="pandas")
+    pipeline.fit(pandas.DataFrame(X, columns=["a", "b"]))
+    assert list(pipeline[-1].feature_names_in_) == ["pca0", "pca1"]
+    with sklearn.config_context(transform_output="pandas"):
+        fitted = NCEDensity(**QUICK).fit(X)
+        assert type(fitted.score_samples(X)) is np.ndarray
+        assert type(fitted.sample(3)) is np.ndarray
+
+
+# ---------------------------------------------------------------------- metadata routing
+
+
+@pytest.fixture
+def routing():
+    with sklearn.config_context(enable_metadata_routing=True):
+        yield
+
+
+@pytest.mark.usefixtures("routing")
+def test_routing_without_weights(X):
+    search = GridSearchCV(NCEDensity(**QUICK), {"n_members": [1, 2]}, cv=2).fit(X)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+@pytest.mark.usefixtures("routing")
+def test_weights_reach_fit_and_score(X):
+    seen = []
+
+    class Spy(NCEDensity):
+        def fit(self, X, y=None, sample_weight=None):
+            seen.append(("fit", np.array(sample_weight)))
+            return super().fit(X, y, sample_weight)
+
+        def score(self, X, y=None, sample_weight=None):
+            seen.append(("score", np.array(sample_weight)))
+            return super().score(X, y, sample_weight)
+
+    weight = np.linspace(0.5, 2.0, len(X))
+    estimator = Spy(**QUICK).set_fit_request(sample_weight=True)
+    estimator.set_score_request(sample_weight=True)
+    cv = KFold(2)
+    search = GridSearchCV(estimator, {"n_members": [2]}, cv=cv, refit=False)
+    search.fit(X, sample_weight=weight)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    expected = [(w, weight[part]) for split in cv.split(X) for w, part in
+                zip(("fit", "score"), split, strict=True)]  # fmt: skip
+    assert [kind for kind, _ in seen] == [kind for kind, _ in expected]
+    for (_, got), (_, given) in zip(seen, expected, strict=True):
+        np.testing.assert_array_equal(got, given)
+
+
+@pytest.mark.usefixtures("routing")
+def test_requests_are_declared_for_every_method_with_weights():
+    requests = NCEDensity().get_metadata_routing()
+    for method in ("fit", "score"):
+        assert "sample_weight" in getattr(requests, method).requests
+
+
+def test_score_is_weighted(fitted, X):
+    weight = np.linspace(0.0, 2.0, len(X))
+    expected = (weight * fitted.score_samples(X)).sum() / weight.sum()
+    assert fitted.score(X, sample_weight=weight) == pytest.approx(expected, abs=1e-12)
+
+
+def test_fit_is_silent_where_nothing_is_wrong(X):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        NCEDensity(**QUICK | {"n_partition_samples": "auto", "max_epochs": 10}).fit(X)
