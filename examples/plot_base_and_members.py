@@ -91,10 +91,10 @@ print(f"truth {law.log_density(fresh).mean():.3f}")
 # %%
 # The members
 # -----------
-# The default is not one such model but the mean of four, each trained on three quarters of the rows
-# and judged on the last quarter. Below, this is done by hand for one column, to see
-# what the mean buys: where rows are scarce, the members disagree, and their mean is closer to the
-# truth than most of them.
+# The default is not one such model but the mean of four, each trained on three quarters of
+# the rows and judged on the last quarter. Below, this is done by hand for one column. Where
+# rows are scarce, the members disagree; the logarithm being concave, the log-likelihood of
+# their mean is never below the mean of theirs.
 
 from sklearn.model_selection import KFold
 
@@ -108,6 +108,17 @@ for train, _ in KFold(4, shuffle=True, random_state=0).split(X):
     member = NCEDensity(n_members=1, random_state=0, **small).fit(X[train])
     members.append(member.score_samples(line))
 mean = np.logaddexp.reduce(members, axis=0) - np.log(len(members))
+
+weight = np.exp(claw.log_density(line)) * (
+    line[1] - line[0]
+)  # of the truth, on the line
+print(
+    "members   ",
+    *(f"{weight @ member:.3f}" for member in members),
+    "nats per row",
+)
+print("their mean", f"{weight @ mean:.3f}")
+print("truth     ", f"{weight @ claw.log_density(line):.3f}")
 
 fig, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
 for i, member in enumerate(members):

@@ -68,9 +68,12 @@ class StackedBase(nn.Module):
     def n_components(self):
         return len(self.components)
 
+    def log_components(self, x):
+        """Log-density of every component, (n, d) -> (n, n_components)."""
+        return torch.stack([component.log_prob(x) for component in self.components], dim=-1)
+
     def _joint(self, x):
-        logs = torch.stack([component.log_prob(x) for component in self.components], dim=-1)
-        return logs + self.weights.log()
+        return self.log_components(x) + self.weights.log()
 
     def log_prob(self, x):
         """Log-density in nats, (n, d) -> (n,)."""

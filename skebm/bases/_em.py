@@ -76,8 +76,9 @@ def fit_gaussian_mixture(
             covariance = covariance - means[:, :, None] * means[:, None, :]
         share = (strength / (mass + strength))[:, None, None]
         covariance = (1 - share) * covariance + share * prior
-        # far from the origin, the difference of moments has only these digits
-        covariance.diagonal(dim1=-2, dim2=-1).add_(reg_covar + _ROUNDING * means.square())
+        variance = covariance.diagonal(dim1=-2, dim2=-1)
+        # no more digits than these are left of second moments minus squared means
+        variance.add_(reg_covar + _ROUNDING * (variance + means.square()))
         return mass / mass.sum(), means, covariance
 
     def natural(weights, means, covariances):

@@ -22,8 +22,11 @@ MAX_CHOICE_ROWS = 5_000
 """Settings are chosen on at most this many of them."""
 
 MAX_KERNEL_ROWS = 3_000
-"""Kernel densities are candidates of ``base="auto"`` up to this many rows (four times as many in
-up to three columns)."""
+"""Kernel densities are candidates of ``base="auto"`` up to this many rows, or in up to three
+columns."""
+
+MAX_CENTERS = 2_000
+"""A kernel density has at most this many centres: it costs that much per row scored."""
 
 _MAX_COMPONENTS = 32
 _NARROW, _WIDE = 0.3, 1.0  # kernel widths of the marginal maps, in multiples of Silverman's rule
@@ -111,8 +114,7 @@ def stacking_weights(log_prob, sample_weight, *, floor=1e-3, n_iter=500):
 def _fit_candidate(candidate, x, weight, splits, generator):
     settings, laws = None, []
     for train, held in splits:
-        if len(train) > MAX_FIT_ROWS:
-            train = train[torch.randperm(len(train), generator=generator)[:MAX_FIT_ROWS]]
+        train = train[torch.randperm(len(train), generator=generator)[:MAX_FIT_ROWS]]
         rows = _Rows(x[train], weight[train])
         if settings is None:
             settings = candidate.choose(
@@ -169,6 +171,7 @@ class _Kernel:
 
     def fit(self, rows, settings, generator):
         factor, shaped = settings
+        rows = rows.first(MAX_CENTERS)  # a random subsample: rows come in random order
         n, d = rows.x.shape
         covariance = None
         if shaped:
@@ -268,6 +271,6 @@ CANDIDATES = {
 def auto_candidates(n, d):
     """Names stacked by ``base="auto"``: kernel densities only where they are affordable."""
     names = ("gmm", "gaussianized_gmm", "gaussianized_gmm_narrow")
-    if n <= MAX_KERNEL_ROWS or (d <= 3 and n <= 4 * MAX_KERNEL_ROWS):
+    if n <= MAX_KERNEL_ROWS or d <= 3:
         names += ("kde", "gaussianized_kde")
     return names

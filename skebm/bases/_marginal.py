@@ -45,7 +45,9 @@ class MarginalGaussianization(nn.Module):
         sample_weight : ndarray of shape (n_samples,), default=None
         """
         n, d = x.shape
-        weight = np.full(n, 1.0 / n) if sample_weight is None else sample_weight / sample_weight.sum()
+        weight = (
+            np.full(n, 1.0 / n) if sample_weight is None else sample_weight / sample_weight.sum()
+        )
         n_eff = 1.0 / np.square(weight).sum()
         n_knots = int(min(n_knots, max(4, n_eff // 2)))
         top = -ndtri(0.5 / max(n_eff, 2.0))

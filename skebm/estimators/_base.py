@@ -12,10 +12,16 @@ from sklearn.base import BaseEstimator, DensityMixin, OutlierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch.distributions import Distribution
 
-from skebm._sklearn_compat import HasMethods, Interval, StrOptions, _fit_context
+from skebm._sklearn_compat import (
+    HasMethods,
+    Interval,
+    StrOptions,
+    _check_sample_weight,
+    _fit_context,
+)
 from skebm.bases import CANDIDATES, MarginalGaussianization, StackedBase
 from skebm.exceptions import LowEffectiveSampleSizeWarning
 from skebm.partition import LogPartition, adaptive_importance_sampling
@@ -25,7 +31,7 @@ from ._classifiers import ClassifierEnergy
 from ._columns import Columns
 from ._laws import resolve_law
 from ._members import MIN_ESS, Members, Trained, guard, make_splits, recalibrate
-from ._model import FeatureMap, TiltedMixture
+from ._model import FeatureMap, ScaleAverage, TiltedMixture
 from ._progress import Progress
 
 TARGET_STD_ERROR = 0.01
@@ -37,6 +43,9 @@ SCORED_ROWS = 8192
 
 SMOOTHED_ROWS = 4_000
 """Smoothing makes perturbed copies of few rows, until there are about this many."""
+
+COARSE_SMOOTHING = 0.5
+"""Coarsest scale of ``smoothing="multiscale"``; the others are 0 and Scott's."""
 
 MAX_COPIES = 10.0
 """Sampling: weights above this multiple of their mean give repeated rows."""
@@ -80,7 +89,7 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "patience": [Interval(Integral, 1, None, closed="left")],
         "n_partition_samples": [StrOptions({"auto"}), Interval(Integral, 100, None, closed="left")],
-        "smoothing": [StrOptions({"scott"}), Interval(Real, 0, None, closed="left")],
+        "smoothing": [StrOptions({"scott", "multiscale"}), Interval(Real, 0, None, closed="left")],
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
         "callbacks": [list, tuple, None],
         "device": [str, torch.device],
@@ -142,7 +151,7 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         if used.sum() < 2:
             raise ValueError("sample_weight must be positive for at least 2 samples.")
         rows, weight = X[used], weight[used] / weight[used].mean()
-        names = getattr(self, "feature_names_in_", np.arange(X.shape[1]))
+        names = getattr(self, "feature_names_in_", range(X.shape[1]))
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         generator = torch.Generator().manual_seed(seed)
         device = _resolve_device(self.device)
@@ -150,10 +159,16 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             kept = None  # other folds, other members: nothing to go on from
         columns = Columns.learn(rows, names) if kept is None else self._columns
         with Progress(self.verbose) as progress, torch.no_grad():
-            members, refresh = self._make_members(
-                rows, weight, columns, kept, generator, seed, progress
-            )
-            model, trained, accepted = self._tilt(members, kept, seed, refresh, device, progress)
+            if self.smoothing == "multiscale":
+                members, model = self._blend(rows, weight, columns, generator, seed, progress)
+                trained, accepted = Trained.nothing(members), False
+            else:
+                members, refresh = self._make_members(
+                    rows, weight, columns, kept, generator, seed, progress
+                )
+                model, trained, accepted = self._tilt(
+                    members, kept, seed, refresh, device, progress
+                )
             partition = self._measure(model, generator, progress)
         self._columns = columns
         self.model_ = model.to("cpu" if device.type == "mps" else device)
@@ -163,16 +178,10 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
     def _make_members(self, rows, weight, columns, kept, generator, seed, progress):
         """Splits, perturbed rows, bases, features: everything before training."""
         x, _ = columns.standardize(rows)
-        n, d = x.shape
-        h = n ** (-1.0 / (d + 4)) if self.smoothing == "scott" else float(self.smoothing)
-        n_copies = -(-SMOOTHED_ROWS // n) if h > 0 else 1
-        rng = np.random.RandomState(seed)
-        x_fit = torch.as_tensor(columns.perturb(np.tile(x, (n_copies, 1)), h, rng))
-        splits = make_splits(n, self.n_members, self.validation_fraction, generator)
-        copies = n * torch.arange(n_copies)[:, None]
-        # all copies of a row lie in one fold; the first alone is judged on
-        splits = [((train + copies).flatten(), held) for train, held in splits]
-        row_weight = torch.as_tensor(weight).repeat(n_copies)
+        h = _scott(x) if self.smoothing == "scott" else float(self.smoothing)
+        folds = make_splits(len(x), self.n_members, self.validation_fraction, generator)
+        draw, row_weight, splits = _copies(x, weight, folds, columns, h)
+        x_fit = draw(seed)
 
         def law(value, where):
             return resolve_law(value, where, x_fit, row_weight, splits, columns, generator, progress)
@@ -200,12 +209,30 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             return members, None
 
         def refresh(generator):
-            fresh = np.random.RandomState(
-                int(torch.randint(2**31 - 1, (), generator=generator))
-            )
-            return torch.as_tensor(columns.perturb(np.tile(x, (n_copies, 1)), h, fresh))
+            return draw(int(torch.randint(2**31 - 1, (), generator=generator)))
 
         return members, refresh
+
+    def _blend(self, rows, weight, columns, generator, seed, progress):
+        """``smoothing="multiscale"``: the geometric mean of the bases at several scales."""
+        if self.base is None or self._noise() is not None:
+            raise ValueError('smoothing="multiscale" blends bases: it needs a base, and noise=None.')
+        x, _ = columns.standardize(rows)
+        folds = make_splits(len(x), self.n_members, self.validation_fraction, generator)
+        scales = []
+        for h in (0.0, _scott(x), COARSE_SMOOTHING):
+            draw, row_weight, splits = _copies(x, weight, folds, columns, h)
+            scales.append(
+                resolve_law(self.base, f"base, smoothing {h:.2g}", draw(seed), row_weight, splits,
+                            columns, generator, progress)
+            )  # fmt: skip
+        # their arithmetic mean is normalised, easy to sample, and nowhere below the geometric one
+        bases = [StackedBase(laws, [1.0] * len(laws)) for laws in zip(*scales, strict=True)]
+        draw, row_weight, splits = _copies(x, weight, folds, columns, 0.0)
+        members = Members(
+            draw(seed), row_weight, splits, bases, bases, torch.nn.Identity(), generator
+        )
+        return members, TiltedMixture(bases, bases, torch.nn.Identity(), ScaleAverage(bases))
 
     def _tilt(self, members, kept, seed, refresh, device, progress):
         """Train, accept, recalibrate, guard."""
@@ -304,11 +331,10 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         """Out-of-fold scores of the training rows, and the threshold of `predict`."""
         with torch.no_grad():
             x = torch.as_tensor(self._columns.standardize(rows)[0], device=self._device)
-            logs = torch.cat([self.model_.log_members(c) for c in x.split(SCORED_ROWS)], dim=1)
-            logs = logs + self._columns.log_det
-        scores = np.full(len(rows), np.nan)
-        for k, (_, held) in enumerate(members.splits):
-            scores[held] = logs[k].cpu().numpy()[held]
+            scores = np.full(len(rows), np.nan)
+            for k, (_, held) in enumerate(members.splits):
+                log_density = self.model_.log_member(k, x[held.to(x.device)])
+                scores[held.numpy()] = log_density.cpu().numpy() + self._columns.log_det
         self.out_of_fold_scores_ = scores
         if self.contamination == "auto":
             held = ~np.isnan(scores)
@@ -577,6 +603,37 @@ def _weighted_quantile(values, weight, level):
     weight = weight[order]
     position = (np.cumsum(weight) - 0.5 * weight) / weight.sum()
     return float(np.interp(level, position, values[order]))
+
+
+def _scott(x):
+    """Scott's rule, in standard deviations."""
+    n, d = x.shape
+    return n ** (-1.0 / (d + 4))
+
+
+def _copies(x, weight, folds, columns, h):
+    """Perturbed copies of the rows, their weights, and the folds of the copies.
+
+    Without smoothing there is one copy. All copies of a row lie in one fold; the first alone is
+    judged on.
+
+    Returns
+    -------
+    draw : callable
+        ``draw(seed)`` -> Tensor of the copies.
+    weight : Tensor
+    splits : list of (train, held_out) index tensors
+    """
+    n = len(x)
+    n_copies = -(-SMOOTHED_ROWS // n) if h > 0 else 1
+    starts = n * torch.arange(n_copies)[:, None]
+
+    def draw(seed):
+        tiled = np.tile(x, (n_copies, 1))
+        return torch.as_tensor(columns.perturb(tiled, h, np.random.RandomState(seed)))
+
+    splits = [((train + starts).flatten(), held) for train, held in folds]
+    return draw, torch.as_tensor(weight).repeat(n_copies), splits
 
 
 def _resolve_device(device):

@@ -78,6 +78,10 @@ class MemberEnergies(nn.Module):
         """Evaluate member k on z[k], (K, n, d) -> (K, n)."""
         return torch.stack([f(rows) for f, rows in zip(self.members, z, strict=True)])
 
+    def member(self, k):
+        """Member k alone, still (1, n, d) -> (1, n)."""
+        return MemberEnergies([self.members[k]])
+
     @property
     def softness(self):
         """Width of the splits of trees; None for energies that have none."""

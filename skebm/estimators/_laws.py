@@ -103,6 +103,6 @@ def _full_covariances(mixture):
     if mixture.covariance_type == "full":
         return given
     if mixture.covariance_type == "tied":
-        return np.broadcast_to(given, (k, d, d))
+        return np.tile(given, (k, 1, 1))
     diagonal = np.broadcast_to(given if given.ndim == 2 else given[:, None], (k, d))
     return diagonal[:, :, None] * np.eye(d)

@@ -23,6 +23,32 @@ class FeatureMap(nn.Module):
         return self.transform(x)[0].clamp(-CLIP, CLIP)
 
 
+class ScaleAverage(nn.Module):
+    """Tilt that turns the arithmetic mean of laws into their geometric mean; never positive.
+
+    Parameters
+    ----------
+    bases : list of K StackedBase
+        Of laws at several scales, with equal weights.
+    """
+
+    def __init__(self, bases):
+        super().__init__()
+        self.bases = nn.ModuleList(bases)
+
+    def forward(self, x):
+        """Mean of the log-densities minus log of the mean density, (K, n, d) -> (K, n)."""
+        values = []
+        for base, rows in zip(self.bases, x, strict=True):
+            logs = base.log_components(rows)
+            values.append(logs.mean(-1) - logs.logsumexp(-1) + math.log(logs.shape[-1]))
+        return torch.stack(values)
+
+    def member(self, k):
+        """Member k alone, still (1, n, d) -> (1, n)."""
+        return ScaleAverage([self.bases[k]])
+
+
 class TiltedMixture(nn.Module):
     r"""Mean over K members of :math:`q_k(x)\, e^{t_k(x)} / Z_k`.
 
@@ -87,6 +113,20 @@ class TiltedMixture(nn.Module):
         if self.is_untilted:
             return log_base
         return log_base + self.tilt(shared) - self.log_partition[:, None]
+
+    def log_member(self, k, x):
+        """Normalised log-density of member k, (n, d) -> (n,)."""
+        single = self.member(k)
+        return torch.cat([single.log_members(c)[0] for c in x.split(_CHUNK)])
+
+    def member(self, k):
+        """Member k alone, as a mixture of one."""
+        energy = None if self.energy is None else self.energy.member(k)
+        single = TiltedMixture([self.bases[k]], [self.proposals[k]], self.features, energy)
+        single.temperature, single.mode_weights = self.temperature, self.mode_weights
+        single.log_partition = self.log_partition[k : k + 1]
+        single.log_partition_std_error = self.log_partition_std_error[k : k + 1]
+        return single
 
     def log_prob(self, x):
         """log p(x) in nats, (n, d) -> (n,)."""

@@ -72,10 +72,12 @@ class NCEDensity(BaseTiltedDensity):
         Epochs without improvement before a network stops.
     n_partition_samples : int or "auto", default="auto"
         Samples per member for log Z. "auto" draws until its standard error is below .01 nats.
-    smoothing : float or "scott", default=0.0
+    smoothing : float, "scott" or "multiscale", default=0.0
         h > 0 fits the density of X + h eps, eps normal with the standard deviations of the
-        columns. "scott" is n^(-1 / (d + 4)). Density estimation wants 0; anomaly detection often
-        wants more.
+        columns. "scott" is n^(-1 / (d + 4)). Density estimation wants 0. Anomaly detection wants
+        several scales at once: "multiscale" is the normalised geometric mean of the bases at
+        h = 0, Scott's h and h = .5, without a trained energy, so that `score_samples` is the mean
+        of three log-densities up to a constant.
     contamination : float or "auto", default="auto"
         Share of the training rows that `predict` calls outliers. "auto" takes the threshold from
         out-of-fold scores instead, so that 5 % of *new* rows of the same law fall below it.

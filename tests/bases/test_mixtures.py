@@ -106,7 +106,7 @@ def test_kernel_density_keeps_its_digits_far_out(offset):
     rng = np.random.default_rng(4)
     centers = rng.normal(size=(30, 2))
     centers[:5] += offset  # a far cluster, with its own neighbours
-    x = torch.as_tensor(centers + 0.05 * rng.normal(size=centers.shape), requires_grad=True)
+    x = torch.as_tensor(centers + 0.05 * rng.normal(size=centers.shape)).requires_grad_(True)
     base = KernelDensityBase(centers, 0.05)
     difference = (x.detach()[:, None] - torch.as_tensor(centers)) / 0.05
     logs = -0.5 * difference.square().sum(-1)
@@ -134,7 +134,7 @@ def test_hessian_against_finite_differences(base):
 def test_integrates_to_one(law):
     if law == "mixture":
         base = GaussianMixtureBase(
-            [0.3, 0.7], [[0.0, 1.0], [2.0, -1.0]], [np.eye(2), [[1.0, 0.8], [0.8, 1.0]]]
+            [0.3, 0.7], [[0.0, 1.0], [2.0, -1.0]], [[[1, 0], [0, 1]], [[1, 0.8], [0.8, 1]]]
         )
     else:
         centers = np.random.default_rng(5).normal(size=(20, 2))

@@ -1,0 +1,673 @@
+"""NCEDensity: closed forms, objectives, noise laws, energies, log Z, and what the knobs do."""
+
+import copy
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.ensemble import (
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    IsolationForest,
+    RandomForestClassifier,
+)
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import KernelDensity, KNeighborsClassifier
+from skorch.callbacks import Callback
+from torch import nn
+from torch.distributions import Independent, Normal
+
+from skebm import NCEDensity
+from skebm.bases import MarginalGaussianization
+from skebm.datasets import make_two_moons
+from skebm.estimators._model import FeatureMap, TiltedMixture
+from skebm.estimators._progress import Progress
+from skebm.exceptions import DivergenceError, LowEffectiveSampleSizeWarning
+
+QUICK = {"base": "gaussian", "n_members": 2, "noise_ratio": 3, "random_state": 0}
+NETWORK = {"hidden_layer_sizes": (16,), "batch_size": 64, "max_epochs": 40, "learning_rate": 0.01,
+           "patience": 1000}  # fmt: skip
+
+
+def normal(mean, std=1.0):
+    """Independent normal columns as a torch distribution in float64."""
+    mean = torch.as_tensor(mean, dtype=torch.float64)
+    return Independent(Normal(mean, torch.full_like(mean, std)), 1)
+
+
+@pytest.fixture(scope="module")
+def moons():
+    return make_two_moons(400, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def new_moons():
+    return make_two_moons(3000, random_state=1)
+
+
+def two_humps(n, seed):
+    """Rows of a mixture of two normal laws, and its log-density."""
+    rng = np.random.default_rng(seed)
+    x = np.where(rng.random(n) < 0.5, rng.normal(-2.0, 0.5, n), rng.normal(1.0, 0.8, n))
+    density = 0.5 * stats.norm(-2.0, 0.5).pdf(x) + 0.5 * stats.norm(1.0, 0.8).pdf(x)
+    return x[:, None], np.log(density)
+
+
+# ---------------------------------------------------------------------- a model known exactly
+
+
+class Linear(nn.Module):
+    """f_k(z) = a_k . z."""
+
+    def __init__(self, slopes):
+        super().__init__()
+        self.register_buffer("slopes", torch.as_tensor(slopes, dtype=torch.float64))
+
+    def forward(self, z):
+        return (z * self.slopes[:, None]).sum(-1)
+
+
+def known(slopes):
+    """Estimator whose members are N(0, I) tilted by a_k . x: normal laws with means a_k.
+
+    log Z_k is |a_k|^2 / 2. (Energies see coordinates clipped at five: that changes nothing here.)
+    """
+    n_members, d = np.shape(slopes)
+    rng = np.random.default_rng(0)
+    estimator = NCEDensity(base=normal([0.0] * d), n_members=n_members, max_epochs=0)
+    estimator.fit(rng.normal(size=(100, d)))
+    identity = np.tile([-1.0, 0.0, 1.0], (d, 1))
+    features = FeatureMap(MarginalGaussianization(identity, identity, np.ones((d, 3))))
+    bases = list(estimator.model_.bases)
+    # in standardised columns: X = c + s x, so that a . X = a . c + (a s) . x
+    a, columns = np.array(slopes), estimator._columns
+    estimator.model_ = TiltedMixture(bases, bases, features, Linear(a * columns.scale))
+    estimator.true_log_partition = np.square(a).sum(1) / 2 - a @ columns.center
+    return estimator
+
+
+def measure(estimator, seed=0, n_partition_samples="auto"):
+    estimator.set_params(n_partition_samples=n_partition_samples)
+    with torch.no_grad():
+        return estimator._measure(
+            estimator.model_, torch.Generator().manual_seed(seed), Progress(0)
+        )
+
+
+MEANS = [[0.7, -0.3], [-0.2, 0.5], [0.0, 0.9]]
+
+
+def log_mixture(X):
+    logs = [stats.multivariate_normal(mean).logpdf(X) for mean in MEANS]
+    return np.logaddexp.reduce(logs, axis=0) - math.log(len(MEANS))
+
+
+def test_log_partition_of_a_known_model():
+    estimator = known(MEANS)
+    partition = measure(estimator)
+    error = (partition.value.numpy() - estimator.true_log_partition) / partition.std_error.numpy()
+    assert np.abs(error).max() < 3.5
+    # enough samples for .01 nats of their mean
+    assert math.sqrt(partition.std_error.square().sum()) / 3 <= 0.01
+    # effective sample size of an exponential tilt: exp(-|a|^2), here to 10 %
+    share = partition.ess / partition.n_samples
+    np.testing.assert_allclose(share, np.exp(-np.square(MEANS).sum(1)), rtol=0.1)
+
+
+def test_standard_error_is_honest():
+    estimator = known(MEANS)
+    errors = []
+    for seed in range(40):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LowEffectiveSampleSizeWarning)
+            partition = measure(estimator, seed, n_partition_samples=1000)
+        gap = partition.value.numpy() - estimator.true_log_partition
+        errors.append(gap / partition.std_error.numpy())
+    errors = np.array(errors)
+    # 120 independent standardised errors
+    assert abs(errors.mean()) < 0.35
+    assert 0.75 < errors.std() < 1.25
+    assert (np.abs(errors) > 1.96).mean() < 0.12
+
+
+def test_density_of_a_known_model():
+    estimator = known(MEANS)
+    measure(estimator)
+    X = np.random.default_rng(1).normal(size=(200, 2))
+    _, std = estimator.score_samples(X, return_std=True)
+    assert (std > 0).all()
+    assert (np.abs(estimator.score_samples(X) - log_mixture(X)) < 4 * std).all()
+    estimator.model_.log_partition = torch.as_tensor(estimator.true_log_partition)
+    np.testing.assert_allclose(estimator.score_samples(X), log_mixture(X), atol=1e-9)
+    # gradient: mean of a_k - x under the posterior of the members
+    logs = np.stack([stats.multivariate_normal(mean).logpdf(X) for mean in MEANS])
+    share = np.exp(logs - np.logaddexp.reduce(logs, axis=0))
+    np.testing.assert_allclose(estimator.stein_score(X), share.T @ MEANS - X, atol=1e-9)
+
+
+@pytest.mark.parametrize("n_mala_steps", [0, 10])
+def test_samples_of_a_known_model(n_mala_steps):
+    estimator = known(MEANS)
+    estimator.model_.log_partition = torch.as_tensor(estimator.true_log_partition)
+    p = []
+    for direction in ([1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.6, -0.8]):
+        for seed in (0, 1):
+            rows = estimator.sample(2000, random_state=seed, n_mala_steps=n_mala_steps)
+
+            def cdf(t, direction=direction):
+                return np.mean([stats.norm(np.dot(m, direction)).cdf(t) for m in MEANS], axis=0)
+
+            p.append(stats.kstest(rows @ direction, cdf).pvalue)
+    assert min(p) > 2e-3
+    assert np.median(p) > 0.05
+
+
+def test_energy_of_one_member_is_minus_base_and_tilt():
+    estimator = known([[0.7, -0.3]])
+    partition = measure(estimator)
+    estimator.log_partition_ = partition.value.numpy()
+    X = np.random.default_rng(1).normal(size=(50, 2))
+    f = (X - estimator._columns.center) @ [0.7, -0.3]
+    expected = -(stats.multivariate_normal([0.0, 0.0]).logpdf(X) + f)
+    np.testing.assert_allclose(estimator.energy(X), expected, atol=1e-9)
+
+
+def test_low_effective_sample_size_is_told():
+    # e^-16 of the samples count
+    with pytest.warns(LowEffectiveSampleSizeWarning, match="not to be trusted"):
+        measure(known([[4.0]]))
+
+
+def test_samples_for_log_partition_are_counted():
+    for n in (1000, 30_000):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LowEffectiveSampleSizeWarning)
+            drawn = measure(known(MEANS), n_partition_samples=n).n_samples
+        assert 0.7 * n <= drawn <= n
+
+
+def test_large_standard_error_is_told_where_fit_was_called(moons):
+    estimator = NCEDensity(**QUICK, max_epochs=5, n_partition_samples=500)
+    with pytest.warns(LowEffectiveSampleSizeWarning, match="raise n_partition_samples") as record:
+        estimator.fit(moons)
+    assert record[0].filename == __file__
+    assert (estimator.effective_sample_size_ <= 500).all()
+    assert (estimator.effective_sample_size_ > 10).all()
+
+
+# ---------------------------------------------------------------------- learning a known tilt
+
+
+@pytest.mark.parametrize(
+    ("objective", "noise_ratio"),
+    [("nce", 1), ("nce", 5), ("nce", 0.5), ("ranking", 1), ("self_normalized", 2)],
+)
+def test_gaussian_against_gaussian(objective, noise_ratio):
+    # log p - log q is linear, and so is the energy in its nearly linear coordinates
+    mean = np.array([0.6, -0.4])
+    rng = np.random.default_rng(0)
+    estimator = NCEDensity(
+        objective=objective, noise_ratio=noise_ratio, base=normal([0.0, 0.0]), n_members=1,
+        energy_model=lambda d: nn.Linear(d, 1), learning_rate=0.03, max_epochs=30, random_state=0,
+    ).fit(rng.normal(mean, size=(2000, 2)))  # fmt: skip
+    new = rng.normal(mean, size=(4000, 2))
+    truth = stats.multivariate_normal(mean).logpdf(new)
+    assert estimator.n_iter_ > 0
+    assert (truth - estimator.score_samples(new)).mean() < 0.02  # of .26, that of the base
+    np.testing.assert_allclose(estimator.stein_score(new[:100]), mean - new[:100], atol=0.25)
+    if objective == "ranking":
+        assert not hasattr(estimator, "log_partition_learned_")
+    else:
+        # f itself is known up to a constant, which log Z takes up
+        learned = estimator.log_partition_learned_ - estimator.log_partition_
+        assert np.abs(learned).max() < 0.15
+
+
+def test_wrong_learned_log_partition_is_told():
+    estimator = NCEDensity(
+        objective="self_normalized", base=normal([0.0]), n_members=1, early_stopping=False,
+        energy_model=lambda d: Constant(d), learning_rate=0.1, max_epochs=2, random_state=0,
+    )  # fmt: skip
+    with pytest.warns(ConvergenceWarning, match="learned log Z differs"):
+        estimator.fit(np.random.default_rng(0).normal(0.8, 1.0, size=(300, 1)))
+
+
+class Constant(nn.Module):
+    """Grows faster than log Z can follow."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.linear = nn.Linear(d, 1)
+
+    def forward(self, z):
+        return self.linear(z) * 10.0 + 100.0
+
+
+def test_without_a_base():
+    X, _ = two_humps(1000, 0)
+    new, truth = two_humps(4000, 1)
+    estimator = NCEDensity(
+        base=None, n_members=2, random_state=0, **NETWORK | {"max_epochs": 60}
+    ).fit(X)
+    assert (truth - estimator.score_samples(new)).mean() < 0.05
+    # the base is the confining law: a normal law with three times the standard deviation
+    confining = stats.norm(X.mean(), 3.0 * X.std())
+    np.testing.assert_allclose(
+        estimator.base_score_samples(new), confining.logpdf(new[:, 0]), atol=1e-6
+    )
+    t = np.linspace(-25.0, 25.0, 10_001)[:, None]
+    total = np.exp(estimator.score_samples(t)).sum() * (t[1, 0] - t[0, 0])
+    assert total == pytest.approx(1.0, abs=0.03)
+
+
+# ---------------------------------------------------------------------- laws for base and noise
+
+
+def laws():
+    X, _ = two_humps(500, 3)
+    for kind in ("full", "tied", "diag", "spherical"):
+        yield f"mixture-{kind}", GaussianMixture(2, covariance_type=kind, random_state=0).fit(X)
+    yield "kernel", KernelDensity(bandwidth=0.3).fit(X)
+    yield "torch", normal([-0.5], 2.0)
+
+
+@pytest.mark.parametrize(("kind", "law"), [pytest.param(*case, id=case[0]) for case in laws()])
+def test_fitted_law_as_base_is_in_the_units_of_X(kind, law):
+    X, _ = two_humps(300, 0)
+    estimator = NCEDensity(base=law, n_members=2, max_epochs=0).fit(X)
+    new, _ = two_humps(200, 1)
+    if kind == "torch":
+        expected = law.log_prob(torch.as_tensor(new)).numpy()
+        cdf = stats.norm(-0.5, 2.0).cdf
+    else:
+        expected = law.score_samples(new)
+        t = np.linspace(-12.0, 12.0, 20_001)
+        mass = np.cumsum(np.exp(law.score_samples(t[:, None]))) * (t[1] - t[0])
+        cdf = lambda x: np.interp(x, t, mass)  # noqa: E731
+    np.testing.assert_allclose(estimator.score_samples(new), expected, atol=1e-9)
+    assert stats.kstest(estimator.sample(2000, random_state=0)[:, 0], cdf).pvalue > 1e-3
+    assert estimator.log_partition_.tolist() == [0.0, 0.0]
+    assert estimator.log_partition_std_error_.tolist() == [0.0, 0.0]
+
+
+def test_fitted_mixture_in_three_columns():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, 3)) @ rng.normal(size=(3, 3))
+    for kind in ("full", "tied", "diag", "spherical"):
+        law = GaussianMixture(3, covariance_type=kind, random_state=0).fit(X)
+        estimator = NCEDensity(base=law, max_epochs=0).fit(X[:100])
+        np.testing.assert_allclose(
+            estimator.score_samples(X), law.score_samples(X), atol=1e-9
+        )
+
+
+def test_unfitted_density_is_fitted_to_standardised_columns():
+    X, _ = two_humps(300, 0)
+    law = KernelDensity(bandwidth=0.25)
+    estimator = NCEDensity(base=law, n_members=1, validation_fraction=0.2, max_epochs=0,
+                           random_state=0).fit(X)  # fmt: skip
+    assert not hasattr(law, "tree_")
+    held = ~np.isnan(estimator.out_of_fold_scores_)
+    assert held.sum() == 60
+    center, scale = np.median(X), np.subtract(*np.percentile(X, [75, 25])) / 1.349
+    expected = KernelDensity(bandwidth=0.25).fit((X[~held] - center) / scale)
+    new, _ = two_humps(100, 1)
+    np.testing.assert_allclose(
+        estimator.score_samples(new), expected.score_samples((new - center) / scale) - np.log(scale)
+    )
+
+
+def test_law_without_fit_as_base():
+    class Law:
+        n_features_in_ = 1
+
+        def score_samples(self, X):
+            return stats.norm(1.0, 3.0).logpdf(X[:, 0])
+
+        def sample(self, n, random_state=None):
+            return stats.norm(1.0, 3.0).rvs(size=(n, 1), random_state=random_state)
+
+    X, _ = two_humps(100, 0)
+    estimator = NCEDensity(base=Law(), max_epochs=0).fit(X)
+    np.testing.assert_allclose(estimator.score_samples(X), Law().score_samples(X))
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        normal([-0.5], 3.0),
+        GaussianMixture(2, random_state=0).fit(two_humps(300, 5)[0]),
+        KernelDensity(bandwidth=0.6).fit(two_humps(300, 5)[0]),
+        KernelDensity(bandwidth=0.6),
+        "gmm",
+        ["gaussian", "uniform"],
+    ],
+    ids=["torch", "mixture", "kernel", "unfitted kernel", "name", "names"],
+)
+def test_noise_need_not_be_the_base(noise):
+    X, _ = two_humps(600, 0)
+    new, truth = two_humps(4000, 1)
+    estimator = NCEDensity(**QUICK, **NETWORK, noise=noise).fit(X)
+    assert estimator.n_iter_ > 0
+    assert (truth - estimator.score_samples(new)).mean() < 0.08
+    t = np.linspace(-15.0, 15.0, 10_001)[:, None]
+    total = np.exp(estimator.score_samples(t)).sum() * (t[1, 0] - t[0, 0])
+    assert total == pytest.approx(1.0, abs=0.03)
+    assert abs(np.mean(estimator.sample(4000, random_state=0)) - X.mean()) < 0.15
+
+
+def test_laws_of_another_dimension_are_refused(moons):
+    for where in ("base", "noise"):
+        with pytest.raises(ValueError, match=f"{where} has 3 features, but 2 columns of X vary"):
+            NCEDensity(**QUICK | {where: normal([0.0] * 3)}).fit(moons)
+
+
+def test_a_law_must_be_able_to_sample(moons):
+    with pytest.raises(ValueError, match="'base' parameter"):
+        NCEDensity(base=IsolationForest()).fit(moons)
+
+
+# ---------------------------------------------------------------------- energies
+
+
+class Network(nn.Module):
+    """A user's module; its name for the last layer is a common one."""
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(n_features, 32), nn.SiLU(), nn.Linear(32, 32),
+                                  nn.SiLU())  # fmt: skip
+        self.classifier = nn.Linear(32, 1)
+
+    def forward(self, z):
+        return self.classifier(self.body(z)).squeeze(-1)
+
+
+SMOOTH = {
+    "boosting": ("boosting", {"max_epochs": 30}),
+    "mlp": ("mlp", NETWORK),
+    "periodic": ("periodic", NETWORK | {"max_epochs": 20}),
+    "class": (Network, NETWORK),
+    "factory": (lambda d: nn.Sequential(nn.Linear(d, 32), nn.Tanh(), nn.Linear(32, 1)), NETWORK),
+    "instance": (Network(2), NETWORK),
+    "HistGradientBoosting": (HistGradientBoostingClassifier(max_iter=20, random_state=0), {}),
+}
+OPAQUE = {
+    "GradientBoosting": (GradientBoostingClassifier(n_estimators=30, random_state=0), {}),
+    "RandomForest": (RandomForestClassifier(20, min_samples_leaf=5, random_state=0), {}),
+    "LogisticRegression": (LogisticRegression(), {}),
+}
+
+
+@pytest.mark.parametrize("name", [*SMOOTH, *OPAQUE])
+def test_every_energy_improves_on_the_base(name, moons, new_moons):
+    model, options = (SMOOTH | OPAQUE)[name]
+    base = "gaussian"
+    if name == "LogisticRegression":  # linear: it can move a base, not bend it
+        base = normal([1.0, 0.5])
+    weights = copy.deepcopy(model.state_dict()) if isinstance(model, nn.Module) else None
+    parameters = model.get_params() if name in OPAQUE else None
+    estimator = NCEDensity(**QUICK | {"base": base}, energy_model=model, **options)
+    opaque = name in OPAQUE
+    assert hasattr(estimator, "stein_score") != opaque
+    estimator.fit(moons)
+    assert hasattr(estimator, "stein_score") != opaque
+    assert estimator.n_iter_ > 0
+    gain = estimator.score_samples(new_moons) - estimator.base_score_samples(new_moons)
+    assert gain.mean() > 0.05
+    # normalised, whatever the energy
+    across, up = np.linspace(-7.0, 8.0, 241), np.linspace(-5.0, 5.5, 201)
+    points = np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2)
+    total = np.exp(estimator.score_samples(points)).sum() * np.diff(across)[0] * np.diff(up)[0]
+    assert total == pytest.approx(1.0, abs=0.03)
+    drawn = estimator.sample(500, random_state=0, n_mala_steps=3)
+    np.testing.assert_allclose(drawn.mean(axis=0), moons.mean(axis=0), atol=0.2)
+    if opaque:
+        with pytest.raises(AttributeError, match="stein_score"):
+            estimator.stein_score(moons)
+        assert not hasattr(model, "classes_")
+        assert model.get_params() == parameters
+    if weights is not None:
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, weights[key])
+
+
+def test_logit_of_a_classifier_is_the_log_ratio(moons):
+    # f is the logit plus log nu, whatever nu: log Z of a good classifier is then about zero
+    for noise_ratio in (1, 10):
+        estimator = NCEDensity(
+            base=normal([0.8, 0.2]), n_members=1, energy_model=LogisticRegression(C=1e4),
+            noise_ratio=noise_ratio, random_state=0,
+        ).fit(np.random.default_rng(0).normal([0.2, 0.9], size=(2000, 2)))  # fmt: skip
+        new = np.random.default_rng(1).normal([0.2, 0.9], size=(2000, 2))
+        truth = stats.multivariate_normal([0.2, 0.9]).logpdf(new)
+        assert (truth - estimator.score_samples(new)).mean() < 0.01
+        assert np.abs(estimator.log_partition_).max() < 0.15
+
+
+def test_classifiers_are_of_data_against_the_base(moons):
+    for model in ("boosting", LogisticRegression()):
+        for laws in ({"noise": "uniform"}, {"base": None}):
+            with pytest.raises(ValueError, match="needs a base, and noise=None"):
+                NCEDensity(**QUICK | laws, energy_model=model).fit(moons)
+
+
+def test_classifier_without_weights_says_so(moons):
+    estimator = NCEDensity(**QUICK, energy_model=KNeighborsClassifier())
+    estimator.fit(moons)
+    with pytest.raises(ValueError, match="KNeighborsClassifier.* takes no sample_weight"):
+        estimator.fit(moons, sample_weight=np.linspace(1.0, 2.0, len(moons)))
+
+
+def test_module_of_the_wrong_shape_is_refused(moons):
+    with pytest.raises(ValueError, match="energy_model must map"):
+        NCEDensity(**QUICK, energy_model=lambda d: nn.Linear(d, 3)).fit(moons)
+    with pytest.raises(ValueError, match="energy_model failed on rows of shape"):
+        NCEDensity(**QUICK, energy_model=nn.Linear(5, 1)).fit(moons)
+
+
+# ---------------------------------------------------------------------- training
+
+
+def test_no_epochs_is_the_base(moons, new_moons):
+    estimator = NCEDensity(**QUICK, max_epochs=0).fit(moons)
+    assert estimator.n_iter_ == 0
+    np.testing.assert_array_equal(
+        estimator.score_samples(new_moons), estimator.base_score_samples(new_moons)
+    )
+    _, std = estimator.score_samples(new_moons, return_std=True)
+    assert (std == 0).all()
+    assert np.isinf(estimator.effective_sample_size_).all()
+    # each member is a normal law fitted to half of the rows: nearly that of all rows
+    expected = stats.multivariate_normal(moons.mean(axis=0), np.cov(moons.T)).logpdf(new_moons)
+    assert np.abs(estimator.score(new_moons) - expected.mean()) < 0.02
+
+
+@pytest.mark.parametrize("model", ["boosting", "mlp"])
+def test_history(moons, model):
+    options = NETWORK | {"max_epochs": 30} if model == "mlp" else {"max_epochs": 30}
+    estimator = NCEDensity(**QUICK, energy_model=model, **options).fit(moons)
+    history = estimator.history_
+    level = history["held_out_log_likelihood"]
+    assert len(history["n_iter"]) == len(level)
+    assert history["n_iter"][0] == 0
+    assert history["n_iter"][-1] <= 30
+    # first the base, out of fold: about its score on the training rows
+    assert level[0] == pytest.approx(estimator.base_score_samples(moons).mean(), abs=0.05)
+    assert estimator.n_iter_ == history["n_iter"][np.nanargmax(level)]
+    # before recalibration, and of single members: the out-of-fold scores are not worse
+    assert estimator.out_of_fold_scores_.mean() > np.nanmax(level) - 0.02
+    if model == "mlp":
+        assert np.isfinite(history["train_loss"][1:]).all()
+        assert history["train_loss"][-1] < history["train_loss"][1]
+
+
+def test_without_early_stopping_the_last_state_counts(moons):
+    for model, options in (("boosting", {"max_epochs": 12}), ("mlp", NETWORK)):
+        estimator = NCEDensity(**QUICK, early_stopping=False, energy_model=model, **options)
+        assert estimator.fit(moons).n_iter_ == options["max_epochs"]
+
+
+def test_few_rows_are_judged_before_patience_ends(moons):
+    # an epoch of a network on few rows is a step or two; defaults must learn all the same
+    estimator = NCEDensity(**QUICK, energy_model="mlp", hidden_layer_sizes=(16,)).fit(moons)
+    assert estimator.n_iter_ > 0
+
+
+def test_one_member_holds_out_a_validation_split(moons, new_moons):
+    estimator = NCEDensity(**QUICK | {"n_members": 1}, validation_fraction=0.25, max_epochs=30)
+    estimator.fit(moons)
+    assert (~np.isnan(estimator.out_of_fold_scores_)).sum() == 100
+    assert estimator.log_partition_.shape == (1,)
+    assert estimator.score(new_moons) > estimator.base_score_samples(new_moons).mean()
+
+
+class Watch(Callback):
+    def __init__(self, stop_after=None, break_in_batch=None):
+        self.stop_after, self.break_in_batch = stop_after, break_in_batch
+        self.epochs, self.batches, self.began, self.ended = 0, 0, 0, 0
+
+    def on_train_begin(self, net, **kwargs):
+        self.began += 1
+
+    def on_train_end(self, net, **kwargs):
+        self.ended += 1
+
+    def on_batch_begin(self, net, **kwargs):
+        self.batches += 1
+        if self.batches == self.break_in_batch:
+            raise KeyboardInterrupt("from a batch")
+
+    def on_epoch_end(self, net, **kwargs):
+        self.epochs += 1
+        assert math.isfinite(net.history[-1, "train_loss"])
+        if self.epochs == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def test_callbacks_of_skorch_are_called(moons):
+    watch = Watch()
+    options = NETWORK | {"max_epochs": 4}
+    NCEDensity(**QUICK, energy_model="mlp", callbacks=[watch], **options).fit(moons)
+    assert (watch.began, watch.epochs, watch.ended) == (1, 4, 1)
+    assert watch.batches == 4 * round(200 / 64)
+
+
+def test_callback_may_end_the_training(moons):
+    watch = Watch(stop_after=3)
+    estimator = NCEDensity(**QUICK, energy_model="mlp", callbacks=[watch], **NETWORK).fit(moons)
+    assert (watch.epochs, watch.ended) == (3, 1)
+    assert len(estimator.history_["n_iter"]) == 4
+
+
+def test_interrupt_while_training_is_passed_on(moons):
+    estimator = NCEDensity(**QUICK, energy_model="mlp", **NETWORK)
+    estimator.set_params(callbacks=[Watch(break_in_batch=5)])
+    with pytest.raises(KeyboardInterrupt, match="from a batch"):
+        estimator.fit(moons)
+    assert [name for name in vars(estimator) if name.endswith("_")] == []
+
+
+def test_divergence_is_an_error_that_says_what_to_lower(moons):
+    class Explosive(nn.Module):
+        def __init__(self, d):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(d))
+
+        def forward(self, z):
+            return torch.exp(1e3 * (z @ self.weight).square())
+
+    estimator = NCEDensity(**QUICK, energy_model=Explosive, **NETWORK)
+    with pytest.raises(DivergenceError, match="lower learning_rate"):
+        estimator.fit(moons)
+    assert not hasattr(estimator, "model_")
+
+
+def test_progress_bar(moons, capsys):
+    NCEDensity(**QUICK, max_epochs=5, verbose=1).fit(moons)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for stage in ("base: gaussian", "energy", "log Z"):
+        assert stage in captured.err
+    NCEDensity(**QUICK, max_epochs=5).fit(moons)
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_device_may_be_an_object(moons):
+    scores = [
+        NCEDensity(**QUICK, max_epochs=5, device=device).fit(moons).score_samples(moons)
+        for device in ("cpu", torch.device("cpu"))
+    ]
+    np.testing.assert_array_equal(*scores)
+
+
+# ---------------------------------------------------------------------- warm start
+
+
+def warm(**options):
+    return NCEDensity(
+        **QUICK, energy_model="mlp", warm_start=True, **NETWORK | {"max_epochs": 15} | options
+    )
+
+
+def test_warm_start_goes_on(moons, new_moons):
+    estimator = warm().fit(moons)
+    first, columns = estimator.score(new_moons), estimator._columns
+    bases = list(estimator.model_.bases)
+    reached = np.nanmax(estimator.history_["held_out_log_likelihood"])
+    estimator.fit(moons)
+    again = estimator.history_["held_out_log_likelihood"]
+    # same rows, same folds: it starts where it was, and is not worse after
+    assert again[0] == pytest.approx(reached, abs=0.03)
+    assert np.nanmax(again) >= again[0]
+    assert estimator.score(new_moons) > first - 0.05
+    assert list(estimator.model_.bases) == bases
+    assert estimator._columns is columns
+
+
+def test_warm_start_that_finds_nothing_better_keeps_its_tilt(moons, new_moons):
+    estimator = warm().fit(moons)
+    assert estimator.n_iter_ > 0
+    before = estimator.score(new_moons)
+    estimator.set_params(learning_rate=1e-12, max_epochs=1).fit(moons)
+    assert estimator.score(new_moons) == pytest.approx(before, abs=0.05)
+    assert (estimator.log_partition_ != 0).all()
+
+
+def test_warm_start_with_other_members_starts_anew(moons, new_moons):
+    estimator = warm().fit(moons).set_params(n_members=3).fit(moons)
+    fresh = warm().set_params(n_members=3).fit(moons)
+    np.testing.assert_array_equal(
+        estimator.score_samples(new_moons), fresh.score_samples(new_moons)
+    )
+
+
+def test_warm_start_is_for_the_same_columns(moons):
+    estimator = warm(max_epochs=1).fit(moons)
+    with pytest.raises(ValueError, match="3 features, but NCEDensity is expecting 2"):
+        estimator.fit(np.c_[moons, moons[:, :1]])
+    estimator.set_params(warm_start=False).fit(np.c_[moons, moons[:, :1] ** 2])
+    assert estimator.n_features_in_ == 3
+
+
+# ---------------------------------------------------------------------- smoothing
+
+
+@pytest.mark.parametrize("smoothing", [0.5, "scott"])
+def test_smoothing_of_a_gaussian_is_known(smoothing):
+    covariance = [[4.0, 1.5], [1.5, 1.0]]
+    X = np.random.default_rng(0).multivariate_normal([1.0, -2.0], covariance, size=2000)
+    h = 2000 ** (-1 / 6) if smoothing == "scott" else smoothing
+    estimator = NCEDensity(**QUICK, max_epochs=0, smoothing=smoothing).fit(X)
+    # X + h eps, eps independent with the standard deviations of the columns
+    covariance = np.cov(X.T) + h**2 * np.diag(X.var(axis=0))
+    expected = stats.multivariate_normal(X.mean(axis=0), covariance)
+    new = expected.rvs(4000, random_state=1)
+    gap = expected.logpdf(new) - estimator.score_samples(new)
+    assert abs(gap.mean()) < 0.01

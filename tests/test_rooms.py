@@ -1,0 +1,216 @@
+"""The import layering of the package, and what importing it does to the process."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import skebm
+
+ROOT = pathlib.Path(skebm.__file__).parent
+
+# A room may import from rooms of lower rank, and from itself.
+RANK = {
+    "": 6,  # skebm/__init__.py
+    "plotting": 5,
+    "estimators": 4,
+    "partition": 3,
+    "diagnostics": 3,
+    "samplers": 2,
+    "objectives": 2,
+    "energies": 1,
+    "bases": 1,
+    "datasets": 1,
+    "exceptions": 0,
+    "_sklearn_compat": 0,
+    "_version": 0,
+}
+
+FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def room_of(module):
+    """Room of a module of the package, "skebm.bases._em" -> "bases"."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(tree, file):
+    """Yield (full name, line, whether inside a function) of everything that is imported."""
+    package = ["skebm", *pathlib.PurePosixPath(file).parent.parts]
+
+    def visit(node, inside):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    yield alias.name, child.lineno, inside
+            elif isinstance(child, ast.ImportFrom):
+                above = package[: len(package) - child.level + 1] if child.level else []
+                module = ".".join([*above, *([child.module] if child.module else [])])
+                for alias in child.names:
+                    yield f"{module}.{alias.name}", child.lineno, inside
+            function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from visit(child, inside or function)
+
+    yield from visit(tree, False)
+
+
+def dotted(tree):
+    """Yield (dotted name, line) of chains of attributes such as sklearn.utils._tags."""
+    for node in ast.walk(tree):
+        parts, inner = [], node
+        while isinstance(inner, ast.Attribute):
+            parts.append(inner.attr)
+            inner = inner.value
+        if parts and isinstance(inner, ast.Name):
+            yield ".".join([inner.id, *reversed(parts)]), node.lineno
+
+
+def layering(file, tree):
+    """Imports of `file` that do not point downwards."""
+    parts = pathlib.PurePosixPath(file).with_suffix("").parts
+    own = "" if parts == ("__init__",) else parts[0]
+    for name, line, _ in imports(tree, file):
+        if name.split(".")[0] != "skebm":
+            continue
+        room = room_of(name)
+        if room not in RANK:
+            yield f"{file}:{line} imports {name}, which is in no known room"
+        elif room != own and RANK[room] >= RANK[own]:
+            yield f"{file}:{line} imports {name}: {own or 'skebm'} may not import {room}"
+
+
+def of(tree, file, package):
+    return [i for i in imports(tree, file) if i[0].split(".")[0] == package]
+
+
+def foreign(file, tree):
+    """Imports of other packages that are not where they belong."""
+    room = file.split("/")[0]
+    if file != "estimators/_engine.py":
+        for name, line, _ in of(tree, file, "skorch"):
+            yield f"{file}:{line} imports {name}: only estimators/_engine.py may"
+    for name, line, inside in of(tree, file, "matplotlib") + of(tree, file, "mpl_toolkits"):
+        if room != "plotting" or not inside:
+            yield f"{file}:{line} imports {name}: only functions of plotting may"
+    for name, line, inside in of(tree, file, "zuko"):
+        if not inside:
+            yield f"{file}:{line} imports {name} outside of a function"
+    if room in ("bases", "objectives", "partition"):
+        for name, line, inside in of(tree, file, "sklearn"):
+            if not inside:
+                yield f"{file}:{line} imports {name} outside of a function"
+
+
+def private(file, tree):
+    """Private names of scikit-learn outside of the one file for them."""
+    if file == "_sklearn_compat.py":
+        return
+    used = [(name, line) for name, line, _ in imports(tree, file)] + list(dotted(tree))
+    for name, line in used:
+        parts = name.split(".")
+        if parts[0] == "sklearn" and any(p.startswith("_") for p in parts):
+            yield f"{file}:{line} uses {name}"
+
+
+def test_every_file_is_in_a_known_room():
+    rooms = {file.split("/")[0].removesuffix(".py") for file in FILES} - {"__init__"}
+    assert rooms <= set(RANK)
+    assert len(FILES) > 30
+
+
+@pytest.mark.parametrize("rule", [layering, foreign, private])
+@pytest.mark.parametrize("file", FILES)
+def test_rooms(file, rule):
+    assert list(rule(file, ast.parse(FILES[file].read_text()))) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "file", "code"),
+    [
+        (layering, "bases/_em.py", "from skebm.energies import MLPEnergy"),
+        (layering, "bases/_em.py", "from ..estimators import NCEDensity"),
+        (layering, "bases/_em.py", "def f():\n    from .. import estimators"),
+        (layering, "samplers/_run.py", "import skebm.objectives.contrastive"),
+        (layering, "diagnostics.py", "from .partition import LogPartition"),
+        (layering, "datasets.py", "from skebm import NCEDensity"),
+        (layering, "exceptions.py", "from skebm._version import __version__"),
+        (layering, "estimators/nce.py", "from skebm.plotting import DensityDisplay"),
+        (layering, "estimators/nce.py", "from skebm.new_room import something"),
+        (foreign, "estimators/nce.py", "def f():\n    from skorch import NeuralNet"),
+        (foreign, "estimators/_base.py", "def f():\n    import matplotlib.pyplot as plt"),
+        (foreign, "plotting/_common.py", "import matplotlib.pyplot as plt"),
+        (foreign, "bases/_adapters.py", "import zuko.flows"),
+        (foreign, "bases/_fit.py", "from sklearn.base import clone"),
+        (private, "estimators/nce.py", "from sklearn.base import _fit_context"),
+        (private, "estimators/nce.py", "from sklearn.utils._tags import Tags"),
+        (private, "estimators/nce.py", "import sklearn.utils\nsklearn.utils._tags.Tags"),
+    ],
+)
+def test_rules_find_what_they_forbid(rule, file, code):
+    assert list(rule(file, ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        (
+            "estimators/_members.py",
+            "from ._model import log_ratio\nfrom ..bases import UniformBase",
+        ),
+        ("estimators/_engine.py", "def f():\n    from skorch import NeuralNet"),
+        ("plotting/_density.py", "def f():\n    import matplotlib.pyplot as plt"),
+        ("bases/_adapters.py", "def f():\n    import zuko"),
+        ("energies/_trees.py", "from skebm._sklearn_compat import hist_gradient_boosting_nodes"),
+        ("__init__.py", "from skebm.estimators import NCEDensity"),
+    ],
+)
+def test_rules_allow_what_they_should(file, code):
+    for rule in (layering, foreign, private):
+        assert list(rule(file, ast.parse(code))) == []
+
+
+IMPORT = """
+import pickle, random, sys, warnings
+import numpy as np
+# what others change when they are imported is not ours to answer for
+import joblib, scipy.interpolate, scipy.special, sklearn.ensemble, sklearn.mixture, torch
+from torch.distributions import Distribution
+
+def state():
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "validation of distributions": Distribution._validate_args,
+        "gradients": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "precision": torch.get_float32_matmul_precision(),
+        "torch generator": torch.get_rng_state().tolist(),
+        "numpy generator": pickle.dumps(np.random.get_state()),
+        "python generator": random.getstate(),
+        "print options of numpy": repr(np.get_printoptions()),
+        "floating-point errors of numpy": np.geterr(),
+        "print options of torch": repr(vars(torch._tensor_str.PRINT_OPTS)),
+        "warnings": list(warnings.filters),
+        "showwarning": warnings.showwarning,
+        "configuration of scikit-learn": sklearn.get_config(),
+        "excepthook": sys.excepthook,
+    }
+
+before, modules = state(), set(sys.modules)
+import skebm
+after = state()
+changed = [name for name in before if before[name] != after[name]]
+assert not changed, f"changed: {changed}"
+loaded = {"skorch", "matplotlib", "zuko", "tqdm", "pandas"} & (set(sys.modules) - modules)
+assert not loaded, f"imported: {sorted(loaded)}"
+assert all(hasattr(skebm, name) for name in skebm.__all__)
+"""
+
+
+def test_import_is_lean_and_changes_nothing():
+    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout == ""
