@@ -30,6 +30,7 @@ MAX_ROWS = 10_000
 SETTINGS = {
     "skebm h=0": dict(smoothing=0.0),
     "skebm h=scott": dict(smoothing="scott"),
+    "skebm multiscale": dict(smoothing="multiscale"),
 }
 
 
@@ -57,12 +58,16 @@ def _scored_by_model(build):
 
 
 def _skebm(setting):
-    def build(seed):
+    def score(X, X_test, seed):
         from skebm import NCEDensity
 
-        return NCEDensity(**setting, random_state=seed)
+        est = NCEDensity(**setting, random_state=seed).fit(X)
+        # rows of the training table are ranked by the member that has not seen them
+        scores = est.out_of_fold_scores_ if X_test is None else est.score_samples(X_test)
+        # a column that was constant while fitting and is not any more: -inf, the oddest of all
+        return -np.nan_to_num(scores, neginf=-1e300)
 
-    return _scored_by_model(build)
+    return score
 
 
 PEERS = {

@@ -11,6 +11,7 @@ from skebm.bases._combine import AffineTransform, StackedBase, TransformedBase
 from skebm.bases._em import fit_gaussian_mixture
 from skebm.bases._fit import (
     CANDIDATES,
+    MAX_FIT_ROWS,
     SklearnDensity,
     auto_candidates,
     fit_bases,
@@ -21,6 +22,7 @@ from skebm.bases._mixtures import GaussianMixtureBase, KernelDensityBase
 
 __all__ = [
     "CANDIDATES",
+    "MAX_FIT_ROWS",
     "AffineTransform",
     "FlowBase",
     "GaussianMixtureBase",

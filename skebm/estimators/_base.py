@@ -22,7 +22,7 @@ from skebm._sklearn_compat import (
     _check_sample_weight,
     _fit_context,
 )
-from skebm.bases import CANDIDATES, MarginalGaussianization, StackedBase
+from skebm.bases import CANDIDATES, MAX_FIT_ROWS, MarginalGaussianization, StackedBase
 from skebm.exceptions import LowEffectiveSampleSizeWarning
 from skebm.partition import LogPartition, adaptive_importance_sampling
 from skebm.samplers import mala, run
@@ -201,8 +201,11 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
                     StackedBase([fitted, confining], [0.5, 0.5])
                     for fitted, confining in zip(law("auto", "noise"), bases, strict=True)
                 ]
+            some = torch.randperm(len(x_fit), generator=generator)[:MAX_FIT_ROWS]
             features = FeatureMap(
-                MarginalGaussianization.fit(x_fit.numpy(), sample_weight=row_weight.numpy())
+                MarginalGaussianization.fit(
+                    x_fit[some].numpy(), sample_weight=row_weight[some].numpy()
+                )
             )
         members = Members(x_fit, row_weight, splits, bases, proposals, features, generator)
         if h == 0 and not columns.has_ties:

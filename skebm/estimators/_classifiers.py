@@ -19,6 +19,9 @@ from skebm.energies import SoftTrees
 
 from ._members import Trained
 
+MAX_ROWS = 200_000
+"""Rows per member, at most: a random subsample of larger splits."""
+
 MAX_NOISE = 200_000
 """Noise samples per member, at most; beyond, nu is smaller than asked for."""
 
@@ -184,6 +187,7 @@ def train_classifiers(
 
 def _task(members, k, noise_ratio):
     train, held = members.splits[k]
+    train = train[torch.randperm(len(train), generator=members.generator)[:MAX_ROWS]]
     n_noise = max(1, min(round(noise_ratio * len(train)), MAX_NOISE))
     noise = members.features(members.proposals[k].sample(n_noise, members.generator))
     weight = members.weight[train]

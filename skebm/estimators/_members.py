@@ -17,6 +17,9 @@ from ._model import log_ratio
 POOL_SIZE = 8192
 """Base samples per member on which every choice is made: common random numbers."""
 
+MAX_HELD_OUT = 50_000
+"""A member is judged on at most this many held-out rows."""
+
 MIN_ESS = 0.02
 """Effective sample size, as a fraction, below which importance sampling is not trusted."""
 
@@ -39,13 +42,13 @@ def make_splits(n, n_members, validation_fraction, generator):
     order = torch.randperm(n, generator=generator)
     if n_members == 1:
         n_held = min(max(1, round(validation_fraction * n)), n - 1)
-        return [(order[n_held:].sort().values, order[:n_held].sort().values)]
+        return [(order[n_held:].sort().values, order[:n_held][:MAX_HELD_OUT].sort().values)]
     folds = order.tensor_split(min(n_members, n))
     keep = torch.ones(n, dtype=torch.bool)
     splits = []
     for held in folds:
         keep[held] = False
-        splits.append((torch.where(keep)[0], held.sort().values))
+        splits.append((torch.where(keep)[0], held[:MAX_HELD_OUT].sort().values))
         keep[held] = True
     return splits
 

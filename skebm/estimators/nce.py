@@ -14,6 +14,10 @@ from ._classifiers import train_classifiers
 from ._neural import build_energy, train_networks
 
 
+MANY_ROWS = 5_000
+"""Above this many rows boosting defaults to less noise and larger steps."""
+
+
 class NCEDensity(BaseTiltedDensity):
     r"""Normalised density by noise-contrastive estimation.
 
@@ -32,7 +36,8 @@ class NCEDensity(BaseTiltedDensity):
         ranking [2]_, or the self-normalised likelihood [3]_. Boosting and classifiers are always
         trained by binary noise-contrastive estimation (that is what classification is).
     noise_ratio : float or "auto", default="auto"
-        Noise samples per row, nu. "auto" is 10 for boosting and classifiers, 2 for networks.
+        Noise samples per row, nu. "auto" is 10 for boosting and classifiers (5 above 5,000 rows), 2
+        for networks. No member sees more than 200,000 noise samples.
     noise : law or None, default=None
         Law of the noise, given like `base`. None is the base itself (log q then cancels in the
         loss); without a base, ``"auto"`` and the confining Gaussian, half and half.
@@ -56,13 +61,13 @@ class NCEDensity(BaseTiltedDensity):
     hidden_layer_sizes : sequence of int, default=(128, 128)
         Of the networks.
     learning_rate : float or "auto", default="auto"
-        "auto" is .1 for boosting and 3e-3 for networks.
+        "auto" is .1 for boosting (.2 above 5,000 rows) and 3e-3 for networks.
     weight_decay : float, default=1e-3
         Of the networks (AdamW).
     batch_size : int, default=256
         Rows per member and step, for networks.
     max_epochs : int or "auto", default="auto"
-        Passes over the rows ("auto": 100), or boosting iterations ("auto": 1000), at most. 0 is
+        Passes over the rows ("auto": 100), or boosting iterations ("auto": 600), at most. 0 is
         the base alone.
     early_stopping : bool, default=True
         Whether to stop by, and keep the best state on, held-out normalised likelihood.
@@ -113,7 +118,8 @@ class NCEDensity(BaseTiltedDensity):
         Threshold of `predict` on `score_samples`.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
         Log-density of every training row (of positive weight) under the member that has not seen
-        it; NaN for rows that were never held out.
+        it; NaN for rows that were never held out (with one member, or beyond 50,000 per member).
+        This, and not `score_samples`, ranks the rows of the training table itself.
     model_ : torch.nn.Module
         The fitted density on standardised columns.
     n_features_in_ : int
@@ -132,6 +138,9 @@ class NCEDensity(BaseTiltedDensity):
     by a constant only. A column with ties (integers, rounding) is modelled at its own resolution:
     its values are spread evenly over the cells between them while fitting. A constant column is a
     point mass.
+
+    Large tables: bases are fitted on at most 20,000 rows per member, boosted trees on at most
+    200,000, and a member is judged on at most 50,000; networks see every row.
 
     References
     ----------
@@ -241,9 +250,10 @@ class NCEDensity(BaseTiltedDensity):
                 return for_classifiers if classifier else for_networks
             return value
 
-        noise_ratio = default(self.noise_ratio, 10.0, 2.0)
-        learning_rate = default(self.learning_rate, 0.1, 3e-3)
-        max_epochs = default(self.max_epochs, 1000, 100)
+        many = len(members.x) > MANY_ROWS
+        noise_ratio = default(self.noise_ratio, 5.0 if many else 10.0, 2.0)
+        learning_rate = default(self.learning_rate, 0.2 if many else 0.1, 3e-3)
+        max_epochs = default(self.max_epochs, 600, 100)
         if classifier:
             if not members.tilts_its_proposal:
                 raise ValueError(

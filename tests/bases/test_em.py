@@ -26,8 +26,10 @@ def clusters(n=1500, d=3, seed=0):
 def start(x, k, seed=1):
     rng = np.random.default_rng(seed)
     means = x[rng.choice(len(x), k, replace=False)]
-    covariance = torch.cov(x.mT).reshape(x.shape[1], -1) * 0.5
-    return GaussianMixtureBase(rng.dirichlet(5 * np.ones(k)), means, covariance.repeat(k, 1, 1))
+    # all different: what is equal in all components cancels from their responsibilities
+    factors = torch.as_tensor(rng.normal(size=(k, x.shape[1], x.shape[1])))
+    covariances = torch.eye(x.shape[1]) + 0.3 * factors @ factors.mT
+    return GaussianMixtureBase(rng.dirichlet(5 * np.ones(k)), means, covariances)
 
 
 def covariances(base):

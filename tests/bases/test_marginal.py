@@ -22,6 +22,8 @@ COLUMNS = {
     "atom": np.where(RNG.random(1000) < 0.9, 0.0, NORMAL),
     "constant": np.full(1000, 0.1),
     "gross outlier": np.r_[NORMAL, 1e9],
+    "small atom, far rows": np.r_[np.full(900, 0.1), 1e9 * (1 + np.abs(NORMAL[:100]))],
+    "narrow, far rows": np.r_[1e-4 * NORMAL, 1e9, 1e9, 1e9],
     "two modes": np.r_[NORMAL[:300], 100 + NORMAL[300:]],
     "tiny": 1e-6 * NORMAL,
     "offset": 1e4 + NORMAL,

@@ -13,6 +13,7 @@ from skebm.bases import (
     KernelDensityBase,
     StackedBase,
 )
+from skebm.estimators import _members
 from skebm.estimators._members import (
     MIN_ESS,
     POOL_SIZE,
@@ -182,7 +183,10 @@ def literal_standard_error(m, held, pool):
     return share @ gain, math.sqrt(variance)
 
 
-def test_acceptance_at_two_standard_errors():
+@pytest.mark.parametrize("pool_size", [20, POOL_SIZE])
+def test_acceptance_at_two_standard_errors(pool_size, monkeypatch):
+    # of the rows and, where the pool is small, of log Z
+    monkeypatch.setattr(_members, "POOL_SIZE", pool_size)
     m = uneven()
     held, pool = values(m, bump)
     mean, error = literal_standard_error(m, held, pool)

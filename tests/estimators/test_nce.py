@@ -301,9 +301,7 @@ def test_fitted_mixture_in_three_columns():
     for kind in ("full", "tied", "diag", "spherical"):
         law = GaussianMixture(3, covariance_type=kind, random_state=0).fit(X)
         estimator = NCEDensity(base=law, max_epochs=0).fit(X[:100])
-        np.testing.assert_allclose(
-            estimator.score_samples(X), law.score_samples(X), atol=1e-9
-        )
+        np.testing.assert_allclose(estimator.score_samples(X), law.score_samples(X), atol=1e-9)
 
 
 def test_unfitted_density_is_fitted_to_standardised_columns():
@@ -671,3 +669,29 @@ def test_smoothing_of_a_gaussian_is_known(smoothing):
     new = expected.rvs(4000, random_state=1)
     gap = expected.logpdf(new) - estimator.score_samples(new)
     assert abs(gap.mean()) < 0.01
+
+
+def test_multiscale_is_a_geometric_mean(moons, new_moons):
+    # of laws that do not depend on the scale: the law itself
+    law = normal([0.5, 0.0], 2.0)
+    estimator = NCEDensity(base=law, smoothing="multiscale", random_state=0).fit(moons)
+    expected = law.log_prob(torch.as_tensor(new_moons)).numpy()
+    np.testing.assert_allclose(estimator.score_samples(new_moons), expected, atol=1e-9)
+
+    # of normal laws with standard deviations s, s sqrt(1 + h^2), ...: normal, precisions averaged
+    x = np.random.default_rng(0).normal(3.0, 2.0, size=(4000, 1))
+    estimator = NCEDensity(
+        base="gaussian", n_members=1, smoothing="multiscale", random_state=0
+    ).fit(x)  # fmt: skip
+    scales = np.array([0.0, 4000 ** (-1 / 5), 0.5])
+    precision = np.mean(1.0 / (x.var() * (1.0 + scales**2)))
+    new = np.linspace(-5.0, 11.0, 50)[:, None]
+    expected = stats.norm(x.mean(), precision**-0.5).logpdf(new[:, 0])
+    np.testing.assert_allclose(estimator.score_samples(new), expected, atol=0.1)
+    assert abs(np.mean(estimator.score_samples(new) - expected)) < 0.05
+
+
+def test_multiscale_is_of_bases():
+    for laws in ({"base": None}, {"noise": "uniform"}):
+        with pytest.raises(ValueError, match="it needs a base, and noise=None"):
+            NCEDensity(smoothing="multiscale", **laws).fit(two_humps(50, 0)[0])
