@@ -260,8 +260,8 @@ class Checkerboard(_Law):
 class Rings(_Law):
     """Equal mixture of concentric circles with isotropic Gaussian noise.
 
-    With s = ``noise``, a circle of radius R convolved with N(0, s^2 I) has the density
-    exp(-(|x|^2 + R^2) / (2 s^2)) I_0(R |x| / s^2) / (2 pi s^2) (so that |x| is Rice).
+    With s = ``noise``, a circle of radius R convolved with ``N(0, s^2 I)`` has the density
+    ``exp(-(|x|^2 + R^2) / (2 s^2)) I_0(R |x| / s^2) / (2 pi s^2)`` (so that ``|x|`` is Rice).
     """
 
     radii: tuple = (1.0, 2.0, 3.0)
@@ -287,8 +287,8 @@ class Rings(_Law):
 class Pinwheel(_Law):
     """Blades of Gaussians about the origin, twisted in proportion to the distance from it.
 
-    Before the twist blade k is N((1, 0), diag(``radial_scale``^2, ``tangential_scale``^2))
-    turned by 2 pi k / ``n_blades``; then x is turned by ``twist`` |x|, a map of unit Jacobian.
+    Before the twist blade k is ``N((1, 0), diag(radial_scale^2, tangential_scale^2))`` turned by
+    ``2 pi k / n_blades``; then x is turned by ``twist |x|``, a map of unit Jacobian.
     After Johnson et al., "Composing graphical models with neural networks", NeurIPS 2016, whose
     twist depends on the untwisted coordinate and leaves no closed density.
     """
@@ -324,7 +324,7 @@ class Pinwheel(_Law):
 class Banana(_Law):
     """Gaussian bent along a parabola.
 
-    x_1 ~ N(0, 1) and x_2 | x_1 ~ N(``curvature`` (x_1^2 - 1), ``noise``^2); after Haario,
+    ``x_1 ~ N(0, 1)`` and ``x_2 | x_1 ~ N(curvature (x_1^2 - 1), noise^2)``; after Haario,
     Saksman and Tamminen, Computational Statistics, 1999.
     """
 
@@ -346,7 +346,7 @@ class Banana(_Law):
 class Funnel(_Law):
     """Neal's funnel: one column sets the scale of all others.
 
-    x_1 ~ N(0, ``scale``^2) and x_j | x_1 ~ N(0, exp(x_1)) for j > 1; Neal, "Slice sampling",
+    ``x_1 ~ N(0, scale^2)`` and ``x_j | x_1 ~ N(0, exp(x_1))`` for j > 1; Neal, "Slice sampling",
     Annals of Statistics, 2003 (there: scale 3, ten columns).
     """
 
@@ -392,9 +392,9 @@ class GaussianMixtureLaw(_MixtureLaw):
 class MultivariateT(_Law):
     """Multivariate Student t with ``df`` degrees of freedom, centre 0 and scale matrix R.
 
-    R has entries ``correlation``^|i - j|;
-    p(x) = Gamma((df + d)/2) / (Gamma(df/2) (df pi)^(d/2) |R|^(1/2))
-    (1 + x^T R^-1 x / df)^(-(df + d)/2).
+    R has entries ``correlation^|i - j|``;
+    ``p(x) = Gamma((df + d)/2) / (Gamma(df/2) (df pi)^(d/2) |R|^(1/2))
+    (1 + x^T R^-1 x / df)^(-(df + d)/2)``.
     """
 
     n_features: int = 5
@@ -422,8 +422,8 @@ class MultivariateT(_Law):
 class GammaCopula(_Law):
     """Gaussian copula with gamma marginals of unit scale and the given ``shapes``.
 
-    x_j = F_j^-1(Phi(z_j)) with z ~ N(0, R), R_ij = ``correlation``^|i - j|, so that
-    log p(x) = log N(z; 0, R) + sum_j [log f_j(x_j) - log N(z_j; 0, 1)]. See Nelsen, "An
+    ``x_j = F_j^-1(Phi(z_j))`` with ``z ~ N(0, R)``, ``R_ij = correlation^|i - j|``, so that
+    ``log p(x) = log N(z; 0, R) + sum_j [log f_j(x_j) - log N(z_j; 0, 1)]``. See Nelsen, "An
     introduction to copulas", 2006.
     """
 

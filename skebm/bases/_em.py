@@ -18,7 +18,7 @@ _ROUNDING = 1e-13
 
 def fit_gaussian_mixture(
     x, n_components, generator, *, diagonal=False, sample_weight=None, start=None,
-    prior_strength=1.0, reg_covar=1e-6, max_iter=60, tol=2e-3,
+    prior_strength=1.0, reg_covar=1e-6, max_iter=80, tol=1e-3,
 ):  # fmt: skip
     """Fit a Gaussian mixture by expectation-maximisation.
 
@@ -38,8 +38,8 @@ def fit_gaussian_mixture(
         size of one of `n_components` cells, so that no component collapses.
     reg_covar : float, default=1e-6
         Added to the variances.
-    max_iter : int, default=60
-    tol : float, default=2e-3
+    max_iter : int, default=80
+    tol : float, default=1e-3
         Stop when the mean log-likelihood gains less, in nats.
 
     Returns

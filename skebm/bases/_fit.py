@@ -38,6 +38,7 @@ class _Rows:
 
     x: torch.Tensor
     weight: torch.Tensor
+    box: tuple | None = None  # lowest and highest values of *all* rows
 
     def mapped(self, transform):
         z, log_det = transform(self.x)
@@ -107,20 +108,23 @@ def stacking_weights(log_prob, sample_weight, *, floor=1e-3, n_iter=500):
     weights = torch.full((log_prob.shape[1],), 1.0 / log_prob.shape[1], dtype=torch.float64)
     for _ in range(n_iter):
         weights = share @ (log_prob + weights.log()).softmax(dim=1)
-    weights = torch.where(weights < floor, 0.0, weights)
-    return weights / weights.sum()
+    kept = torch.where(weights < floor, 0.0, weights)
+    kept = kept / kept.sum()
+    # a law of small weight may still be all that covers some row
+    before, after = (share @ (log_prob + w.log()).logsumexp(1) for w in (weights, kept))
+    return kept if before - after < floor else weights
 
 
 def _fit_candidate(candidate, x, weight, splits, generator):
     settings, laws = None, []
+    box = x.amin(0), x.amax(0)
     for train, held in splits:
         train = train[torch.randperm(len(train), generator=generator)[:MAX_FIT_ROWS]]
-        rows = _Rows(x[train], weight[train])
+        rows = _Rows(x[train], weight[train], box)
         if settings is None:
+            some = held[torch.randperm(len(held), generator=generator)[:MAX_CHOICE_ROWS]]
             settings = candidate.choose(
-                rows.first(MAX_CHOICE_ROWS),
-                _Rows(x[held], weight[held]).first(MAX_CHOICE_ROWS),
-                generator,
+                rows.first(MAX_CHOICE_ROWS), _Rows(x[some], weight[some]), generator
             )
         laws.append(candidate.fit(rows, settings, generator))
     return laws
@@ -175,7 +179,7 @@ class _Kernel:
         n, d = rows.x.shape
         covariance = None
         if shaped:
-            covariance = torch.cov(rows.x.mT, aweights=rows.weight).reshape(d, d)
+            covariance = torch.cov(rows.x.mT, aweights=rows.weight, correction=0).reshape(d, d)
             covariance = covariance + 1e-6 * torch.eye(d, dtype=torch.float64)
         return KernelDensityBase(
             rows.x, factor * n ** (-1.0 / (d + 4)), weights=rows.weight, covariance=covariance
@@ -187,22 +191,19 @@ class _Kernel:
             for shaped in (False, True)
             for factor in np.geomspace(0.05, 1.6, 11)
         ]
-        return max(
-            options, key=lambda s: held.mean(self.fit(rows, s, generator).log_prob(held.x))
-        )
+        return max(options, key=lambda s: held.mean(self.fit(rows, s, generator).log_prob(held.x)))
 
 
 class _Uniform:
-    """Box around all rows of the split and the held-out ones, a twentieth wider on every side."""
+    """Box around all rows, a twentieth wider on every side."""
 
     def fit(self, rows, settings, generator):
-        return UniformBase(*settings)
+        low, high = rows.box
+        margin = 0.05 * (high - low)
+        return UniformBase(low - margin, high + margin)
 
     def choose(self, rows, held, generator):
-        x = torch.cat([rows.x, held.x])
-        low, high = x.amin(0), x.amax(0)
-        margin = 0.05 * (high - low)
-        return low - margin, high + margin
+        return None
 
 
 class _Flow:

@@ -33,6 +33,7 @@ from ._laws import resolve_law
 from ._members import MIN_ESS, Members, Trained, guard, make_splits, recalibrate
 from ._model import FeatureMap, ScaleAverage, TiltedMixture
 from ._progress import Progress
+from ._threads import limit_threads
 
 TARGET_STD_ERROR = 0.01
 """Standard error of log Z, in nats, that ``n_partition_samples="auto"`` aims at."""
@@ -77,8 +78,11 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
     _parameter_constraints: dict = {
         "base": [*LAW, None],
-        "energy_model": [StrOptions({"auto", "mlp", "periodic"}), callable,
-                         torch.nn.Module],  # fmt: skip
+        "energy_model": [
+            StrOptions({"auto", "mlp", "periodic"}),
+            callable,
+            torch.nn.Module,
+        ],  # fmt: skip
         "n_members": [Interval(Integral, 1, None, closed="left")],
         "hidden_layer_sizes": ["array-like"],
         "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
@@ -133,19 +137,19 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             Fitted. If fitting fails or is interrupted, the estimator stays as it was.
         """
         before = self.__dict__.copy()
+        n_threads = torch.get_num_threads()  # for training; all else is made of small steps
         try:
-            self._fit(X, sample_weight)
+            with limit_threads(1):
+                self._fit(X, sample_weight, n_threads)
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
         return self
 
-    def _fit(self, X, sample_weight):
+    def _fit(self, X, sample_weight, n_threads):
         kept = self.model_ if self.warm_start and hasattr(self, "model_") else None
-        X = validate_data(
-            self, X, dtype=np.float64, ensure_min_samples=2, reset=kept is None
-        )
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, reset=kept is None)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         used = weight > 0
         if used.sum() < 2:
@@ -166,6 +170,7 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
                 members, refresh = self._make_members(
                     rows, weight, columns, kept, generator, seed, progress
                 )
+                members.n_threads = n_threads
                 model, trained, accepted = self._tilt(
                     members, kept, seed, refresh, device, progress
                 )
@@ -184,7 +189,9 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         x_fit = draw(seed)
 
         def law(value, where):
-            return resolve_law(value, where, x_fit, row_weight, splits, columns, generator, progress)
+            return resolve_law(
+                value, where, x_fit, row_weight, splits, columns, generator, progress
+            )
 
         if kept is not None:
             bases, proposals, features = list(kept.bases), list(kept.proposals), kept.features
@@ -219,7 +226,9 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
     def _blend(self, rows, weight, columns, generator, seed, progress):
         """``smoothing="multiscale"``: the geometric mean of the bases at several scales."""
         if self.base is None or self._noise() is not None:
-            raise ValueError('smoothing="multiscale" blends bases: it needs a base, and noise=None.')
+            raise ValueError(
+                'smoothing="multiscale" blends bases: it needs a base, and noise=None.'
+            )
         x, _ = columns.standardize(rows)
         folds = make_splits(len(x), self.n_members, self.validation_fraction, generator)
         scales = []
@@ -246,15 +255,15 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
                 trained = self._train(members, seed, refresh, device, kept, progress)
         # a warm start that finds nothing better stays at the tilt it came with
         tilted = trained.n_iter > 0 or (kept is not None and not kept.is_untilted)
-        accepted = tilted and trained.energy is not None and (
-            self.base is None or members.accepts(trained.held, trained.pool)
+        accepted = (
+            tilted
+            and trained.energy is not None
+            and (self.base is None or members.accepts(trained.held, trained.pool))
         )
         if not accepted:
             untilted = TiltedMixture(members.bases, members.bases, members.features, None)
             return untilted, trained, False
-        model = TiltedMixture(
-            members.bases, members.proposals, members.features, trained.energy
-        )
+        model = TiltedMixture(members.bases, members.proposals, members.features, trained.energy)
         temperature, mode_weights = recalibrate(members, trained.held, trained.pool)
         pool = temperature * trained.pool
         if len(mode_weights):
@@ -363,7 +372,7 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
     def _on_rows(self, function, X):
         """Log-density-like `function` of standardised rows; -inf where a constant column moved."""
         x, met = self._tensor(X)
-        with torch.no_grad():
+        with torch.no_grad(), limit_threads(1):
             values = torch.cat([function(c) for c in x.split(SCORED_ROWS)]).cpu().numpy()
             values += self._columns.log_det
         return np.where(met, values, -np.inf)
@@ -508,7 +517,7 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             raise ValueError(f"n_mala_steps={n_mala_steps!r} must be an integer of at least 0.")
         seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
         generator = torch.Generator(self._device).manual_seed(int(seed))
-        with torch.no_grad():
+        with torch.no_grad(), limit_threads(1):
             x = self._draw(int(n_samples), generator)
         if n_mala_steps:
             chains = run(

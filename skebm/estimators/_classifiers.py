@@ -10,6 +10,7 @@ from itertools import islice
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.utils.validation import has_fit_parameter
@@ -18,6 +19,7 @@ from torch import nn
 from skebm.energies import SoftTrees
 
 from ._members import Trained
+from ._threads import limit_threads
 
 MAX_ROWS = 200_000
 """Rows per member, at most: a random subsample of larger splits."""
@@ -113,7 +115,12 @@ class _Task:
     offset: float  # log nu
     floor: float  # probabilities are kept this far from 0 and 1
 
-    def fit(self, classifier):
+    def fit_and_judge(self, classifier, early_stopping):
+        """Fit, and return the stages looked at and f at the judged rows, (n_stages, n)."""
+        with limit_threads(1):
+            return _curve(self._fit(classifier), self, early_stopping)
+
+    def _fit(self, classifier):
         if np.ptp(self.weight) == 0:  # boosting bins by weighted quantiles otherwise, slowly
             return classifier.fit(self.z, self.y)
         if not has_fit_parameter(classifier, "sample_weight"):
@@ -157,12 +164,20 @@ def train_classifiers(
         for k in range(len(tasks))
     ]
     total = min(_ROUND, max_iter) if boosting and early_stopping else max_iter
+    # members side by side, one thread each: a single tree is too small a job to be shared out
+    parallel = Parallel(n_jobs=min(len(tasks), members.n_threads), backend="threading")
     while True:
-        for classifier, task in zip(classifiers, tasks, strict=True):
-            if boosting:
+        if boosting:
+            for classifier in classifiers:
                 classifier.set_params(max_iter=total, warm_start=True)
-            task.fit(classifier)
-        stages, held, pool = _curve(classifiers, tasks, early_stopping)
+        curves = parallel(
+            delayed(task.fit_and_judge)(classifier, early_stopping)
+            for classifier, task in zip(classifiers, tasks, strict=True)
+        )
+        stages = curves[0][0]
+        held = [f[:, : task.n_held] for (_, f), task in zip(curves, tasks, strict=True)]
+        pool = [f[:, task.n_held :] for (_, f), task in zip(curves, tasks, strict=True)]
+        pool = torch.stack(pool, dim=1)
         gain = members.mean_gain(held, pool)
         best = int(gain.argmax()) if early_stopping else len(stages) - 1
         progress.stage("energy", stages[-1], max_iter, gain=f"{gain[best].item():.3f} nats")
@@ -202,23 +217,17 @@ def _task(members, k, noise_ratio):
     )
 
 
-def _curve(classifiers, tasks, early_stopping):
+def _curve(classifier, task, early_stopping):
     """f at the judged rows after several stages; before the first, f = 0."""
-    stages, values = [0], []
-    for classifier, task in zip(classifiers, tasks, strict=True):
-        if early_stopping and hasattr(classifier, "staged_predict_proba"):
-            staged = enumerate(classifier.staged_predict_proba(task.judged), start=1)
-            kept = [(i, p) for i, p in staged if i % _STRIDE == 0 or i < _STRIDE]
-        else:
-            n_iter = getattr(classifier, "n_iter_", 1)
-            n_iter = int(np.max(n_iter)) if np.size(n_iter) else 1
-            kept = [(n_iter, classifier.predict_proba(task.judged))]
-        f = [np.zeros(len(task.judged))] + [_logit(p, task.floor) + task.offset for _, p in kept]
-        values.append(torch.as_tensor(np.stack(f)))
-        stages = [0] + [i for i, _ in kept]
-    held = [v[:, : t.n_held] for v, t in zip(values, tasks, strict=True)]
-    pool = torch.stack([v[:, t.n_held :] for v, t in zip(values, tasks, strict=True)], dim=1)
-    return stages, held, pool
+    if early_stopping and hasattr(classifier, "staged_predict_proba"):
+        staged = enumerate(classifier.staged_predict_proba(task.judged), start=1)
+        kept = [(i, p) for i, p in staged if i % _STRIDE == 0 or i < _STRIDE]
+    else:
+        n_iter = getattr(classifier, "n_iter_", 1)
+        n_iter = int(np.max(n_iter)) if np.size(n_iter) else 1
+        kept = [(n_iter, classifier.predict_proba(task.judged))]
+    f = [np.zeros(len(task.judged))] + [_logit(p, task.floor) + task.offset for _, p in kept]
+    return [0] + [i for i, _ in kept], torch.as_tensor(np.stack(f))
 
 
 def _soft_trees(members, classifiers, tasks, n_trees):

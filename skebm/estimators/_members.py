@@ -72,6 +72,8 @@ class Members:
         log base - log proposal at the pool.
     z, pool_z : Tensors
         What the energies see at `x` and at the pool.
+    n_threads : int
+        Threads for training.
     """
 
     x: torch.Tensor
@@ -81,6 +83,7 @@ class Members:
     proposals: list
     features: torch.nn.Module
     generator: torch.Generator
+    n_threads: int = 1
     pool: torch.Tensor = field(init=False)
 
     def __post_init__(self):
@@ -278,6 +281,7 @@ def guard(members, pool_tilt):
     -------
     float
     """
+
     def honest(factor):
         return members.ess(factor * pool_tilt).min().item() >= MIN_ESS
 

@@ -130,9 +130,9 @@ class TiltedMixture(nn.Module):
 
     def log_prob(self, x):
         """log p(x) in nats, (n, d) -> (n,)."""
-        return torch.cat(
-            [self.log_members(c).logsumexp(0) for c in x.split(_CHUNK)]
-        ) - math.log(self.n_members)
+        return torch.cat([self.log_members(c).logsumexp(0) for c in x.split(_CHUNK)]) - math.log(
+            self.n_members
+        )
 
     def base_log_prob(self, x):
         """log of the mean of the bases, (n, d) -> (n,)."""

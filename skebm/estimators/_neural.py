@@ -17,6 +17,7 @@ from skebm.energies import (
 from ._engine import MemberBatches, train
 from ._members import Trained
 from ._model import log_ratio
+from ._threads import limit_threads
 
 _MAX_NOISE_POOL = 200_000
 _EVALUATION_SHARE = 0.1  # of the cost of training that judging may take
@@ -129,22 +130,23 @@ def train_networks(
     # an evaluation is a forward pass; a training step costs about three
     rows_judged = held_z.shape[1] + pool_z.shape[1]
     rows_trained = 3 * (1 + noise_ratio) * n_train
-    history = train(
-        module,
-        batch_loss,
-        batches,
-        (lambda m: members.mean_gain(*judge(m)).item()) if early_stopping else None,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        max_epochs=max_epochs,
-        patience=patience,
-        evaluate_every=max(1, round(rows_judged / rows_trained / _EVALUATION_SHARE)),
-        callbacks=callbacks,
-        device=device,
-        progress=lambda state: progress.stage(
-            "energy", state["epoch"], max_epochs, gain=f"{state['best_gain']:.3f} nats"
-        ),
-    )
+    with limit_threads(members.n_threads):
+        history = train(
+            module,
+            batch_loss,
+            batches,
+            (lambda m: members.mean_gain(*judge(m)).item()) if early_stopping else None,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            max_epochs=max_epochs,
+            patience=patience,
+            evaluate_every=max(1, round(rows_judged / rows_trained / _EVALUATION_SHARE)),
+            callbacks=callbacks,
+            device=device,
+            progress=lambda state: progress.stage(
+                "energy", state["epoch"], max_epochs, gain=f"{state['best_gain']:.3f} nats"
+            ),
+        )
     with torch.no_grad():
         held, pool = judge(module)
     gain = history["validation_gain"]
@@ -165,7 +167,9 @@ def _padded(tensors):
     """Stack (n_k, d) tensors of slightly different lengths, the last row repeated."""
     lengths = [len(t) for t in tensors]
     longest = max(lengths)
-    return torch.stack([torch.cat([t, t[-1:].expand(longest - len(t), -1)]) for t in tensors]), lengths
+    return torch.stack(
+        [torch.cat([t, t[-1:].expand(longest - len(t), -1)]) for t in tensors]
+    ), lengths
 
 
 def _in_blocks(energy, z, size=1024):

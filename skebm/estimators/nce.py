@@ -13,7 +13,6 @@ from ._base import LAW, BaseTiltedDensity
 from ._classifiers import train_classifiers
 from ._neural import build_energy, train_networks
 
-
 MANY_ROWS = 5_000
 """Above this many rows boosting defaults to less noise and larger steps."""
 
@@ -124,7 +123,7 @@ class NCEDensity(BaseTiltedDensity):
         The fitted density on standardised columns.
     n_features_in_ : int
         Number of columns seen in `fit`.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, where X had any.
 
     See Also

@@ -1,0 +1,18 @@
+"""One thread where the work is made of many small steps: sharing those out costs more than it saves.
+
+On a busy machine it costs ten times more, because the threads of OpenMP wait by spinning.
+"""
+
+import functools
+
+from threadpoolctl import ThreadpoolController
+
+
+@functools.cache
+def _controller():
+    return ThreadpoolController()
+
+
+def limit_threads(n_threads):
+    """Context in which numerical libraries use at most `n_threads` threads from this one."""
+    return _controller().limit(limits=n_threads)
