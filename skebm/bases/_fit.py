@@ -266,7 +266,7 @@ CANDIDATES = {
     "flow": _Gaussianized(_Flow(), _WIDE),
     "uniform": _Uniform(),
 }
-"""Name -> candidate, with ``choose(rows, held, generator)`` and ``fit(rows, settings, generator)``."""
+"""Name -> candidate: ``choose(rows, held, generator)``, ``fit(rows, settings, generator)``."""
 
 
 def auto_candidates(n, d):

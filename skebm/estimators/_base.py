@@ -1,4 +1,4 @@
-"""The shell of every estimator: validation, columns, members, log Z, sampling, outlier detection."""
+"""The shell of every estimator: validation, members, log Z, sampling, outlier detection."""
 
 import copy
 import math
@@ -315,7 +315,10 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         """Public attributes of a fit."""
         weight = torch.cat(members.held_weights).numpy()
         base = torch.cat(
-            [q.log_prob(members.x[held]) for q, (_, held) in zip(members.bases, members.splits)]
+            [
+                q.log_prob(members.x[held])
+                for q, (_, held) in zip(members.bases, members.splits, strict=True)
+            ]
         )
         level = np.average(base.numpy(), weights=weight) + self._columns.log_det
         history = dict(trained.history)

@@ -102,7 +102,10 @@ class TiltedMixture(nn.Module):
         tilt = self.temperature * self.energies(x)
         if len(self.mode_weights):
             tilt = tilt + torch.stack(
-                [q.responsibilities(r) @ self.mode_weights for q, r in zip(self.bases, x)]
+                [
+                    q.responsibilities(r) @ self.mode_weights
+                    for q, r in zip(self.bases, x, strict=True)
+                ]
             )
         return tilt
 

@@ -21,6 +21,8 @@ from ._threads import limit_threads
 
 _MAX_NOISE_POOL = 200_000
 _EVALUATION_SHARE = 0.1  # of the cost of training that judging may take
+_LOOKS = 3  # at the held-out rows, at least, before patience ends
+_EPOCHS, _STEPS = 100, 2000  # max_epochs="auto": whichever lasts longer
 
 
 class EnergyWithPartition(nn.Module):
@@ -55,8 +57,8 @@ def build_energy(energy_model, members, hidden_layer_sizes, seed, kept):
 
 
 def train_networks(
-    members, energy, loss, *, learns_partition, noise_ratio, learning_rate, weight_decay, batch_size, max_epochs,
-    patience, early_stopping, callbacks, device, refresh, progress,
+    members, energy, loss, *, learns_partition, noise_ratio, learning_rate, weight_decay,
+    batch_size, max_epochs, patience, early_stopping, callbacks, device, refresh, progress,
 ):  # fmt: skip
     """Train a stack of K energies against samples of the proposals.
 
@@ -77,6 +79,8 @@ def train_networks(
         ``refresh(generator)`` -> rows like ``members.x`` with fresh jitter, called every epoch.
     learning_rate, weight_decay, batch_size, max_epochs, patience, callbacks, device, progress
         As in the engine.
+    max_epochs : int or None
+        None is 100, or as many as make 2,000 steps.
     early_stopping : bool
         Whether the state that is best on the held-out rows is kept.
 
@@ -130,6 +134,9 @@ def train_networks(
     # an evaluation is a forward pass; a training step costs about three
     rows_judged = held_z.shape[1] + pool_z.shape[1]
     rows_trained = 3 * (1 + noise_ratio) * n_train
+    evaluate_every = max(1, round(rows_judged / rows_trained / _EVALUATION_SHARE))
+    if max_epochs is None:
+        max_epochs = max(_EPOCHS, math.ceil(_STEPS / len(batches)))
     with limit_threads(members.n_threads):
         history = train(
             module,
@@ -139,8 +146,8 @@ def train_networks(
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             max_epochs=max_epochs,
-            patience=patience,
-            evaluate_every=max(1, round(rows_judged / rows_trained / _EVALUATION_SHARE)),
+            patience=max(patience, _LOOKS * evaluate_every),
+            evaluate_every=evaluate_every,
             callbacks=callbacks,
             device=device,
             progress=lambda state: progress.stage(

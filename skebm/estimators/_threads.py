@@ -1,6 +1,7 @@
-"""One thread where the work is made of many small steps: sharing those out costs more than it saves.
+"""One thread where the work is made of many small steps.
 
-On a busy machine it costs ten times more, because the threads of OpenMP wait by spinning.
+Sharing those out costs more than it saves; on a busy machine ten times more, because the threads of
+OpenMP wait by spinning.
 """
 
 import functools

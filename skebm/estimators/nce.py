@@ -51,8 +51,9 @@ class NCEDensity(BaseTiltedDensity):
         deviations.
     energy_model : str, torch.nn.Module, callable or classifier, default="auto"
         "boosting": boosted trees, read into soft trees. "mlp": network on piecewise-linear
-        embeddings of the columns. "periodic": network on periodic embeddings. A module (instance, or a class or factory called with
-        n_features), (n, n_features) -> (n,) or (n, 1), which is copied and never trained itself.
+        embeddings of the columns. "periodic": network on periodic embeddings. A module (instance,
+        or a class or factory called with n_features), (n, n_features) -> (n,) or (n, 1), which is
+        copied and never trained itself.
         Any scikit-learn classifier. "auto" is "boosting" where the noise is the base, and "mlp"
         elsewhere. Energies see Gaussianised columns clipped to five standard deviations.
     n_members : int, default=4
@@ -66,14 +67,15 @@ class NCEDensity(BaseTiltedDensity):
     batch_size : int, default=256
         Rows per member and step, for networks.
     max_epochs : int or "auto", default="auto"
-        Passes over the rows ("auto": 100), or boosting iterations ("auto": 600), at most. 0 is
+        Passes over the rows ("auto": 100, or 2,000 steps if that is more), or boosting iterations ("auto": 600), at most. 0 is
         the base alone.
     early_stopping : bool, default=True
         Whether to stop by, and keep the best state on, held-out normalised likelihood.
     validation_fraction : float, default=0.1
         Rows held out when `n_members` is 1. With more members every row is held out once.
     patience : int, default=20
-        Epochs without improvement before a network stops.
+        Epochs without improvement before a network stops. Few rows are judged less than once per
+        epoch; a network then stops after three looks without improvement.
     n_partition_samples : int or "auto", default="auto"
         Samples per member for log Z. "auto" draws until its standard error is below .01 nats.
     smoothing : float, "scott" or "multiscale", default=0.0
@@ -233,16 +235,11 @@ class NCEDensity(BaseTiltedDensity):
 
     def _energy_is_opaque(self):
         model = self._energy()
-        return (
-            not isinstance(model, str)
-            and is_classifier(model)
-            and not isinstance(model, HistGradientBoostingClassifier)
-        )
+        return _is_classifier(model) and not isinstance(model, HistGradientBoostingClassifier)
 
     def _train(self, members, seed, refresh, device, kept, progress):
         model = self._energy()
-        classifier = isinstance(model, str) and model == "boosting"
-        classifier = classifier or (not isinstance(model, str) and is_classifier(model))
+        classifier = _is_classifier(model) or (isinstance(model, str) and model == "boosting")
 
         def default(value, for_classifiers, for_networks):
             if isinstance(value, str):
@@ -252,7 +249,7 @@ class NCEDensity(BaseTiltedDensity):
         many = len(members.x) > MANY_ROWS
         noise_ratio = default(self.noise_ratio, 5.0 if many else 10.0, 2.0)
         learning_rate = default(self.learning_rate, 0.2 if many else 0.1, 3e-3)
-        max_epochs = default(self.max_epochs, 600, 100)
+        max_epochs = default(self.max_epochs, 600, None)
         if classifier:
             if not members.tilts_its_proposal:
                 raise ValueError(
@@ -277,6 +274,10 @@ class NCEDensity(BaseTiltedDensity):
             patience=self.patience, early_stopping=self.early_stopping, callbacks=self.callbacks,
             device=device, refresh=refresh, progress=progress,
         )  # fmt: skip
+
+
+def _is_classifier(model):
+    return hasattr(model, "predict_proba") and is_classifier(model)
 
 
 def _ranking(log_ratio_data, log_ratio_noise, log_partition):

@@ -111,7 +111,6 @@ def test_uniform_covers_all_rows():
         torch.testing.assert_close(base.high, x.amax(0) + 0.05 * (x.amax(0) - x.amin(0)))
 
 
-@pytest.mark.xfail(reason="the box is drawn around the rows that settings are chosen on")
 def test_uniform_covers_all_of_many_rows():
     x = rows(40_000, 1, seed=1)
     x[-1], x[-2] = -40.0, 40.0
@@ -294,7 +293,6 @@ def test_minus_infinity_is_a_law_that_does_not_cover_a_row():
     assert weights[1] > 0
 
 
-@pytest.mark.xfail(reason="laws are dropped by their weight, not by what they are worth")
 def test_stack_is_not_below_a_law_that_alone_covers_one_row():
     # A is better everywhere but at one row in 3,000, which B covers: B then earns less than the
     # weight at which laws are dropped, but all of the likelihood of that row

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from skebm.energies import (
-    GridEnergy,
     MLPEnergy,
     ModuleStack,
     PeriodicEmbedding,
@@ -40,10 +39,6 @@ def periodic(k):
     return MLPEnergy(D, k, hidden_layer_sizes=(8,), embedding=embedding, generator=g)
 
 
-def grids(k):
-    return GridEnergy(raw(k), pair_resolutions=(3,), triple_resolutions=(2,))
-
-
 def user_module(k):
     return ModuleStack(small_network, D, k, seed=3)
 
@@ -53,7 +48,6 @@ ENERGIES = {
     "raw": raw,
     "piecewise_linear": piecewise_linear,
     "periodic": periodic,
-    "grids": grids,
     "user_module": user_module,
 }
 
