@@ -67,8 +67,8 @@ class NCEDensity(BaseTiltedDensity):
     batch_size : int, default=256
         Rows per member and step, for networks.
     max_epochs : int or "auto", default="auto"
-        Passes over the rows ("auto": 100, or 2,000 steps if that is more), or boosting iterations ("auto": 600), at most. 0 is
-        the base alone.
+        Passes over the rows ("auto": 100, or 2,000 steps if that is more), or boosting iterations
+        ("auto": 600), at most. 0 is the base alone.
     early_stopping : bool, default=True
         Whether to stop by, and keep the best state on, held-out normalised likelihood.
     validation_fraction : float, default=0.1
