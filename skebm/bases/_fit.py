@@ -225,8 +225,16 @@ class SklearnDensity:
 
     def fit(self, rows, settings, generator):
         from sklearn.base import clone
+        from sklearn.utils.validation import has_fit_parameter
 
-        return SklearnDensityBase(clone(self.estimator).fit(rows.x.numpy()))
+        options = {}
+        if has_fit_parameter(self.estimator, "sample_weight"):
+            options["sample_weight"] = rows.weight.numpy()
+        elif len(rows.weight.unique()) > 1:
+            raise ValueError(
+                f"{self.estimator!r} takes no sample_weight in fit; choose a base that does."
+            )
+        return SklearnDensityBase(clone(self.estimator).fit(rows.x.numpy(), **options))
 
     def choose(self, rows, held, generator):
         return None

@@ -39,6 +39,7 @@ TARGET_STD_ERROR = 0.01
 """Standard error of log Z, in nats, that ``n_partition_samples="auto"`` aims at."""
 
 MAX_PARTITION_SAMPLES = 400_000
+MAX_BLEND_SAMPLES = 32_768
 SCORED_ROWS = 8192
 """Rows that are scored at once, so that memory does not grow with n."""
 
@@ -195,26 +196,26 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
         if kept is not None:
             bases, proposals, features = list(kept.bases), list(kept.proposals), kept.features
+            noise = None if self._noise() is None else law(self._noise(), "noise")
         else:
-            bases = law(self.base, "base")
+            bases, noise = law(self.base, "base"), None
             if self._noise() is not None:
-                proposals = law(self._noise(), "noise")
+                noise = law(self._noise(), "noise")
+                # noise need not cover the base; log Z and samples come from both
+                proposals = _halves(noise, bases)
             elif self.base is not None:
                 proposals = bases
             else:
                 # half of the noise lies where only the confining law has mass: f is then learned,
                 # and log Z measured, there too
-                proposals = [
-                    StackedBase([fitted, confining], [0.5, 0.5])
-                    for fitted, confining in zip(law("auto", "noise"), bases, strict=True)
-                ]
+                proposals = _halves(law("auto", "noise"), bases)
             some = torch.randperm(len(x_fit), generator=generator)[:MAX_FIT_ROWS]
             features = FeatureMap(
                 MarginalGaussianization.fit(
                     x_fit[some].numpy(), sample_weight=row_weight[some].numpy()
                 )
             )
-        members = Members(x_fit, row_weight, splits, bases, proposals, features, generator)
+        members = Members(x_fit, row_weight, splits, bases, proposals, features, generator, noise)
         if h == 0 and not columns.has_ties:
             return members, None
 
@@ -280,7 +281,9 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         # the errors of the members are independent and average out
         target = TARGET_STD_ERROR * math.sqrt(n_members)
         if self.n_partition_samples == "auto":
-            options = {"target_std_error": target, "max_samples": MAX_PARTITION_SAMPLES}
+            # a blend of scales is for ranking: its log Z is not worth more in many columns
+            most = MAX_BLEND_SAMPLES if self.smoothing == "multiscale" else MAX_PARTITION_SAMPLES
+            options = {"target_std_error": target, "max_samples": most}
         else:
             options = {"target_std_error": 0.0, "max_samples": self.n_partition_samples}
             options["batch_size"] = max(1, min(8192, self.n_partition_samples // 2))
@@ -618,6 +621,12 @@ def _weighted_quantile(values, weight, level):
     weight = weight[order]
     position = (np.cumsum(weight) - 0.5 * weight) / weight.sum()
     return float(np.interp(level, position, values[order]))
+
+
+def _halves(laws, others):
+    """Mixtures of two laws in equal parts, one per member."""
+    pairs = zip(laws, others, strict=True)
+    return [StackedBase([law, other], [0.5, 0.5]) for law, other in pairs]
 
 
 def _scott(x):

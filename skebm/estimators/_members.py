@@ -72,6 +72,8 @@ class Members:
         log base - log proposal at the pool.
     z, pool_z : Tensors
         What the energies see at `x` and at the pool.
+    noise : list of K laws
+        What networks are trained against; the proposals unless given.
     n_threads : int
         Threads for training.
     """
@@ -83,10 +85,12 @@ class Members:
     proposals: list
     features: torch.nn.Module
     generator: torch.Generator
+    noise: list | None = None
     n_threads: int = 1
     pool: torch.Tensor = field(init=False)
 
     def __post_init__(self):
+        self.noise = self.proposals if self.noise is None else self.noise
         self.pool = torch.stack([p.sample(POOL_SIZE, self.generator) for p in self.proposals])
         self.pool_log_ratio = log_ratio(self.bases, self.proposals, self.pool)
         self.z = self.features(self.x)

@@ -1,6 +1,5 @@
 """Training of neural energies on the members' rows: K nets side by side in one engine run."""
 
-import copy
 import math
 
 import torch
@@ -11,7 +10,6 @@ from skebm.energies import (
     ModuleStack,
     PeriodicEmbedding,
     PiecewiseLinearEmbedding,
-    StackedEnergy,
 )
 
 from ._engine import MemberBatches, train
@@ -37,11 +35,18 @@ class EnergyWithPartition(nn.Module):
 def build_energy(energy_model, members, hidden_layer_sizes, seed, kept):
     """Stack of K energies for a name or a user's module; f = 0 at the start.
 
-    If `kept` is a model with such a stack, a copy of that: training then goes on from it.
+    If `kept` is a model with such a stack of the same shape, training goes on from its weights.
     """
+    energy = _new_energy(energy_model, members, hidden_layer_sizes, seed)
+    old = {} if kept is None or kept.energy is None else kept.energy.state_dict()
+    new = energy.state_dict()
+    if {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()}:
+        energy.load_state_dict(old)
+    return energy
+
+
+def _new_energy(energy_model, members, hidden_layer_sizes, seed):
     n_members, n_features = len(members), members.z.shape[1]
-    if kept is not None and isinstance(kept.energy, StackedEnergy):
-        return copy.deepcopy(kept.energy).float()
     if not isinstance(energy_model, str):
         return ModuleStack(energy_model, n_features, n_members, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -60,7 +65,7 @@ def train_networks(
     members, energy, loss, *, learns_partition, noise_ratio, learning_rate, weight_decay,
     batch_size, max_epochs, patience, early_stopping, callbacks, device, refresh, progress,
 ):  # fmt: skip
-    """Train a stack of K energies against samples of the proposals.
+    """Train a stack of K energies against samples of the noise.
 
     Parameters
     ----------
@@ -70,11 +75,11 @@ def train_networks(
     loss : callable
         ``loss(log_ratio_data, log_ratio_noise, log_partition)`` -> per-sample losses of the data
         (K, B) and of the noise (K, nu B) or None, where the log-ratios are
-        log base + f - log proposal.
+        log base + f - log noise.
     learns_partition : bool
         Whether `log_partition` is learned by the loss.
     noise_ratio : float
-        Samples of the proposal per row.
+        Noise samples per row.
     refresh : callable or None
         ``refresh(generator)`` -> rows like ``members.x`` with fresh jitter, called every epoch.
     learning_rate, weight_decay, batch_size, max_epochs, patience, callbacks, device, progress
@@ -93,16 +98,16 @@ def train_networks(
     weight = (members.weight / members.weight.mean()).float()
 
     def data_tensors(x):
-        ratio = log_ratio(members.bases, members.proposals, x.expand(n_members, *x.shape))
+        ratio = log_ratio(members.bases, members.noise, x.expand(n_members, *x.shape))
         z = members.features(x).float()
         shared = (z.expand(n_members, *z.shape), ratio.float(), weight.expand(n_members, -1))
         return tuple(t.to(device) for t in shared)
 
     n_train = max(len(train) for train, _ in members.splits)
     n_pool = min(max(20_000, math.ceil(4 * noise_ratio * n_train)), _MAX_NOISE_POOL)
-    noise = torch.stack([p.sample(n_pool, members.generator) for p in members.proposals])
+    noise = torch.stack([p.sample(n_pool, members.generator) for p in members.noise])
     noise_z = torch.stack([members.features(rows) for rows in noise]).float().to(device)
-    noise_log_ratio = log_ratio(members.bases, members.proposals, noise).float()
+    noise_log_ratio = log_ratio(members.bases, members.noise, noise).float()
     fixed = data_tensors(members.x)
     batches = MemberBatches(
         fixed if refresh is None else lambda generator: data_tensors(refresh(generator)),
