@@ -545,7 +545,8 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
                 for k in range(n_members):
                     drawn[k].append(model.bases[k].sample(int(missing[k]), generator))
                 break
-            n_proposed = max(1024, min(2 * int(missing.max()) * math.ceil(cap or 2.0), 65_536))
+            n_proposed = int(1.1 * missing.max() * (cap or 2.0))  # one in cap is kept
+            n_proposed = max(1024, min(n_proposed, 65_536))
             x, log_weights = model.draw(n_proposed, generator)
             weights = (log_weights - model.log_partition[:, None]).exp()
             if cap is None:
