@@ -135,8 +135,9 @@ class _Mixture:
 
     def fit(self, rows, settings, generator):
         n_components, prior_strength, diagonal = settings
-        # a step with diagonal covariances is cheap: those run until they have converged
-        patience = {"tol": 1e-4, "max_iter": 300} if diagonal else {}
+        # many rows and a cheap step: worth running until it has converged (few rows overfit then)
+        many = len(rows.x) >= MAX_CHOICE_ROWS
+        patience = {"tol": 1e-4, "max_iter": 300} if diagonal and many else {}
         return fit_gaussian_mixture(
             rows.x, n_components, generator, sample_weight=rows.weight,
             prior_strength=prior_strength, diagonal=diagonal, **patience,
@@ -160,7 +161,7 @@ class _Mixture:
         k = best[1][0]
         for size, strength, diagonal in (
             (k, 1.0, False), (k, 10.0, False), (2 * k, 10.0, False), (2 * k, 30.0, False),
-            (2 * k, 1.0, True), (4 * k, 1.0, True), (2 * k, 10.0, True),
+            (2 * k, 3.0, True), (4 * k, 3.0, True),
         ):  # fmt: skip
             if size <= min(2 * _MAX_COMPONENTS, len(rows.x) // 2):
                 attempt(size, strength, diagonal)
