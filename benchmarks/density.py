@@ -1,4 +1,4 @@
-"""Held-out log-density of NCEDensity beside its peers, on tables and on laws that are known.
+"""Held-out log-density of our estimators beside their peers, on tables and on known laws.
 
     python benchmarks/density.py --data DIR --out results.json
     python benchmarks/density.py --report results.json
@@ -23,11 +23,14 @@ from threadpoolctl import threadpool_limits
 
 from skebm.datasets import LAWS
 
-# NCEDensity at its defaults, and with other energies; the latter only when asked for.
+# "skebm" is NCEDensity at its defaults; the others only when asked for.
 OURS = {
-    "skebm": {},
-    "skebm mlp": {"energy_model": "mlp"},
-    "skebm periodic": {"energy_model": "periodic"},
+    "skebm": ("NCEDensity", {}),
+    "skebm mlp": ("NCEDensity", {"energy_model": "mlp"}),
+    "skebm periodic": ("NCEDensity", {"energy_model": "periodic"}),
+    "skebm score": ("ScoreMatchingEBM", {}),
+    "skebm sliced": ("ScoreMatchingEBM", {"method": "sliced"}),
+    "skebm denoising": ("ScoreMatchingEBM", {"method": "denoising"}),
 }
 METHODS = [*PEERS, *OURS]
 BUNDLED = {"breast_cancer": load_breast_cancer, "wine": load_wine, "diabetes": load_diabetes}
@@ -59,11 +62,11 @@ def load_case(name, n, seed, data):
     return *train_test_split(X, test_size=0.2, random_state=seed), None
 
 
-def fit_skebm(X, seed, options):
-    """NCEDensity at its defaults."""
-    from skebm import NCEDensity
+def fit_skebm(X, seed, name, options):
+    """One of our estimators."""
+    import skebm
 
-    est = NCEDensity(random_state=seed, **options).fit(X)
+    est = getattr(skebm, name)(random_state=seed, **options).fit(X)
     info = {
         "log_partition_std_error": np.ravel(est.log_partition_std_error_).tolist(),
         "effective_sample_size": np.ravel(est.effective_sample_size_).tolist(),
@@ -81,7 +84,7 @@ def run(name, n, method, seed, data):
 
     start = time.perf_counter(), time.process_time()
     if method in OURS:
-        est, info = fit_skebm(X_train, seed, OURS[method])
+        est, info = fit_skebm(X_train, seed, *OURS[method])
         log_density = est.score_samples
     else:
         log_density, info = PEERS[method](X_train, seed)

@@ -4,6 +4,7 @@ Stacks of K members, (K, n, d) -> (K, n); with one member also (n, d) -> (n,).
 """
 
 from skebm.energies._embeddings import PeriodicEmbedding, PiecewiseLinearEmbedding
+from skebm.energies._laplacian import derivatives
 from skebm.energies._networks import MLPEnergy
 from skebm.energies._stack import ModuleStack, StackedEnergy
 from skebm.energies._trees import SoftTrees
@@ -15,4 +16,5 @@ __all__ = [
     "PiecewiseLinearEmbedding",
     "SoftTrees",
     "StackedEnergy",
+    "derivatives",
 ]

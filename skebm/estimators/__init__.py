@@ -1,5 +1,6 @@
 """Estimators: one file each; what they share starts with an underscore."""
 
 from skebm.estimators.nce import NCEDensity
+from skebm.estimators.score_matching import ScoreMatchingEBM
 
-__all__ = ["NCEDensity"]
+__all__ = ["NCEDensity", "ScoreMatchingEBM"]

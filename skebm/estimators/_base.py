@@ -24,13 +24,18 @@ from skebm._sklearn_compat import (
 )
 from skebm.bases import CANDIDATES, MAX_FIT_ROWS, MarginalGaussianization, StackedBase
 from skebm.exceptions import LowEffectiveSampleSizeWarning
-from skebm.partition import LogPartition, adaptive_importance_sampling
+from skebm.partition import (
+    MIN_ESS_SHARE,
+    LogPartition,
+    adaptive_importance_sampling,
+    estimate,
+)
 from skebm.samplers import mala, run
 
 from ._classifiers import ClassifierEnergy
 from ._columns import Columns
 from ._laws import resolve_law
-from ._members import MIN_ESS, Members, Trained, guard, make_splits, recalibrate
+from ._members import Members, Trained, guard, make_splits, recalibrate
 from ._model import FeatureMap, ScaleAverage, TiltedMixture
 from ._progress import Progress
 from ._threads import limit_threads
@@ -112,6 +117,14 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
     def _energy_is_opaque(self):
         """Whether `energy_model` gives an energy without gradient."""
         return False
+
+    def _recalibrates(self):
+        """Whether temperature and mode weights are set by held-out likelihood."""
+        return True
+
+    def _modes(self, x, weight, bases, generator):
+        """Laws, one per member, whose components recalibration may weight; None: the bases'."""
+        return None
 
     def _noise(self):
         """Law given for the noise; None for the base, or for "auto" where there is none."""
@@ -195,7 +208,7 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             )
 
         if kept is not None:
-            bases, proposals, features = list(kept.bases), list(kept.proposals), kept.features
+            bases, proposals = list(kept.bases), list(kept.proposals)
             noise = None if self._noise() is None else law(self._noise(), "noise")
         else:
             bases, noise = law(self.base, "base"), None
@@ -209,13 +222,20 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
                 # half of the noise lies where only the confining law has mass: f is then learned,
                 # and log Z measured, there too
                 proposals = _halves(law("auto", "noise"), bases)
-            some = torch.randperm(len(x_fit), generator=generator)[:MAX_FIT_ROWS]
+        some = torch.randperm(len(x_fit), generator=generator)[:MAX_FIT_ROWS]
+        if kept is not None:
+            features = kept.features
+        else:
             features = FeatureMap(
                 MarginalGaussianization.fit(
                     x_fit[some].numpy(), sample_weight=row_weight[some].numpy()
                 )
             )
-        members = Members(x_fit, row_weight, splits, bases, proposals, features, generator, noise)
+        modes = self._modes(x_fit[some], row_weight[some], bases, generator)
+        members = Members(
+            x_fit, row_weight, splits, bases, proposals, features, generator, noise,
+            modes=modes,
+        )  # fmt: skip
         if h == 0 and not columns.has_ties:
             return members, None
 
@@ -265,13 +285,14 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             untilted = TiltedMixture(members.bases, members.bases, members.features, None)
             return untilted, trained, False
         model = TiltedMixture(members.bases, members.proposals, members.features, trained.energy)
-        temperature, mode_weights = recalibrate(members, trained.held, trained.pool)
+        temperature, mode_weights = 1.0, torch.zeros(0, dtype=torch.float64)
+        if self._recalibrates():
+            temperature, mode_weights = recalibrate(members, trained.held, trained.pool)
         pool = temperature * trained.pool
         if len(mode_weights):
             pool = pool + members.responsibilities()[1] @ mode_weights
         factor = guard(members, pool)
-        model.temperature.fill_(factor * temperature)
-        model.mode_weights = factor * mode_weights
+        model.calibrate(factor * temperature, factor * mode_weights, members.modes)
         return model, trained, True
 
     def _measure(self, model, generator, progress):
@@ -293,26 +314,53 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         partition = adaptive_importance_sampling(
             lambda n, g: model.draw(n, g)[1], generator, **options
         )
+        if self.n_partition_samples == "auto":
+            partition = self._anneal_where_needed(model, partition, target, generator, progress)
         model.log_partition = partition.value
         model.log_partition_std_error = partition.std_error
-        share = (partition.ess / partition.n_samples).min().item()
         error = partition.std_error.square().sum().sqrt().item() / n_members
-        if share < 0.5 * MIN_ESS:
+        share = (partition.ess / partition.n_samples).min().item()
+        if partition.method == "importance sampling" and share < MIN_ESS_SHARE:
             warnings.warn(
                 f"log Z rests on an effective sample size of {share:.2%}: its standard error "
-                f"({error:.3g} nats) is not to be trusted. The base covers the data badly; try "
-                "another base, or smoothing.",
+                f'({error:.3g} nats) is not to be trusted. Take n_partition_samples="auto", which '
+                "anneals where the base covers the data badly, or another base.",
                 LowEffectiveSampleSizeWarning,
                 stacklevel=5,
             )
         elif error > TARGET_STD_ERROR * 1.05:
             warnings.warn(
                 f"the standard error of log Z is {error:.3g} nats, above {TARGET_STD_ERROR}, after "
-                f"{partition.n_samples} samples per member; raise n_partition_samples.",
+                f"{partition.n_samples} samples per member; raise n_partition_samples, or take "
+                "another base.",
                 LowEffectiveSampleSizeWarning,
                 stacklevel=5,
             )
         return partition
+
+    def _anneal_where_needed(self, model, partition, target, generator, progress):
+        """Measure again, by sequential Monte Carlo and bridge sampling, where the ESS is too low.
+
+        The model then goes on as before; its samples are still proposed by the base.
+        """
+        low = (partition.ess < MIN_ESS_SHARE * partition.n_samples).nonzero()[:, 0].tolist()
+        # gradients of a blend of kernel densities are slow, and its log Z is worth less
+        options = (
+            {"n_particles": 512, "max_particles": 512} if self.smoothing == "multiscale" else {}
+        )
+        for done, k in enumerate(low):
+            progress.stage("log Z, annealed", done, len(low))
+            single = model.member(k)
+
+            def log_density(x, single=single):
+                return single.bases[0].log_prob(x) + single.tilt(x[None])[0]
+
+            again = estimate(
+                log_density, model.proposals[k], generator, target_std_error=target, **options
+            )
+            partition.value[k], partition.std_error[k] = again.value, again.std_error
+            partition.ess[k] = again.ess
+        return partition._replace(method="annealed") if low else partition
 
     def _report(self, members, trained, accepted, partition):
         """Public attributes of a fit."""

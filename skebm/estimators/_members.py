@@ -76,6 +76,9 @@ class Members:
         What networks are trained against; the proposals unless given.
     n_threads : int
         Threads for training.
+    modes : list of K laws or None
+        Laws with `responsibilities` whose components mean the same in every member: what
+        recalibration may weight. By default the bases, where they are stacks or one law.
     """
 
     x: torch.Tensor
@@ -87,10 +90,15 @@ class Members:
     generator: torch.Generator
     noise: list | None = None
     n_threads: int = 1
+    modes: list | None = None
     pool: torch.Tensor = field(init=False)
 
     def __post_init__(self):
         self.noise = self.proposals if self.noise is None else self.noise
+        first = self.bases[0]
+        shared = isinstance(first, StackedBase) or all(q is first for q in self.bases)
+        if self.modes is None and shared and getattr(first, "n_components", 1) > 1:
+            self.modes = self.bases
         self.pool = torch.stack([p.sample(POOL_SIZE, self.generator) for p in self.proposals])
         self.pool_log_ratio = log_ratio(self.bases, self.proposals, self.pool)
         self.z = self.features(self.x)
@@ -153,18 +161,13 @@ class Members:
         return (2 * log_w.logsumexp(-1) - (2 * log_w).logsumexp(-1)).exp() / log_w.shape[-1]
 
     def responsibilities(self):
-        """Responsibilities of the base's components at held-out rows and pool, or None.
-
-        Only where components mean the same in every member: those of a stack, or of one law.
-        """
-        first = self.bases[0]
-        shared = isinstance(first, StackedBase) or all(q is first for q in self.bases)
-        if not shared or getattr(first, "n_components", 1) < 2:
+        """Responsibilities of the components of `modes` at held-out rows and pool, or None."""
+        if self.modes is None:
             return None
         held = [
-            q.responsibilities(self.x[h]) for q, (_, h) in zip(self.bases, self.splits, strict=True)
+            q.responsibilities(self.x[h]) for q, (_, h) in zip(self.modes, self.splits, strict=True)
         ]
-        pool = [q.responsibilities(x) for q, x in zip(self.bases, self.pool, strict=True)]
+        pool = [q.responsibilities(x) for q, x in zip(self.modes, self.pool, strict=True)]
         return held, torch.stack(pool)
 
 
@@ -204,7 +207,7 @@ class Trained:
 
 
 def recalibrate(members, held_f, pool_f, *, ridge=1e-2):
-    """Exponential tilt on [f, responsibilities] by maximum likelihood on held-out rows.
+    """Exponential tilt on [f, responsibilities of modes] by maximum likelihood on held-out rows.
 
     Convex: maximises the mean over held-out rows of theta . phi(x) - log E_q exp(theta . phi),
     with a ridge towards theta = (1, 0), by L-BFGS. Kept only if it raises the likelihood in a

@@ -49,12 +49,39 @@ class ScaleAverage(nn.Module):
         return ScaleAverage([self.bases[k]])
 
 
+class ModesAndBackground(nn.Module):
+    """Responsibilities of the components of a mixture, and of a wider law around them.
+
+    What recalibration weights where training hardly sees the mass of separate regions: the modes
+    of the data against each other, and all of them against what the base has between and around.
+
+    Parameters
+    ----------
+    mixture : nn.Module
+        Law of the data, with `responsibilities`.
+    background : nn.Module
+        Law that takes over where the mixture is ten times less dense than it.
+    """
+
+    def __init__(self, mixture, background):
+        super().__init__()
+        self.mixture = mixture
+        self.background = background
+
+    def responsibilities(self, x):
+        """Posterior probabilities, (n, d) -> (n, n_components + 1)."""
+        odds = self.mixture.log_prob(x) - self.background.log_prob(x) + math.log(10.0)
+        inside = odds.sigmoid()[:, None]
+        return torch.cat([inside * self.mixture.responsibilities(x), 1.0 - inside], dim=1)
+
+
 class TiltedMixture(nn.Module):
     r"""Mean over K members of :math:`q_k(x)\, e^{t_k(x)} / Z_k`.
 
     The tilt is :math:`t_k(x) = \alpha f_k(z(x)) + \beta^\top r_k(x)`, where f is the trained
-    energy (minus the residual energy), r the responsibilities of the base's components, and
-    (alpha, beta) the recalibration, (1, 0) before it and shared by all members.
+    energy (minus the residual energy), r the responsibilities of the components of a mixture
+    (often the base itself), and (alpha, beta) the recalibration, (1, 0) before it and shared by all
+    members.
 
     Parameters
     ----------
@@ -74,10 +101,17 @@ class TiltedMixture(nn.Module):
         self.features = features
         self.energy = energy
         n_members = len(bases)
+        self.modes = nn.ModuleList()
         self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
         self.register_buffer("mode_weights", torch.zeros(0, dtype=torch.float64))
         self.register_buffer("log_partition", torch.zeros(n_members, dtype=torch.float64))
         self.register_buffer("log_partition_std_error", torch.zeros_like(self.log_partition))
+
+    def calibrate(self, temperature, mode_weights, modes):
+        """Set (alpha, beta) and the K mixtures that beta weights."""
+        self.temperature.fill_(temperature)
+        self.mode_weights = mode_weights
+        self.modes = nn.ModuleList(modes if len(mode_weights) else [])
 
     @property
     def n_members(self):
@@ -104,7 +138,7 @@ class TiltedMixture(nn.Module):
             tilt = tilt + torch.stack(
                 [
                     q.responsibilities(r) @ self.mode_weights
-                    for q, r in zip(self.bases, x, strict=True)
+                    for q, r in zip(self.modes, x, strict=True)
                 ]
             )
         return tilt
@@ -126,7 +160,7 @@ class TiltedMixture(nn.Module):
         """Member k alone, as a mixture of one."""
         energy = None if self.energy is None else self.energy.member(k)
         single = TiltedMixture([self.bases[k]], [self.proposals[k]], self.features, energy)
-        single.temperature, single.mode_weights = self.temperature, self.mode_weights
+        single.calibrate(self.temperature, self.mode_weights, self.modes[k : k + 1])
         single.log_partition = self.log_partition[k : k + 1]
         single.log_partition_std_error = self.log_partition_std_error[k : k + 1]
         return single
@@ -183,3 +217,36 @@ def log_ratio(bases, proposals, x):
             for q, p, rows in zip(bases, proposals, x, strict=True)
         ]
     )
+
+
+def feature_scores(bases, features, z, offsets):
+    r"""Gradients of the log-densities of the bases in the coordinates of the features.
+
+    With several offsets the gradient is that of :math:`\log \sum_o q(z + o)`: with offsets drawn
+    from some noise, of the base smoothed by that noise, by Monte Carlo.
+
+    Parameters
+    ----------
+    bases : list of K laws on standardised columns
+    features : FeatureMap
+    z : Tensor of shape (n, d)
+        Coordinates, not clipped.
+    offsets : Tensor of shape (n_offsets, n, d)
+
+    Returns
+    -------
+    Tensor of shape (K, n, d)
+        Not finite where a base has no density.
+    """
+
+    def gradient(base, rows, moves):
+        logs = []
+        with torch.enable_grad():
+            leaf = rows.detach().requires_grad_(True)
+            for move in moves:
+                x = features.transform.inverse(leaf + move)
+                logs.append(base.log_prob(x) - features.transform(x)[1])
+            return torch.autograd.grad(torch.stack(logs).logsumexp(0).sum(), leaf)[0]
+
+    chunks = list(zip(z.split(_CHUNK), offsets.split(_CHUNK, dim=1), strict=True))
+    return torch.stack([torch.cat([gradient(base, *chunk) for chunk in chunks]) for base in bases])

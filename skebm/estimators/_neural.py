@@ -1,6 +1,7 @@
 """Training of neural energies on the members' rows: K nets side by side in one engine run."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -62,8 +63,83 @@ def _new_energy(energy_model, members, hidden_layer_sizes, seed):
 
 
 def train_networks(
-    members, energy, loss, *, learns_partition, noise_ratio, learning_rate, weight_decay,
-    batch_size, max_epochs, patience, early_stopping, callbacks, device, refresh, progress,
+    members, module, batch_loss, batches, *, evaluation_cost, learning_rate, weight_decay,
+    max_epochs, patience, early_stopping, callbacks, device, progress,
+):  # fmt: skip
+    """Train the K energies of ``module.energy`` and judge them on held-out rows and pool.
+
+    Parameters
+    ----------
+    members : Members
+    module : nn.Module
+        Whatever the loss learns; its ``energy`` maps (K, n, d) -> (K, n).
+    batch_loss : callable
+        ``batch_loss(module, batch)`` -> scalar tensor.
+    batches : MemberBatches
+        On the device.
+    evaluation_cost : float
+        Cost of judging as a share of the cost of an epoch; it decides how often that happens.
+    learning_rate, weight_decay, patience, callbacks, device, progress
+        As in the engine.
+    max_epochs : int or None
+        None is 100, or as many as make 2,000 steps.
+    early_stopping : bool
+        Whether the state that is best on the held-out rows is kept.
+
+    Returns
+    -------
+    Trained
+    """
+    held_z, lengths = _padded([members.z[held] for _, held in members.splits])
+    held_z, pool_z = held_z.float().to(device), members.pool_z.float().to(device)
+
+    def judge(module):
+        f = _in_blocks(module.energy, torch.cat([held_z, pool_z], dim=1)).double().cpu()
+        held = [row[:n] for row, n in zip(f, lengths, strict=True)]
+        return held, f[:, held_z.shape[1] :]
+
+    evaluate_every = max(1, round(evaluation_cost / _EVALUATION_SHARE))
+    if max_epochs is None:
+        max_epochs = max(_EPOCHS, math.ceil(_STEPS / len(batches)))
+    with limit_threads(members.n_threads):
+        history = train(
+            module,
+            batch_loss,
+            batches,
+            (lambda m: members.mean_gain(*judge(m)).item()) if early_stopping else None,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            max_epochs=max_epochs,
+            patience=max(patience, _LOOKS * evaluate_every),
+            evaluate_every=evaluate_every,
+            callbacks=callbacks,
+            device=device,
+            progress=lambda state: progress.stage(
+                "energy", state["epoch"], max_epochs, gain=f"{state['best_gain']:.3f} nats"
+            ),
+        )
+    with torch.no_grad():
+        held, pool = judge(module)
+    gain = history["validation_gain"]
+    best = int(history["epoch"][-1])
+    if early_stopping:
+        best = int(history["epoch"][torch.as_tensor(gain).nan_to_num(nan=-math.inf).argmax()])
+    return Trained(
+        energy=module.energy.double().cpu().eval(),
+        held=held,
+        pool=pool,
+        n_iter=best,
+        history={"n_iter": history["epoch"], "gain": gain, "train_loss": history["train_loss"]},
+    )
+
+
+def rows_judged(members):
+    """How many rows an evaluation looks at, per member."""
+    return max(len(held) for _, held in members.splits) + members.pool.shape[1]
+
+
+def train_against_noise(
+    members, energy, loss, *, learns_partition, noise_ratio, batch_size, refresh, device, **options
 ):  # fmt: skip
     """Train a stack of K energies against samples of the noise.
 
@@ -80,14 +156,12 @@ def train_networks(
         Whether `log_partition` is learned by the loss.
     noise_ratio : float
         Noise samples per row.
+    batch_size : int
     refresh : callable or None
         ``refresh(generator)`` -> rows like ``members.x`` with fresh jitter, called every epoch.
-    learning_rate, weight_decay, batch_size, max_epochs, patience, callbacks, device, progress
-        As in the engine.
-    max_epochs : int or None
-        None is 100, or as many as make 2,000 steps.
-    early_stopping : bool
-        Whether the state that is best on the held-out rows is kept.
+    device : torch.device
+    **options
+        Of :func:`train_networks`.
 
     Returns
     -------
@@ -128,51 +202,14 @@ def train_networks(
             value = value + rivals.mean(1)
         return value.sum()
 
-    held_z, lengths = _padded([members.z[held] for _, held in members.splits])
-    held_z, pool_z = held_z.float().to(device), members.pool_z.float().to(device)
-
-    def judge(module):
-        f = _in_blocks(module.energy, torch.cat([held_z, pool_z], dim=1)).double().cpu()
-        held = [row[:n] for row, n in zip(f, lengths, strict=True)]
-        return held, f[:, held_z.shape[1] :]
-
     # an evaluation is a forward pass; a training step costs about three
-    rows_judged = held_z.shape[1] + pool_z.shape[1]
-    rows_trained = 3 * (1 + noise_ratio) * n_train
-    evaluate_every = max(1, round(rows_judged / rows_trained / _EVALUATION_SHARE))
-    if max_epochs is None:
-        max_epochs = max(_EPOCHS, math.ceil(_STEPS / len(batches)))
-    with limit_threads(members.n_threads):
-        history = train(
-            module,
-            batch_loss,
-            batches,
-            (lambda m: members.mean_gain(*judge(m)).item()) if early_stopping else None,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            max_epochs=max_epochs,
-            patience=max(patience, _LOOKS * evaluate_every),
-            evaluate_every=evaluate_every,
-            callbacks=callbacks,
-            device=device,
-            progress=lambda state: progress.stage(
-                "energy", state["epoch"], max_epochs, gain=f"{state['best_gain']:.3f} nats"
-            ),
-        )
-    with torch.no_grad():
-        held, pool = judge(module)
-    gain = history["validation_gain"]
-    best = int(history["epoch"][-1])
-    if early_stopping:
-        best = int(history["epoch"][torch.as_tensor(gain).nan_to_num(nan=-math.inf).argmax()])
-    return Trained(
-        energy=energy.double().cpu().eval(),
-        held=held,
-        pool=pool,
-        n_iter=best,
-        history={"n_iter": history["epoch"], "gain": gain, "train_loss": history["train_loss"]},
-        log_partition=module.log_partition.detach().double().cpu() if learns_partition else None,
+    cost = rows_judged(members) / (3 * (1 + noise_ratio) * n_train)
+    trained = train_networks(
+        members, module, batch_loss, batches, evaluation_cost=cost, device=device, **options
     )
+    if not learns_partition:
+        return trained
+    return replace(trained, log_partition=module.log_partition.detach().double().cpu())
 
 
 def _padded(tensors):

@@ -11,7 +11,7 @@ from skebm.objectives import nce_losses, ranking_nce_losses, self_normalized_los
 
 from ._base import LAW, BaseTiltedDensity
 from ._classifiers import train_classifiers
-from ._neural import build_energy, train_networks
+from ._neural import build_energy, train_against_noise
 
 MANY_ROWS = 5_000
 """Above this many rows boosting defaults to less noise and larger steps."""
@@ -267,7 +267,7 @@ class NCEDensity(BaseTiltedDensity):
             "ranking": _ranking,
             "self_normalized": self_normalized_losses,
         }[self.objective]
-        return train_networks(
+        return train_against_noise(
             members, energy, loss, learns_partition=self.objective != "ranking",
             noise_ratio=noise_ratio, learning_rate=learning_rate,
             weight_decay=self.weight_decay, batch_size=self.batch_size, max_epochs=max_epochs,

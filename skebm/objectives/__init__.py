@@ -8,5 +8,19 @@ from skebm.objectives.contrastive import (
     ranking_nce_losses,
     self_normalized_losses,
 )
+from skebm.objectives.score_matching import (
+    denoising_score_matching_losses,
+    draw_directions,
+    score_matching_losses,
+    sliced_score_matching_losses,
+)
 
-__all__ = ["nce_losses", "ranking_nce_losses", "self_normalized_losses"]
+__all__ = [
+    "denoising_score_matching_losses",
+    "draw_directions",
+    "nce_losses",
+    "ranking_nce_losses",
+    "score_matching_losses",
+    "self_normalized_losses",
+    "sliced_score_matching_losses",
+]

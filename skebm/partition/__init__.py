@@ -1,9 +1,26 @@
 """Measured normalising constants, each with its standard error."""
 
+from skebm.partition._annealing import (
+    ParticleRun,
+    annealed_importance_sampling,
+    sequential_monte_carlo,
+)
+from skebm.partition._bridge import bridge_sampling
+from skebm.partition._estimate import MIN_ESS_SHARE, estimate
 from skebm.partition._importance import (
     LogPartition,
     adaptive_importance_sampling,
     importance_sampling,
 )
 
-__all__ = ["LogPartition", "adaptive_importance_sampling", "importance_sampling"]
+__all__ = [
+    "MIN_ESS_SHARE",
+    "LogPartition",
+    "ParticleRun",
+    "adaptive_importance_sampling",
+    "annealed_importance_sampling",
+    "bridge_sampling",
+    "estimate",
+    "importance_sampling",
+    "sequential_monte_carlo",
+]

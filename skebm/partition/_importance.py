@@ -29,8 +29,13 @@ class LogPartition(NamedTuple):
         Effective number of samples. The estimate and its error are trustworthy while this is
         at least one or two per cent of `n_samples`.
     n_samples : int
-        Number of samples drawn.
+        Number of samples.
     method : str
+        "importance sampling", "annealed importance sampling", "sequential Monte Carlo" or "bridge
+        sampling". Where it is not the first, `ess` is the number of weights that would give the
+        same error by importance sampling.
+    lower, upper : float or None
+        Of annealed importance sampling: estimates that lie below and above log Z on average.
     """
 
     value: Any
@@ -38,6 +43,8 @@ class LogPartition(NamedTuple):
     ess: Any
     n_samples: int
     method: str
+    lower: float | None = None
+    upper: float | None = None
 
 
 class _Moments(NamedTuple):
@@ -116,6 +123,12 @@ def adaptive_importance_sampling(
         reached = torch.as_tensor(result.std_error <= target_std_error).all()
         if reached or (len(batches) + 1) * batch_size > max_samples:
             return result
+
+
+def from_error(value, std_error, n_samples, method):
+    """LogPartition with the ess that importance sampling has at this error."""
+    ess = 1 / (std_error**2 + 1 / n_samples)
+    return LogPartition(value, std_error, ess, n_samples, method)
 
 
 def _result(batches):

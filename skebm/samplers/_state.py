@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import torch
 
+MAX_ENERGY_ERROR = 1000.0
+"""Above this a proposal counts as diverged; the value that Stan uses."""
+
 
 class State(NamedTuple):
     """Where the chains are.
@@ -29,10 +32,18 @@ class Info(NamedTuple):
     ----------
     acceptance_probability : Tensor of shape (n_chains,)
     accepted : bool Tensor of shape (n_chains,)
+    energy_error : Tensor of shape (n_chains,)
+        Minus the log of the acceptance ratio before it is cut at 1: for HMC what the trajectory
+        gained in energy. inf where the proposal left the support or the arithmetic overflowed.
+    diverged : bool Tensor of shape (n_chains,)
+        Whether the energy error exceeds `MAX_ENERGY_ERROR`. Many of these, other than at the
+        edge of a support, say that the step size is too large for the curvature there.
     """
 
     acceptance_probability: torch.Tensor
     accepted: torch.Tensor
+    energy_error: torch.Tensor
+    diverged: torch.Tensor
 
 
 def evaluate_with_gradient(x, log_density):
@@ -51,7 +62,8 @@ def metropolis(state, proposal, log_ratio, generator):
     arithmetic overflows) is rejected.
     """
     usable = proposal.log_density.isfinite() & log_ratio.isfinite()
-    probability = torch.where(usable, log_ratio, -torch.inf).clamp_max(0.0).exp()
+    energy_error = torch.where(usable, -log_ratio, torch.inf)
+    probability = (-energy_error).clamp_max(0.0).exp()
     accepted = torch.rand(
         probability.shape, generator=generator, dtype=probability.dtype, device=probability.device
     ).lt(probability)
@@ -61,4 +73,4 @@ def metropolis(state, proposal, log_ratio, generator):
             for a, b in zip(state, proposal, strict=True)
         )
     )
-    return new, Info(probability, accepted)
+    return new, Info(probability, accepted, energy_error, energy_error > MAX_ENERGY_ERROR)

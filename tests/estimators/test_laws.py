@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from skebm import NCEDensity
+from skebm import NCEDensity, ScoreMatchingEBM
 from skebm.datasets import make_two_moons
 from skebm.estimators._progress import Progress
 
@@ -25,12 +25,22 @@ NETWORK = {
     "batch_size": 64, "patience": 1000,
 }  # fmt: skip
 
+SCORE = {
+    "hidden_layer_sizes": (16,), "learning_rate": 0.02, "max_epochs": 60, "batch_size": 64,
+    "patience": 1000,
+}  # fmt: skip
+
 ESTIMATORS = {
     "nce-trees": lambda: NCEDensity(**COMMON | TREES),
     "nce-network": lambda: NCEDensity(**COMMON | NETWORK),
     "nce-no-base": lambda: NCEDensity(**COMMON | NETWORK | {"base": None, "noise": "gaussian"}),
     "nce-base-alone": lambda: NCEDensity(**COMMON | {"max_epochs": 0}),
     "nce-multiscale": lambda: NCEDensity(**COMMON | {"smoothing": "multiscale", "max_epochs": 10}),
+    "sm-exact": lambda: ScoreMatchingEBM(**COMMON | SCORE | {"method": "exact"}),
+    "sm-sliced": lambda: ScoreMatchingEBM(**COMMON | SCORE | {"method": "sliced"}),
+    "sm-denoising": lambda: ScoreMatchingEBM(
+        **COMMON | SCORE | {"method": "denoising", "energy_model": "mlp"}
+    ),
 }
 """Name -> factory of an estimator at a setting that fits 400 rows in about a second."""
 

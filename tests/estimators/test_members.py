@@ -410,8 +410,7 @@ def model(d=1, n_members=3, tilted=True):
     ]
     out = TiltedMixture(bases, bases, identity(d), Bumps() if tilted else None)
     if tilted:
-        out.temperature.fill_(1.3)
-        out.mode_weights = torch.tensor([0.5, -0.2], dtype=torch.float64)
+        out.calibrate(1.3, torch.tensor([0.5, -0.2], dtype=torch.float64), bases)
         out.log_partition = torch.linspace(-0.2, 0.3, n_members, dtype=torch.float64)
         out.log_partition_std_error = torch.linspace(0.02, 0.1, n_members, dtype=torch.float64)
     return out

@@ -17,17 +17,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from skebm import NCEDensity
+from skebm import NCEDensity, ScoreMatchingEBM
 from skebm.datasets import make_two_moons
 
 QUICK = {
     "base": "gaussian",
     "n_members": 2,
     "max_epochs": 3,
-    "noise_ratio": 1,
     "n_partition_samples": 1000,
     "random_state": 0,
 }
+QUICK_NCE = QUICK | {"noise_ratio": 1}
+QUICK_SM = QUICK | {"hidden_layer_sizes": (8,)}
 
 # Granted by scikit-learn to its own estimators that shuffle rows (RandomForestClassifier, KMeans,
 # IsolationForest, ...). What must hold instead is tested in test_laws.py.
@@ -39,8 +40,8 @@ EXPECTED_FAILURES = {
 }
 
 
-class AsOutlierDetector(NCEDensity):
-    """The estimator under the other tag: outlier detector first, density second."""
+class _OutlierDetectorFirst:
+    """An estimator under the other tag: outlier detector first, density second."""
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -48,8 +49,21 @@ class AsOutlierDetector(NCEDensity):
         return tags
 
 
+class AsOutlierDetector(_OutlierDetectorFirst, NCEDensity):
+    pass
+
+
+class ScoreMatchingOutliers(_OutlierDetectorFirst, ScoreMatchingEBM):
+    pass
+
+
 def checks():
-    for estimator in (NCEDensity(**QUICK), AsOutlierDetector(**QUICK)):
+    for estimator in (
+        NCEDensity(**QUICK_NCE),
+        AsOutlierDetector(**QUICK_NCE),
+        ScoreMatchingEBM(**QUICK_SM),
+        ScoreMatchingOutliers(**QUICK_SM),
+    ):
         generator = estimator_checks_generator(
             estimator, mark="xfail", expected_failed_checks=EXPECTED_FAILURES
         )
@@ -89,7 +103,7 @@ def X():
 
 @pytest.fixture(scope="module")
 def fitted(X):
-    return NCEDensity(**QUICK | {"max_epochs": 30, "noise_ratio": 5}).fit(X)
+    return NCEDensity(**QUICK_NCE | {"max_epochs": 30, "noise_ratio": 5}).fit(X)
 
 
 def test_the_fixture_has_a_tilt(fitted):
@@ -127,8 +141,8 @@ def test_pickle_holds_neither_data_nor_training(fitted):
 
 def test_pipeline(X):
     # an orthogonal map in front changes nothing but the constant of the scaler
-    pipeline = make_pipeline(StandardScaler(), NCEDensity(**QUICK)).fit(X)
-    plain = NCEDensity(**QUICK).fit(X)
+    pipeline = make_pipeline(StandardScaler(), NCEDensity(**QUICK_NCE)).fit(X)
+    plain = NCEDensity(**QUICK_NCE).fit(X)
     log_det = -np.log(X.std(axis=0)).sum()
     np.testing.assert_allclose(
         pipeline.score_samples(X) + log_det, plain.score_samples(X), atol=1e-6
@@ -139,9 +153,9 @@ def test_pipeline(X):
 
 def test_cross_val_score_is_the_held_out_log_density(X):
     cv = KFold(3, shuffle=True, random_state=0)
-    scores = cross_val_score(NCEDensity(**QUICK), X, cv=cv)
+    scores = cross_val_score(NCEDensity(**QUICK_NCE), X, cv=cv)
     train, test = next(cv.split(X))
-    expected = NCEDensity(**QUICK).fit(X[train]).score_samples(X[test]).mean()
+    expected = NCEDensity(**QUICK_NCE).fit(X[train]).score_samples(X[test]).mean()
     assert scores[0] == pytest.approx(expected, abs=1e-12)
 
 
@@ -156,7 +170,7 @@ def test_grid_search_needs_no_scorer(backend, reference_search):
 
 def grid_search(n_jobs=None):
     cv = KFold(2, shuffle=True, random_state=0)
-    estimator = NCEDensity(**QUICK | {"noise_ratio": 5})
+    estimator = NCEDensity(**QUICK_NCE | {"noise_ratio": 5})
     search = GridSearchCV(estimator, {"max_epochs": [0, 20]}, cv=cv, n_jobs=n_jobs)
     return search.fit(make_two_moons(500, random_state=0))
 
@@ -175,7 +189,7 @@ def test_held_out_log_density_decides(reference_search):
 
 def test_halving_search(X):
     search = HalvingGridSearchCV(
-        NCEDensity(**QUICK | {"max_epochs": 0}), {"base": ["gaussian", "gmm", "kde"]}, cv=2,
+        NCEDensity(**QUICK_NCE | {"max_epochs": 0}), {"base": ["gaussian", "gmm", "kde"]}, cv=2,
         factor=3, min_resources=60, random_state=0,
     ).fit(X)  # fmt: skip
     last = search.cv_results_["iter"] == search.n_iterations_ - 1
@@ -191,9 +205,9 @@ def test_frames(X, library):
     frames = pytest.importorskip(library)
     names = ["across", "up"]
     frame = frames.DataFrame({name: X[:, j] for j, name in enumerate(names)})
-    estimator = NCEDensity(**QUICK).fit(frame)
+    estimator = NCEDensity(**QUICK_NCE).fit(frame)
     assert list(estimator.feature_names_in_) == names
-    plain = NCEDensity(**QUICK).fit(X)
+    plain = NCEDensity(**QUICK_NCE).fit(X)
     np.testing.assert_array_equal(estimator.score_samples(frame), plain.score_samples(X))
     with pytest.raises(ValueError, match="feature names"):
         estimator.score_samples(frame[names[::-1]])
@@ -204,7 +218,7 @@ def test_frames(X, library):
 def test_constant_column_of_a_frame_keeps_its_place(X):
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"a": X[:, 0], "same": 3.0, "b": X[:, 1]})
-    estimator = NCEDensity(**QUICK).fit(frame)
+    estimator = NCEDensity(**QUICK_NCE).fit(frame)
     assert estimator.n_features_in_ == 3
     drawn = estimator.sample(10, random_state=0)
     assert drawn.shape == (10, 3)
@@ -214,19 +228,19 @@ def test_constant_column_of_a_frame_keeps_its_place(X):
 def test_torch_tensors(X):
     import torch
 
-    estimator = NCEDensity(**QUICK).fit(torch.as_tensor(X))
+    estimator = NCEDensity(**QUICK_NCE).fit(torch.as_tensor(X))
     scores = estimator.score_samples(torch.as_tensor(X))
-    np.testing.assert_array_equal(scores, NCEDensity(**QUICK).fit(X).score_samples(X))
+    np.testing.assert_array_equal(scores, NCEDensity(**QUICK_NCE).fit(X).score_samples(X))
 
 
 def test_set_output_of_other_steps(X):
     pandas = pytest.importorskip("pandas")
-    pipeline = make_pipeline(PCA(2), NCEDensity(**QUICK))
+    pipeline = make_pipeline(PCA(2), NCEDensity(**QUICK_NCE))
     pipeline[:-1].set_output(transform="pandas")
     pipeline.fit(pandas.DataFrame(X, columns=["a", "b"]))
     assert list(pipeline[-1].feature_names_in_) == ["pca0", "pca1"]
     with sklearn.config_context(transform_output="pandas"):
-        fitted = NCEDensity(**QUICK).fit(X)
+        fitted = NCEDensity(**QUICK_NCE).fit(X)
         assert type(fitted.score_samples(X)) is np.ndarray
         assert type(fitted.sample(3)) is np.ndarray
 
@@ -242,7 +256,7 @@ def routing():
 
 @pytest.mark.usefixtures("routing")
 def test_routing_without_weights(X):
-    search = GridSearchCV(NCEDensity(**QUICK), {"n_members": [1, 2]}, cv=2).fit(X)
+    search = GridSearchCV(NCEDensity(**QUICK_NCE), {"n_members": [1, 2]}, cv=2).fit(X)
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
@@ -260,7 +274,7 @@ def test_weights_reach_fit_and_score(X):
             return super().score(X, y, sample_weight)
 
     weight = np.linspace(0.5, 2.0, len(X))
-    estimator = Spy(**QUICK).set_fit_request(sample_weight=True)
+    estimator = Spy(**QUICK_NCE).set_fit_request(sample_weight=True)
     estimator.set_score_request(sample_weight=True)
     cv = KFold(2)
     search = GridSearchCV(estimator, {"n_members": [2]}, cv=cv, refit=False)
@@ -289,4 +303,4 @@ def test_score_is_weighted(fitted, X):
 def test_fit_is_silent_where_nothing_is_wrong(X):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        NCEDensity(**QUICK | {"n_partition_samples": "auto", "max_epochs": 10}).fit(X)
+        NCEDensity(**QUICK_NCE | {"n_partition_samples": "auto", "max_epochs": 10}).fit(X)
