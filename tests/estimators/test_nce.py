@@ -71,6 +71,9 @@ class Linear(nn.Module):
     def forward(self, z):
         return (z * self.slopes[:, None]).sum(-1)
 
+    def member(self, k):
+        return Linear(self.slopes[k : k + 1])
+
 
 def known(slopes):
     """Estimator whose members are N(0, I) tilted by a_k . x: normal laws with means a_k.
@@ -184,16 +187,20 @@ def test_low_effective_sample_size_is_told():
 
 
 def test_annealing_where_the_base_covers_the_model_badly():
-    estimator = known([[4.0, 0.0], [0.3, 0.2]])
+    estimator = known([[4.0], [0.3]])  # e^-16 of the samples count for the first
+    model, t = estimator.model_, torch.linspace(-12.0, 12.0, 20_001, dtype=torch.float64)[:, None]
+    with torch.no_grad():
+        logs = torch.stack([q.log_prob(t) for q in model.bases]) + model.tilt(t.expand(2, -1, 1))
+    truth = (logs.logsumexp(1) + math.log(t[1] - t[0])).numpy()
     partition = measure(estimator)
-    gap = np.abs(partition.value.numpy() - estimator.true_log_partition)
     assert partition.method == "annealed"
+    gap = np.abs(partition.value.numpy() - truth)
     assert (gap < 4 * partition.std_error.numpy()).all()
     assert (partition.std_error < 0.05).all()
-    # importance sampling misses by nats, whatever it claims
+    # importance sampling misses, whatever it claims
     with pytest.warns(LowEffectiveSampleSizeWarning):
         poor = measure(estimator, n_partition_samples=20_000)
-    assert abs(poor.value[0].item() - estimator.true_log_partition[0]) > 0.5
+    assert abs(poor.value[0].item() - truth[0]) > 0.3
 
 
 def test_samples_for_log_partition_are_counted():
