@@ -2,6 +2,7 @@
 
 from skebm.partition._annealing import (
     ParticleRun,
+    Tuning,
     annealed_importance_sampling,
     sequential_monte_carlo,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "MIN_ESS_SHARE",
     "LogPartition",
     "ParticleRun",
+    "Tuning",
     "adaptive_importance_sampling",
     "annealed_importance_sampling",
     "bridge_sampling",

@@ -18,6 +18,28 @@ MAX_STAGES = 1000
 """More temperatures than this mean a log-ratio whose range no path can cross."""
 
 
+# of the pilot run of annealed importance sampling
+PILOT_ESS_SHARE, PILOT_MOVES = 0.8, 5
+
+
+class Tuning(NamedTuple):
+    """What a pilot run fixes.
+
+    Attributes
+    ----------
+    temperatures : Tensor of shape (K + 1,)
+        From 0 to 1.
+    step_sizes : Tensor of shape (K,)
+        Of the kernel at temperatures 1 to K.
+    scale_trils : Tensor of shape (K, d, d)
+        Cholesky factors of the covariances of the particles there: the kernel moves in these units.
+    """
+
+    temperatures: torch.Tensor
+    step_sizes: torch.Tensor
+    scale_trils: torch.Tensor
+
+
 class ParticleRun(NamedTuple):
     """What sequential Monte Carlo leaves.
 
@@ -29,21 +51,13 @@ class ParticleRun(NamedTuple):
         the model.
     log_z : Tensor of shape (n_runs,)
         Estimate of every run.
-    temperatures : Tensor of shape (K + 1,)
-        From 0 to 1.
-    step_sizes : Tensor of shape (K,)
-        Step size of the kernel after the moves at temperatures 1 to K.
-    scale_trils : Tensor of shape (K, 2, d, d)
-        The units in which the kernel moves the first and the second half of the runs: the Cholesky
-        factor of the covariance of the other half.
+    tuning : Tuning
     """
 
     partition: LogPartition
     samples: torch.Tensor
     log_z: torch.Tensor
-    temperatures: torch.Tensor
-    step_sizes: torch.Tensor
-    scale_trils: torch.Tensor
+    tuning: Tuning
 
 
 def sequential_monte_carlo(
@@ -53,6 +67,7 @@ def sequential_monte_carlo(
     *,
     n_particles=256,
     n_runs=16,
+    n_pilot=1024,
     ess_share=0.8,
     n_moves=5,
     kernel=None,
@@ -60,13 +75,14 @@ def sequential_monte_carlo(
 ):
     """Estimate log Z by sequential Monte Carlo with adaptive temperatures.
 
-    Particles start at draws of q. At each stage the next temperature is the one at which their
-    weights have an effective sample size of `ess_share`; they are resampled (systematically) by
+    Particles start at draws of q. At each stage they are weighted, resampled (systematically) by
     these weights and moved. Z of a run is the product over the stages of its mean weights.
 
-    Each half of the runs is moved in units of the covariance of the other half: particles moved in
-    units of their own covariance, d^2 numbers, would bias Z. All runs share temperatures and step
-    sizes, and are otherwise nearly independent, so that their disagreement is the standard error.
+    A pilot run goes first. It chooses each temperature such that the weights have an effective
+    sample size of `ess_share`, and learns step sizes and covariances. Both are then fixed, which
+    makes the estimates of Z unbiased and the runs independent: their disagreement is the standard
+    error. (Runs tuned to their own particles were biased by .05 in 43 dimensions, more than they
+    disagreed by.)
 
     Parameters
     ----------
@@ -79,7 +95,9 @@ def sequential_monte_carlo(
     n_particles : int, default=256
         Per run.
     n_runs : int, default=16
-        Even.
+        At least two.
+    n_pilot : int, default=1024
+        Particles of the pilot run.
     ess_share : float, default=0.8
         In (0, 1); closer to one is more temperatures.
     n_moves : int, default=5
@@ -102,11 +120,11 @@ def sequential_monte_carlo(
 
     Notes
     -----
-    With N = n_particles * n_runs, each of the K stages (``len(temperatures) - 1``) costs N
-    evaluations without, and N (n_moves + 1) with gradient (HMC: N (n_moves L + 1)).
+    With N = n_particles * n_runs + n_pilot, each of the K stages costs N evaluations without, and
+    N (n_moves + 1) with gradient (HMC: N (n_moves L + 1)).
 
-    Adaptation leaves a bias of order 1/N. A mode of p~ that no draw of q is near to is missed by
-    all runs alike, and their disagreement does not show it.
+    A mode of p~ that no draw of q is near to is missed by all runs alike, and their disagreement
+    does not show it.
 
     References
     ----------
@@ -129,43 +147,54 @@ def sequential_monte_carlo(
     torch.Size([16, 256, 2])
     """
     path = Path(log_density, proposal)
-    at_least(n_particles=(n_particles, 2), n_runs=(n_runs, 2), n_moves=(n_moves, 1))
-    if n_runs % 2:
-        raise ValueError(f"n_runs={n_runs} must be even.")
+    at_least(
+        n_particles=(n_particles, 2), n_runs=(n_runs, 2), n_pilot=(n_pilot, 2), n_moves=(n_moves, 1)
+    )
     if not 0 < ess_share < 1:
         raise ValueError(f"ess_share={ess_share} must lie between 0 and 1.")
+    tuning, kernel = _pilot(path, generator, n_pilot, ess_share, n_moves, kernel, options)
     x = proposal.sample(n_particles * n_runs, generator)
-    if kernel is None:
-        kernel = path.kernel(x)
-    log_ratio = path.log_ratio(x).view(n_runs, n_particles)
-    log_z = log_ratio.new_zeros(n_runs)
-    temperatures, step_sizes, scale_trils, step_size = [0.0], [], [], 1.0
-    while temperatures[-1] < 1:
-        if not log_ratio.isfinite().any(1).all():
+    log_z = torch.zeros(n_runs, dtype=torch.float64, device=x.device)
+    steps = zip(tuning.temperatures.diff(), tuning.temperatures[1:], *tuning[1:], strict=True)
+    for gap, b, step_size, scale_tril in steps:
+        log_weights = gap.item() * path.log_ratio(x).view(n_runs, n_particles)
+        log_z += log_weights.logsumexp(1) - math.log(n_particles)
+        if not log_z.isfinite().all():
             raise ValueError(
                 f"log_density is -inf at all n_particles={n_particles} draws of a run; give more "
                 "particles, or a proposal with more mass on the support."
             )
-        b = _next_temperature(temperatures[-1], log_ratio, ess_share)
-        log_weights = (b - temperatures[-1]) * log_ratio
-        log_z = log_z + log_weights.logsumexp(1) - math.log(n_particles)
         x = x[_resample(log_weights, generator)]
+        x, _ = move(
+            x, path.at(b.item()), generator, kernel, n_moves, step_size.item(), scale_tril, options
+        )
+    return ParticleRun(
+        combine(log_z, n_particles * n_runs, "sequential Monte Carlo"),
+        x.view(n_runs, n_particles, -1),
+        log_z,
+        tuning,
+    )
+
+
+def _pilot(path, generator, n, ess_share, n_moves, kernel, options):
+    """Tuning, and the kernel where none was given, from one cloud of n particles."""
+    x = path.proposal.sample(n, generator)
+    if kernel is None:
+        kernel = path.kernel(x)
+    temperatures, step_sizes, scale_trils, step_size = [0.0], [], [], 1.0
+    while temperatures[-1] < 1:
+        log_ratio = path.log_ratio(x)
+        b = _next_temperature(temperatures[-1], log_ratio, ess_share)
+        x = x[_resample((b - temperatures[-1]) * log_ratio[None], generator)]
         temperatures.append(b)
-        halves = [shrunk_covariance(half) for half in x.chunk(2)]
-        scale_trils.append(torch.linalg.cholesky(torch.stack(halves[::-1])))
+        scale_trils.append(torch.linalg.cholesky(shrunk_covariance(x)))
         x, step_size = move(
             x, path.at(b), generator, kernel, n_moves, step_size, scale_trils[-1], options,
             adapt=True,
         )  # fmt: skip
         step_sizes.append(step_size)
-        log_ratio = path.log_ratio(x).view(n_runs, n_particles)
-    return ParticleRun(
-        combine(log_z, n_particles * n_runs, "sequential Monte Carlo"),
-        x.view(n_runs, n_particles, -1),
-        log_z,
-        *(torch.tensor(values, dtype=torch.float64) for values in (temperatures, step_sizes)),
-        torch.stack(scale_trils),
-    )
+    numbers = (torch.tensor(values, dtype=torch.float64) for values in (temperatures, step_sizes))
+    return Tuning(*numbers, torch.stack(scale_trils)), kernel
 
 
 def combine(log_z, n_samples, method):
@@ -184,6 +213,11 @@ def _next_temperature(b, log_ratio, ess_share):
     Particles outside of the support do not count: they are lost at any temperature.
     """
     flat = log_ratio[log_ratio.isfinite()]
+    if len(flat) == 0:
+        raise ValueError(
+            f"log_density is -inf at all {len(log_ratio)} draws of the proposal: give one with "
+            "more mass on the support."
+        )
     enough = ess_share * len(flat)
 
     def keeps(step):
@@ -215,28 +249,21 @@ def _resample(log_weights, generator):
 
 
 def move(
-    x, log_density, generator, kernel, n_moves, step_size, scale_trils, options, *, adapt=False
+    x, log_density, generator, kernel, n_moves, step_size, scale_tril, options, *, adapt=False
 ):
-    """Positions after `n_moves` steps, and the step size, adapted on the way if asked for.
-
-    The rows of x come in as many equal parts as there are `scale_trils`, (n_parts, d, d).
-    """
-
-    def from_units(y):
-        return (y.view(len(scale_trils), -1, y.shape[1]) @ scale_trils.mT).view_as(y)
+    """Positions after `n_moves` steps, and the step size, adapted on the way if asked for."""
 
     def white(y):
-        return log_density(from_units(y))
+        return log_density(y @ scale_tril.mT)
 
-    parts = x.view(len(scale_trils), -1, x.shape[1])
-    y = torch.linalg.solve_triangular(scale_trils.mT, parts, upper=True, left=False)
-    state = kernel.init(y.flatten(0, 1).contiguous(), white)
+    y = torch.linalg.solve_triangular(scale_tril.mT, x, upper=True, left=False)
+    state = kernel.init(y, white)
     for _ in range(n_moves):
         state, info = kernel.step(state, white, generator, step_size=step_size, **options)
         if adapt:
             acceptance = info.acceptance_probability.mean().item()
             step_size *= math.exp(acceptance - kernel.TARGET_ACCEPTANCE)
-    return from_units(state.position), step_size
+    return state.position @ scale_tril.mT, step_size
 
 
 def annealed_importance_sampling(
@@ -247,6 +274,7 @@ def annealed_importance_sampling(
     samples=None,
     n_particles=1024,
     n_temperatures=100,
+    n_pilot=1024,
     n_moves=1,
     kernel=None,
     **options,
@@ -259,7 +287,7 @@ def annealed_importance_sampling(
     mean of 1 / w lies above log Z on average. Where both are at hand they bracket log Z, and the
     value is their optimal combination, by bridge sampling.
 
-    A pilot run of :func:`sequential_monte_carlo` places the temperatures and tunes the steps;
+    A pilot run, as in :func:`sequential_monte_carlo`, places the temperatures and tunes the steps;
     both are then fixed, which makes the statements above exact.
 
     Parameters
@@ -273,6 +301,8 @@ def annealed_importance_sampling(
         Of the forward direction; the reverse one has m.
     n_temperatures : int, default=100
         Steps from q to p. The variance of log w falls as one over their number.
+    n_pilot : int, default=1024
+        Particles of the pilot run.
     n_moves : int, default=1
         Steps of the kernel at each temperature.
     kernel : module, optional
@@ -320,16 +350,14 @@ def annealed_importance_sampling(
     True
     """
     path = Path(log_density, proposal)
-    at_least(n_particles=(n_particles, 2), n_temperatures=(n_temperatures, 1), n_moves=(n_moves, 1))
+    at_least(
+        n_particles=(n_particles, 2), n_temperatures=(n_temperatures, 1),
+        n_pilot=(n_pilot, 2), n_moves=(n_moves, 1),
+    )  # fmt: skip
     x = proposal.sample(n_particles, generator)
     if samples is not None:
         check_samples(samples, x, path)
-    if kernel is None:
-        kernel = path.kernel(x)
-    pilot = sequential_monte_carlo(
-        log_density, proposal, generator,
-        n_particles=max(256, n_particles // 4), n_runs=2, kernel=kernel, **options,
-    )  # fmt: skip
+    pilot, kernel = _pilot(path, generator, n_pilot, PILOT_ESS_SHARE, PILOT_MOVES, kernel, options)
     # as many temperatures as asked for, as dense as those of the pilot run
     n_stages = len(pilot.step_sizes)
     position = torch.linspace(0, n_stages, n_temperatures + 1, dtype=torch.float64)
@@ -340,7 +368,7 @@ def annealed_importance_sampling(
         zip(
             temperatures[1:-1],
             _interpolate(position, pilot.step_sizes).tolist(),
-            _interpolate(position, pilot.scale_trils[:, :1]),
+            _interpolate(position, pilot.scale_trils),
             strict=True,
         )
     )
@@ -348,8 +376,8 @@ def annealed_importance_sampling(
 
     def work(x, gaps, moves):
         log_weights = gaps[0] * path.log_ratio(x)
-        for gap, (b, step_size, trils) in zip(gaps[1:], moves, strict=True):
-            x, _ = move(x, path.at(b), generator, kernel, n_moves, step_size, trils, options)
+        for gap, (b, step_size, tril) in zip(gaps[1:], moves, strict=True):
+            x, _ = move(x, path.at(b), generator, kernel, n_moves, step_size, tril, options)
             log_weights += gap * path.log_ratio(x)
         return log_weights
 

@@ -156,10 +156,10 @@ def estimate(
 
 
 def _settle(path, run, kernel, generator):
-    """Particles after further moves with the tuning of the last, now fixed."""
+    """Particles after further moves, tuned as the last."""
     x, _ = move(
         run.samples.flatten(0, 1), path.at(1.0), generator, kernel, N_SETTLING_MOVES,
-        run.step_sizes[-1].item(), run.scale_trils[-1], {},
+        run.tuning.step_sizes[-1].item(), run.tuning.scale_trils[-1], {},
     )  # fmt: skip
     return x.view_as(run.samples)
 

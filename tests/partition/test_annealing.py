@@ -13,11 +13,11 @@ cases = pytest.mark.parametrize(("name", "arguments"), CASES)
 
 
 def smc(law, g, **options):
-    return sequential_monte_carlo(law, law.q, g, **options)
+    return sequential_monte_carlo(law, law.q, g, **{"n_pilot": 400, **options})
 
 
 def ais(law, g, **options):
-    options = {"n_particles": 100, "n_temperatures": 25, **options}
+    options = {"n_particles": 100, "n_temperatures": 40, "n_pilot": 200, **options}
     return annealed_importance_sampling(law, law.q, g, **options)
 
 
@@ -27,7 +27,7 @@ def ais(law, g, **options):
 @cases
 def test_smc_errors_are_honest(laws, name, arguments):
     law = getattr(laws, name)(*arguments)
-    results = [smc(law, laws.generator(s), n_particles=50).partition for s in range(50)]
+    results = [smc(law, laws.generator(s), n_particles=40).partition for s in range(50)]
     laws.check_coverage(results, law.log_z)
 
 
@@ -81,25 +81,35 @@ def test_what_a_run_holds_and_costs(laws):
         return law(x)
 
     run = sequential_monte_carlo(
-        counted, law.q, laws.generator(), n_particles=50, n_runs=4, n_moves=2, kernel=mala
+        counted,
+        law.q,
+        laws.generator(),
+        n_particles=50,
+        n_runs=4,
+        n_pilot=100,
+        n_moves=2,
+        kernel=mala,
     )
-    k = len(run.temperatures) - 1
+    temperatures, step_sizes, scale_trils = run.tuning
+    k = len(step_sizes)
     assert k > 2
-    assert calls == [(200, False), *([(200, True)] * 3 + [(200, False)]) * k]
-    assert run.temperatures[0] == 0
-    assert run.temperatures[-1] == 1
-    assert (run.temperatures.diff() > 0).all()
+    assert calls == [
+        (n, gradient) for n in (100, 200) for _ in range(k) for gradient in (False, *[True] * 3)
+    ]
+    assert temperatures[0] == 0
+    assert temperatures[-1] == 1
+    assert (temperatures.diff() > 0).all()
     assert run.samples.shape == (4, 50, 3)
     assert not run.samples.requires_grad
-    assert run.step_sizes.shape == (k,)
-    assert run.scale_trils.shape == (k, 3, 3)
+    assert scale_trils.shape == (k, 3, 3)
+    assert (step_sizes > 0).all()
     assert run.partition.method == "sequential Monte Carlo"
     assert run.partition.n_samples == 200
     assert run.partition.value == pytest.approx(run.log_z.exp().mean().log().item())
     assert 1 / run.partition.ess == pytest.approx(run.partition.std_error**2 + 1 / 200)
     # the model is its base: one stage, no error
     trivial = sequential_monte_carlo(law.q.log_prob, law.q, laws.generator(), n_particles=10)
-    assert len(trivial.temperatures) == 2
+    assert trivial.tuning.temperatures.tolist() == [0, 1]
     assert trivial.partition.value == pytest.approx(0.0, abs=1e-12)
 
 
@@ -208,6 +218,7 @@ def test_float32(laws):
     [
         ({"n_particles": 1}, "n_particles=1 must be at least 2"),
         ({"n_runs": 1}, "n_runs=1 must be at least 2"),
+        ({"n_pilot": 1}, "n_pilot=1 must be at least 2"),
         ({"n_moves": 0}, "n_moves=0 must be at least 1"),
         ({"ess_share": 1.0}, "ess_share=1.0 must lie between 0 and 1"),
     ],
@@ -222,16 +233,21 @@ def test_bad_numbers(laws, options, message):
     ("log_density", "message"),
     [
         (3.0, "log_density must be callable"),
-        (lambda x: x, r"log_density must return a tensor of shape \(4096,\), got \(4096, 2\)"),
+        (lambda x: x, r"log_density must return a tensor of shape \(1024,\), got \(1024, 2\)"),
         (lambda x: 0.0, "log_density must return a tensor .* got float"),
-        (lambda x: torch.full((len(x),), math.nan), "log_density is nan or .inf at 4096 of 4096"),
-        (lambda x: torch.full((len(x),), -math.inf), "log_density is -inf at all n_particles=256"),
+        (lambda x: torch.full((len(x),), math.nan), "log_density is nan or .inf at 1024 of 1024"),
+        (lambda x: torch.full((len(x),), -math.inf), "log_density is -inf at all 1024 draws"),
         (lambda x: -1e12 * (x**2).sum(1), "too far to be bridged"),
     ],
 )
 def test_bad_log_density(laws, log_density, message):
     with pytest.raises(ValueError, match=message):
         sequential_monte_carlo(log_density, laws.normal(2), laws.generator(), kernel=random_walk)
+
+
+def test_a_run_without_particles_on_the_support(laws):
+    with pytest.raises(ValueError, match="all n_particles=10 draws of a run"):
+        smc(laws.Box(), laws.generator(), n_particles=10)
 
 
 def test_bad_proposal_and_samples(laws):
