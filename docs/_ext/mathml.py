@@ -13,7 +13,12 @@ from sphinx.util.math import get_node_equation_number
 logger = logging.getLogger(__name__)
 
 # What the converter does not know, in words that it knows.
-REPLACEMENTS = {r"\\dots\b": r"\\ldots", r"\\tfrac\b": r"\\frac", r"\\bigl?r?\b": ""}
+REPLACEMENTS = {
+    r"\\dots\b": r"\\ldots",
+    r"\\t?frac(\d)(\w)": r"\\frac{\1}{\2}",  # it would read 12 in \frac12
+    r"\\tfrac\b": r"\\frac",
+    r"\\bigl?r?\b": "",
+}
 
 FUNCTION = re.compile(r"(<mi>(?:log|exp|sin|cos)</mi>)(?!\s*<mo[^>]*>\()")
 
