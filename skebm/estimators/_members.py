@@ -206,24 +206,25 @@ class Trained:
         return cls(None, held, torch.zeros_like(members.pool_log_ratio), 0, history)
 
 
-def recalibrate(members, held_f, pool_f, *, ridge=1e-2):
+def recalibrate(members, held_f, pool_f, *, ridge=(1e-2, 1e-3)):
     """Exponential tilt on [f, responsibilities of modes] by maximum likelihood on held-out rows.
 
     Convex: maximises the mean over held-out rows of theta . phi(x) - log E_q exp(theta . phi),
-    with a ridge towards theta = (1, 0), by L-BFGS. Kept only if it raises the likelihood in a
-    two-fold check, each half judged with the theta of the other half.
+    with a ridge towards theta = (1, 0), by L-BFGS. Kept only if it raises the likelihood by more
+    than a standard error in a two-fold check, each half judged with the theta of the other half.
 
     Parameters
     ----------
     members : Members
     held_f : list of K tensors (n_k,)
     pool_f : Tensor (K, m)
-    ridge : float, default=1e-2
+    ridge : (float, float), default=(1e-2, 1e-3)
+        For the factor on f and for the weights of the modes.
 
     Returns
     -------
     temperature : float
-        Factor on f.
+        Factor on f; at least 1 with several members.
     mode_weights : Tensor of shape (n_components,), or (0,) if they are not needed
     """
     parts = members.responsibilities()
@@ -236,14 +237,13 @@ def recalibrate(members, held_f, pool_f, *, ridge=1e-2):
     n_features = pool.shape[-1]
     identity = torch.zeros(n_features, dtype=torch.float64)
     identity[0] = 1.0
+    penalty = torch.full((n_features,), ridge[1], dtype=torch.float64)
+    penalty[0] = ridge[0]
 
     def gain(theta):
         return members.gain([h @ theta for h in held], pool @ theta)
 
-    weight = torch.cat(members.held_weights)
-
-    def fit(row_weight, columns):
-        row_weight = row_weight / row_weight.sum()
+    def solve(row_weight, columns):
         theta = identity.clone().requires_grad_(True)
         optimizer = torch.optim.LBFGS([theta], max_iter=100, line_search_fn="strong_wolfe")
         mask = torch.zeros(n_features, dtype=torch.float64)
@@ -251,28 +251,36 @@ def recalibrate(members, held_f, pool_f, *, ridge=1e-2):
 
         def closure():
             optimizer.zero_grad()
-            full = identity + mask * (theta - identity)
-            loss = -(row_weight @ gain(full)) + ridge * (full - identity).square().sum()
+            change = mask * (theta - identity)
+            loss = penalty @ change.square() - row_weight @ gain(identity + change)
             loss.backward()
             return loss
 
         with torch.enable_grad():
             optimizer.step(closure)
-        return (identity + mask * (theta.detach() - identity)).detach()
+        return identity + mask * (theta.detach() - identity)
 
+    def fit(row_weight, columns):
+        row_weight = row_weight / row_weight.sum()
+        theta = solve(row_weight, columns)
+        if len(members) > 1 and theta[0] < 1.0:
+            # held-out rows see one member; the average of K is less sure of itself already
+            theta = solve(row_weight, [c for c in columns if c])
+        return theta
+
+    weight = torch.cat(members.held_weights)
+    share = weight / weight.sum()
     half = torch.arange(len(weight)) % 2
-    best, best_columns = (gain(identity) @ weight).item(), None
+    best, best_columns = gain(identity), None
     for columns in ([0], list(range(n_features))):
-        value = 0.0
-        for side in (0, 1):
-            theta = fit(weight * (half != side), columns)
-            value += ((gain(theta) * weight)[half == side]).sum().item()
-        if value > best and math.isfinite(value):
+        value = torch.where(
+            half == 0, gain(fit(weight * half, columns)), gain(fit(weight * (1 - half), columns))
+        )
+        rise = value - best
+        mean = share @ rise
+        if mean > (share.square() @ (rise - mean).square()).sqrt():
             best, best_columns = value, columns
     theta = identity if best_columns is None else fit(weight, best_columns)
-    if len(members) > 1:
-        # held-out rows see one member; the average of K is less sure of itself already
-        theta[0] = theta[0].clamp(min=1.0)
     return theta[0].item(), theta[1:] if theta[1:].any() else theta[:0]
 
 

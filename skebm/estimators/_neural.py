@@ -110,7 +110,7 @@ def train_networks(
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             max_epochs=max_epochs,
-            patience=max(patience, _LOOKS * evaluate_every),
+            patience=max(patience, _LOOKS * evaluate_every) if early_stopping else None,
             evaluate_every=evaluate_every,
             callbacks=callbacks,
             device=device,

@@ -70,8 +70,10 @@ class ScoreMatchingEBM(BaseTiltedDensity):
         .2 n^(-1 / (d + 4)). Several levels, such as ``np.geomspace(.05, .5, 5)``, are mixed, each
         weighted by its square. 0 fits the rows as they are ("exact" and "sliced" only).
     bias_correction : bool, default=True
-        Whether f is matched to the smoothed data *relative to the equally smoothed base*. False
-        compares smoothed data with the base itself, so that the model is of the smoothed density.
+        Whether f is matched to the smoothed data *relative to the equally smoothed base*, so that
+        the detail of the base survives. False compares smoothed data with the base itself: the
+        model is then of the smoothed density, which is better only where the base has detail, on
+        the scale of `sigma`, that the data do not have.
     recalibration : bool, default=True
         Whether temperature and mode weights are set by held-out likelihood after training. Score
         matching sees the weights of separate modes hardly at all.

@@ -335,7 +335,7 @@ def test_solution_of_the_convex_problem():
     def objective(theta):
         log_z = np.log(np.exp(pool @ theta).mean(1))
         gain = np.concatenate([h @ theta - z for h, z in zip(held, log_z, strict=True)])
-        return -row_weight @ gain + 1e-2 * np.square(theta - [1.0, 0.0, 0.0]).sum()
+        return -row_weight @ gain + [1e-2, 1e-3, 1e-3] @ np.square(theta - [1.0, 0.0, 0.0])
 
     found = [
         optimize.minimize(objective, start, method="BFGS", options={"gtol": 1e-8}).x
