@@ -13,7 +13,9 @@ from skebm.energies import (
     PeriodicEmbedding,
     PiecewiseLinearEmbedding,
     StackedEnergy,
+    _jets,
     _laplacian,
+    _streams,
     derivatives,
 )
 
@@ -105,7 +107,7 @@ def slow(monkeypatch):
 
 @pytest.fixture(params=[1 << 18, 64], ids=["whole", "in blocks"])
 def block(request, monkeypatch):
-    monkeypatch.setattr(_laplacian, "_BLOCK", request.param)
+    monkeypatch.setattr(_streams, "_BLOCK", request.param)
 
 
 def generator(seed=0):
@@ -266,13 +268,13 @@ def test_residual_sums_also_from_the_input(d, fast, block):
 
 
 def test_wide_input_uses_no_more_directions_than_units(fast, monkeypatch):
-    seen, original = [], _laplacian._stream
+    seen, original = [], _jets.stream
 
     def spy(steps, n_directions, size):
         seen.append(n_directions)
         return original(steps, n_directions, size)
 
-    monkeypatch.setattr(_laplacian, "_stream", spy)
+    monkeypatch.setattr(_jets, "stream", spy)
     derivatives(network(20, nn.SiLU()), normal(5, 20))
     derivatives(perturbed(Residual(20)), normal(5, 20))
     assert seen == [6, 20]
