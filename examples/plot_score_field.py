@@ -26,7 +26,9 @@ small = {"n_members": 2, "max_epochs": 3} if SMOKE else {}
 
 law = TwoMoons()
 X = law.sample(400 if SMOKE else 3000, random_state=0)
-est = ScoreMatchingEBM(base="gaussian", learning_rate=3e-3, random_state=0, **small).fit(X)
+est = ScoreMatchingEBM(
+    base="gaussian", learning_rate=3e-3, random_state=0, **small
+).fit(X)
 print(f"method_ = {est.method_}, sigma_ = {est.sigma_.round(3)}")
 
 # %%
@@ -58,7 +60,8 @@ coarse = coarse[law.log_density(coarse) > np.log(0.02 * top)]
 step = 1e-4
 true_score = np.column_stack(
     [
-        (law.log_density(coarse + move) - law.log_density(coarse - move)) / (2 * step)
+        (law.log_density(coarse + move) - law.log_density(coarse - move))
+        / (2 * step)
         for move in step * np.eye(2)
     ]
 )
@@ -67,13 +70,19 @@ score = est.stein_score(coarse)
 figure, axes = plt.subplots(
     1, 3, figsize=(12, 3.6), sharex=True, sharey=True, layout="constrained"
 )
-shown = {"extent": (low[0], high[0], low[1], high[1]), "origin": "lower", "aspect": "auto"}
+shown = {
+    "extent": (low[0], high[0], low[1], high[1]),
+    "origin": "lower",
+    "aspect": "auto",
+}
 for ax, values, arrows, title in (
     (axes[0], density, score, "fitted density and score"),
     (axes[1], truth, true_score, "true density and score"),
 ):
     ax.imshow(values, cmap="Blues", vmin=0.0, vmax=top, **shown)
-    ax.quiver(*coarse.T, *arrows.T, color="0.15", angles="xy", scale=220, width=0.004)
+    ax.quiver(
+        *coarse.T, *arrows.T, color="0.15", angles="xy", scale=220, width=0.004
+    )
     ax.set_title(title)
 drawn = est.sample(1500, random_state=0)
 axes[2].scatter(*fresh[:1500].T, s=4, color="0.7", label="rows of the law")
@@ -90,11 +99,14 @@ _ = axes[0].set_ylabel("second column")
 
 true_at_rows = np.column_stack(
     [
-        (law.log_density(fresh + move) - law.log_density(fresh - move)) / (2 * step)
+        (law.log_density(fresh + move) - law.log_density(fresh - move))
+        / (2 * step)
         for move in step * np.eye(2)
     ]
 )
-error = np.linalg.norm(est.stein_score(fresh) - true_at_rows) / np.linalg.norm(true_at_rows)
+error = np.linalg.norm(est.stein_score(fresh) - true_at_rows) / np.linalg.norm(
+    true_at_rows
+)
 print(f"relative error of the score: {error:.2f}")
 
 # %%

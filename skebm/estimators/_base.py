@@ -122,7 +122,10 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         """Whether temperature and mode weights are set by held-out likelihood."""
         return True
 
-    def _modes(self, x, weight, bases, generator):
+    def _check_parameters(self):
+        """Raise where parameters contradict each other: before anything is fitted."""
+
+    def _modes(self, x, weight, n_rows, splits, bases, generator):
         """Laws, one per member, whose components recalibration may weight; None: the bases'."""
         return None
 
@@ -162,7 +165,9 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         return self
 
     def _fit(self, X, sample_weight, n_threads):
-        kept = self.model_ if self.warm_start and hasattr(self, "model_") else None
+        self._check_parameters()
+        warm = self.warm_start and hasattr(self, "model_")
+        kept = copy.deepcopy(self.model_).to("cpu") if warm else None
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, reset=kept is None)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         used = weight > 0
@@ -231,10 +236,10 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
                     x_fit[some].numpy(), sample_weight=row_weight[some].numpy()
                 )
             )
-        modes = self._modes(x_fit[some], row_weight[some], bases, generator)
+        modes = self._modes(x_fit, row_weight, len(x), splits, bases, generator)
         members = Members(
             x_fit, row_weight, splits, bases, proposals, features, generator, noise,
-            modes=modes,
+            modes=modes, n_rows=len(x),
         )  # fmt: skip
         if h == 0 and not columns.has_ties:
             return members, None
@@ -274,23 +279,27 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         else:
             with torch.enable_grad():
                 trained = self._train(members, seed, refresh, device, kept, progress)
-        # a warm start that finds nothing better stays at the tilt it came with
-        tilted = trained.n_iter > 0 or (kept is not None and not kept.is_untilted)
-        accepted = (
-            tilted
-            and trained.energy is not None
-            and (self.base is None or members.accepts(trained.held, trained.pool))
+        # a warm start that finds nothing better stays at the tilt it came with, and the weights of
+        # modes may be wrong where training found nothing
+        tilted = (
+            trained.n_iter > 0
+            or (kept is not None and not kept.is_untilted)
+            or (members.modes is not None and members.modes is not members.bases)
         )
+        accepted = False
+        if tilted and trained.energy is not None:
+            temperature, mode_weights = 1.0, torch.zeros(0, dtype=torch.float64)
+            pool, gain = trained.pool, members.gain(trained.held, trained.pool)
+            if self._recalibrates():
+                temperature, mode_weights, gain = recalibrate(members, trained.held, trained.pool)
+                pool = temperature * trained.pool
+                if len(mode_weights):
+                    pool = pool + members.responsibilities()[1] @ mode_weights
+            accepted = self.base is None or members.accepts(gain, pool)
         if not accepted:
             untilted = TiltedMixture(members.bases, members.bases, members.features, None)
             return untilted, trained, False
         model = TiltedMixture(members.bases, members.proposals, members.features, trained.energy)
-        temperature, mode_weights = 1.0, torch.zeros(0, dtype=torch.float64)
-        if self._recalibrates():
-            temperature, mode_weights = recalibrate(members, trained.held, trained.pool)
-        pool = temperature * trained.pool
-        if len(mode_weights):
-            pool = pool + members.responsibilities()[1] @ mode_weights
         factor = guard(members, pool)
         model.calibrate(factor * temperature, factor * mode_weights, members.modes)
         return model, trained, True
@@ -330,9 +339,13 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             )
         elif error > TARGET_STD_ERROR * 1.05:
             warnings.warn(
-                f"the standard error of log Z is {error:.3g} nats, above {TARGET_STD_ERROR}, after "
-                f"{partition.n_samples} samples per member; raise n_partition_samples, or take "
-                "another base.",
+                f"the standard error of log Z is {error:.3g} nats, above {TARGET_STD_ERROR}"
+                + (
+                    ", although it was annealed; another base would help."
+                    if partition.method == "annealed"
+                    else f", after {partition.n_samples} samples per member; raise "
+                    "n_partition_samples."
+                ),
                 LowEffectiveSampleSizeWarning,
                 stacklevel=5,
             )
@@ -356,9 +369,15 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
                 return single.bases[0].log_prob(x) + single.tilt(x[None])[0]
 
             again = estimate(
-                log_density, model.proposals[k], generator, target_std_error=target, **options
-            )
-            partition.value[k], partition.std_error[k] = again.value, again.std_error
+                log_density, model.proposals[k], generator,
+                target_std_error=target, max_samples=0, **options,
+            )  # fmt: skip
+            # importance sampling is unbiased: far above means that annealing has missed a region
+            missed = (partition.value[k] - again.value).item()
+            error = again.std_error
+            if missed > 3.0 * math.hypot(error, partition.std_error[k].item()):
+                error = max(error, missed)
+            partition.value[k], partition.std_error[k] = again.value, error
             partition.ess[k] = again.ess
         return partition._replace(method="annealed") if low else partition
 

@@ -79,6 +79,8 @@ class Members:
     modes : list of K laws or None
         Laws with `responsibilities` whose components mean the same in every member: what
         recalibration may weight. By default the bases, where they are stacks or one law.
+    n_rows : int
+        Number of rows, of which `x` may hold several copies; ``len(x)`` by default.
     """
 
     x: torch.Tensor
@@ -91,10 +93,12 @@ class Members:
     noise: list | None = None
     n_threads: int = 1
     modes: list | None = None
+    n_rows: int | None = None
     pool: torch.Tensor = field(init=False)
 
     def __post_init__(self):
         self.noise = self.proposals if self.noise is None else self.noise
+        self.n_rows = len(self.x) if self.n_rows is None else self.n_rows
         first = self.bases[0]
         shared = isinstance(first, StackedBase) or all(q is first for q in self.bases)
         if self.modes is None and shared and getattr(first, "n_components", 1) > 1:
@@ -143,9 +147,8 @@ class Members:
         weight = torch.cat(self.held_weights)
         return self.gain(held_tilt, pool_tilt) @ weight / weight.sum()
 
-    def accepts(self, held_tilt, pool_tilt):
-        """Whether the pooled gain exceeds two of its standard errors (rows and log Z)."""
-        gain = self.gain(held_tilt, pool_tilt)
+    def accepts(self, gain, pool_tilt):
+        """Whether the mean gain exceeds two of its standard errors (rows and log Z)."""
         weight = torch.cat(self.held_weights)
         share = weight / weight.sum()
         mean = share @ gain
@@ -226,6 +229,8 @@ def recalibrate(members, held_f, pool_f, *, ridge=(1e-2, 1e-3)):
     temperature : float
         Factor on f; at least 1 with several members.
     mode_weights : Tensor of shape (n_components,), or (0,) if they are not needed
+    gain : Tensor of shape (n_held,)
+        Held-out log p - log q of every row, with the theta of the half that the row is not in.
     """
     parts = members.responsibilities()
     if parts is None:
@@ -281,7 +286,7 @@ def recalibrate(members, held_f, pool_f, *, ridge=(1e-2, 1e-3)):
         if mean > (share.square() @ (rise - mean).square()).sqrt():
             best, best_columns = value, columns
     theta = identity if best_columns is None else fit(weight, best_columns)
-    return theta[0].item(), theta[1:] if theta[1:].any() else theta[:0]
+    return theta[0].item(), theta[1:] if theta[1:].any() else theta[:0], best
 
 
 def guard(members, pool_tilt):

@@ -77,7 +77,8 @@ class NCEDensity(BaseTiltedDensity):
         Epochs without improvement before a network stops. Few rows are judged less than once per
         epoch; a network then stops after three looks without improvement.
     n_partition_samples : int or "auto", default="auto"
-        Samples per member for log Z. "auto" draws until its standard error is below .01 nats.
+        Samples per member for log Z. "auto" draws until its standard error is below .01 nats, and
+        anneals where the effective sample size stays below one per cent.
     smoothing : float, "scott" or "multiscale", default=0.0
         h > 0 fits the density of X + h eps, eps normal with the standard deviations of the
         columns. "scott" is n^(-1 / (d + 4)). Density estimation wants 0. Anomaly detection wants
@@ -109,7 +110,8 @@ class NCEDensity(BaseTiltedDensity):
         Log Z as learned by the network's objective for f before recalibration; only where one is
         learned and the tilt was accepted.
     effective_sample_size_ : ndarray of shape (n_members,)
-        Effective number of importance samples behind log Z; inf where log Z is exact.
+        Effective number of samples behind log Z (where it was annealed: of importance samples that
+        would give the same error); inf where log Z is exact.
     history_ : dict of ndarrays
         ``n_iter``, ``held_out_log_likelihood`` (nats per row, out of fold, before recalibration;
         the first entry is the base) and, for networks, ``train_loss``.

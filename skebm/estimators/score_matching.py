@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from skebm._sklearn_compat import Interval, StrOptions
-from skebm.bases import fit_gaussian_mixture
+from skebm.bases import MAX_FIT_ROWS, fit_gaussian_mixture
 from skebm.objectives import (
     denoising_score_matching_losses,
     draw_directions,
@@ -33,8 +33,12 @@ MAX_ROWS = 200_000
 MAX_SCORED = 200_000
 """Perturbed rows at which the base is differentiated: some copies of few rows, one of many."""
 
-MAX_MODES, ROWS_PER_MODE = 8, 50
-"""Size of the mixture whose components recalibration may weight."""
+MAX_MODES, ROWS_PER_MODE, ROWS_PER_COLUMN = 8, 50, 10
+"""Size of the mixture whose components recalibration may weight: so many rows for each mode, and so
+many more for each column."""
+
+MAX_BASE_SCORE = 1e4
+"""Rows where the base is steeper than this, in nats per unit of z, are left out of training."""
 
 MAX_COPIES = 8
 N_OFFSETS = 4
@@ -55,10 +59,11 @@ class ScoreMatchingEBM(BaseTiltedDensity):
     Parameters
     ----------
     method : {"auto", "exact", "sliced", "denoising"}, default="auto"
-        "exact" computes the Laplacian of f in one forward pass [1]_. "sliced" takes it along random
-        directions [2]_: the same in expectation, at a cost that does not grow with the number of
-        columns. "denoising" predicts the noise in perturbed rows [3]_ and asks for first
-        derivatives only, so that it takes energies with kinks (``energy_model="mlp"``, ReLU).
+        "exact" computes the Laplacian of f [1]_, in one forward and one reverse sweep. "sliced"
+        takes it along random directions [2]_: the same in expectation, at a cost that does not grow
+        with the number of columns. "denoising" predicts the noise in perturbed rows [3]_ and asks
+        for first derivatives only, so that it takes energies with kinks (``energy_model="mlp"``,
+        ReLU).
         "auto" is "exact" up to ten columns and "sliced" beyond.
     n_projections : int, default=1
         Directions per row and step of "sliced".
@@ -94,7 +99,7 @@ class ScoreMatchingEBM(BaseTiltedDensity):
     weight_decay : float, default=1e-3
         Of AdamW.
     batch_size : int, default=256
-        Rows per member and step.
+        Points per member and step; "denoising" takes half as many rows, each with opposite noises.
     max_epochs : int or "auto", default="auto"
         Passes over the rows, at most; "auto" is 100, or 2,000 steps if that is more. 0 is the base
         alone.
@@ -106,7 +111,8 @@ class ScoreMatchingEBM(BaseTiltedDensity):
     patience : int, default=20
         Epochs without improvement before training stops.
     n_partition_samples : int or "auto", default="auto"
-        Samples per member for log Z. "auto" draws until its standard error is below .01 nats.
+        Samples per member for log Z. "auto" draws until its standard error is below .01 nats, and
+        anneals where the effective sample size stays below one per cent.
     smoothing : float, "scott" or "multiscale", default=0.0
         As in :class:`~skebm.NCEDensity`: the scale of the density that is *estimated*, in standard
         deviations of the columns (`sigma` is a matter of training only).
@@ -136,7 +142,8 @@ class ScoreMatchingEBM(BaseTiltedDensity):
     log_partition_std_error_ : ndarray of shape (n_members,)
         Its standard error.
     effective_sample_size_ : ndarray of shape (n_members,)
-        Effective number of samples behind log Z; inf where log Z is exact.
+        Effective number of samples behind log Z (where it was annealed: of importance samples that
+        would give the same error); inf where log Z is exact.
     history_ : dict of ndarrays
         ``n_iter``, ``held_out_log_likelihood`` (nats per row, out of fold, before recalibration;
         the first entry is the base) and ``train_loss`` (nats per squared unit of z; 0 is the base,
@@ -158,8 +165,9 @@ class ScoreMatchingEBM(BaseTiltedDensity):
     Warns
     -----
     UserWarning
-        In `fit`, where ``base=None`` or ``recalibration=False`` leave the weights of separate modes
-        to chance, and where the energy has kinks that second derivatives do not see.
+        In `fit`, where ``base=None`` leaves the weights of separate modes to the recalibration or
+        ``recalibration=False`` to the base, and where ``energy_model="mlp"`` has kinks that second
+        derivatives do not see.
 
     See Also
     --------
@@ -262,12 +270,27 @@ class ScoreMatchingEBM(BaseTiltedDensity):
     def _recalibrates(self):
         return self.recalibration
 
-    def _modes(self, x, weight, bases, generator):
-        n_modes = min(MAX_MODES, len(x) // ROWS_PER_MODE)
-        if n_modes < 2:
+    def _modes(self, x, weight, n_rows, splits, bases, generator):
+        n_modes = min(MAX_MODES, n_rows // (ROWS_PER_MODE + ROWS_PER_COLUMN * x.shape[1]))
+        if n_modes < 2 or not self.recalibration or self.max_epochs == 0:
             return None
-        mixture = fit_gaussian_mixture(x, n_modes, generator, diagonal=True, sample_weight=weight)
-        return [ModesAndBackground(mixture, base) for base in bases]
+
+        def fit(rows, start=None):
+            rows = rows[torch.randperm(len(rows), generator=generator)[:MAX_FIT_ROWS]]
+            return fit_gaussian_mixture(
+                x[rows], n_modes, generator, diagonal=True, sample_weight=weight[rows], start=start
+            )
+
+        # one start, so that components mean the same; then each from its own rows, because a
+        # mixture that has seen the held-out rows would favour them
+        shared = fit(torch.arange(len(x)))
+        return [
+            ModesAndBackground(fit(train, shared), base)
+            for (train, _), base in zip(splits, bases, strict=True)
+        ]
+
+    def _check_parameters(self):
+        self._noise_levels(2, 1)
 
     def _resolve_method(self, n_features):
         if self.method != "auto":
@@ -290,8 +313,8 @@ class ScoreMatchingEBM(BaseTiltedDensity):
     def _warn_of_blind_spots(self, n_features):
         if self.base is None:
             warnings.warn(
-                "base=None: score matching hardly sees the relative weights of separate modes, and "
-                "without a base nothing sets them right afterwards.",
+                "base=None: score matching hardly sees the relative weights of separate modes; "
+                "without a base to start from they rest on the recalibration alone.",
                 UserWarning,
                 stacklevel=7,
             )
@@ -313,9 +336,9 @@ class ScoreMatchingEBM(BaseTiltedDensity):
                 )
 
     def _train(self, members, seed, refresh, device, kept, progress):
-        n_rows, n_features = members.x.shape
+        n_features = members.x.shape[1]
         method = self._resolve_method(n_features)
-        levels = self._noise_levels(n_rows, n_features)
+        levels = self._noise_levels(members.n_rows, n_features)
         self._warn_of_blind_spots(n_features)
 
         def default(value, otherwise):
@@ -354,7 +377,7 @@ class ScoreMatchingEBM(BaseTiltedDensity):
         # in forward passes, per row; an evaluation is one. A third of it is charged: networks
         # overfit soon under score matching, so that it pays to look often
         n_streams = {"exact": n_features, "sliced": self.n_projections, "denoising": 1}[method]
-        n_train = max(len(train) for train in rows.train)
+        n_train = pair * max(len(train) for train in rows.train)
         return train_networks(
             members, _Trainee(energy).to(device), batch_loss, batches,
             evaluation_cost=rows_judged(members) / (3 * (6 + 3 * n_streams) * n_train),
@@ -368,7 +391,7 @@ class ScoreMatchingEBM(BaseTiltedDensity):
     def _report(self, members, trained, accepted, partition):
         super()._report(members, trained, accepted, partition)
         self.method_ = self._resolve_method(members.x.shape[1])
-        self.sigma_ = self._noise_levels(*members.x.shape)
+        self.sigma_ = self._noise_levels(members.n_rows, members.x.shape[1])
 
 
 class _Trainee(nn.Module):
@@ -417,7 +440,7 @@ class _ScoredRows:
         self.train = [place[train][place[train] >= 0] for train, _ in members.splits]
         changes = refresh is not None or (levels > 0).any()
         n_scored = len(chosen) * (2 if in_pairs else 1)
-        self.n_copies = min(MAX_COPIES, max(1, MAX_SCORED // n_scored)) if changes else 1
+        self.n_copies = min(MAX_COPIES, max(2, MAX_SCORED // n_scored)) if changes else 1
         self.copies = []
 
     def __call__(self, generator):
@@ -439,7 +462,10 @@ class _ScoredRows:
         points = z + sigma * noise
         scores = torch.stack([self._base_scores(at, sigma, generator) for at in points], dim=2)
         # f is constant beyond the clip, and some bases end somewhere
-        inside = (points.abs() < CLIP).all(-1).all(0) & scores.isfinite().all(-1).all(2).all(0)
+        inside = (points.abs() < CLIP).all(-1).all(0)
+        inside &= (scores.abs() < MAX_BASE_SCORE).all(-1).all(2).all(0)  # False for nan
+        points, noise = (torch.where(inside[:, None], t, 0.0) for t in (points, noise))
+        scores = torch.where(inside[:, None, None], scores, 0.0)
         weight = members.weight[self.chosen] / members.weight.mean()
         weight = weight * inside * self.importance[level]
 
@@ -452,7 +478,7 @@ class _ScoredRows:
             points, noise, scores = points[:, 0], noise[:, 0], scores[:, :, 0]
         return (
             prepare(points),
-            prepare(scores.nan_to_num(0.0, 0.0, 0.0), shared=False),
+            prepare(scores, shared=False),
             prepare(weight),
             prepare(noise),
             prepare(sigma),

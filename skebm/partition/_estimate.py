@@ -17,8 +17,8 @@ from skebm.partition._importance import adaptive_importance_sampling, from_error
 from skebm.partition._path import Path, at_least
 
 MIN_ESS_SHARE = 0.01
-"""Importance sampling is believed above this. Measured: honest from there on, while at an effective
-sample size of 1e-4 it claimed an error of .37 where it was 1.65."""
+"""Share of effective samples above which importance sampling is believed. Measured: honest from
+there on, while at a share of 2e-4 it claimed an error of .54 where it was 1.7."""
 
 N_GROUPS = 16
 """Independent runs, or blocks of given samples, whose disagreement is the standard error."""
@@ -69,7 +69,7 @@ def estimate(
     target_std_error : float, default=0.01
         In nats. Compare with `std_error` of the result to see whether it was reached.
     max_samples : int, default=400_000
-        Of importance sampling.
+        Of importance sampling; 0 goes on to the next method at once.
     n_particles : int, default=4096
         Of sequential Monte Carlo, over 16 runs.
     max_particles : int, default=16_384
@@ -116,7 +116,7 @@ def estimate(
     path = Path(log_density, proposal)
     at_least(
         target_std_error=(target_std_error, 0),
-        max_samples=(max_samples, 2 * BATCH_SIZE),
+        max_samples=(max_samples, 2 * BATCH_SIZE if max_samples else 0),
         n_particles=(n_particles, 2 * N_GROUPS),
         max_particles=(max_particles, n_particles),
     )
@@ -129,7 +129,7 @@ def estimate(
     def draw(n, generator):
         return path.log_ratio(proposal.sample(n, generator))
 
-    for most in (2 * BATCH_SIZE, max_samples):
+    for most in (2 * BATCH_SIZE, max_samples) if max_samples else ():
         result = adaptive_importance_sampling(
             draw, generator,
             target_std_error=target_std_error, batch_size=BATCH_SIZE, max_samples=most,
@@ -170,7 +170,10 @@ def _of_particles(path, particles, log_z, generator):
     result = combine(log_z, n_samples, "sequential Monte Carlo")
     if 1 / log_z.softmax(0).square().sum() < MIN_RUN_SHARE * len(log_z):
         return result
-    bridge = _bridge(path, particles, log_z, generator)
+    try:
+        bridge = _bridge(path, particles, log_z, generator)
+    except ValueError:  # no overlap with the laws fitted to the particles
+        return result
     return min(result, bridge, key=lambda r: r.std_error)
 
 

@@ -183,6 +183,11 @@ def literal_standard_error(m, held, pool):
     return share @ gain, math.sqrt(variance)
 
 
+def accepts(m, f):
+    held, pool = values(m, f)
+    return m.accepts(m.gain(held, pool), pool)
+
+
 @pytest.mark.parametrize("pool_size", [20, POOL_SIZE])
 def test_acceptance_at_two_standard_errors(pool_size, monkeypatch):
     # of the rows and, where the pool is small, of log Z
@@ -192,7 +197,7 @@ def test_acceptance_at_two_standard_errors(pool_size, monkeypatch):
     mean, error = literal_standard_error(m, held, pool)
     for n_errors, expected in ((1.98, False), (2.02, True)):
         shift = n_errors * error - mean  # of the gain: f moves at the rows, not at the pool
-        assert m.accepts([h + shift for h in held], pool) is expected
+        assert m.accepts(m.gain([h + shift for h in held], pool), pool) is expected
 
 
 def test_a_useless_tilt_is_rejected():
@@ -203,12 +208,12 @@ def test_a_useless_tilt_is_rejected():
         with torch.no_grad():
             for p in net.parameters():
                 p.copy_(torch.randn(p.shape, dtype=torch.float64, generator=generator(seed)))
-            assert not m.accepts(*values(m, lambda x, net=net: net(x)[:, 0]))
+            assert not accepts(m, lambda x, net=net: net(x)[:, 0])
 
 
 def test_no_tilt_is_rejected():
     m = members(normal(40), [gaussian()] * 2)
-    assert not m.accepts(*values(m, lambda x: torch.zeros(len(x), dtype=torch.float64)))
+    assert not accepts(m, lambda x: torch.zeros(len(x), dtype=torch.float64))
 
 
 def test_false_acceptances_are_as_rare_as_two_standard_errors_say():
@@ -216,17 +221,17 @@ def test_false_acceptances_are_as_rare_as_two_standard_errors_say():
     accepted = 0
     for seed in range(200):
         m = members(normal(300, seed=seed), [gaussian()] * 2, seed=1000 + seed)
-        accepted += m.accepts(*values(m, lambda x: 0.003 * x[:, 0]))
+        accepted += accepts(m, lambda x: 0.003 * x[:, 0])
     assert 0 < accepted < 13  # 4.6 expected; 13 or more have a chance of 1 in 2,000
 
 
 def test_a_real_tilt_is_accepted():
     m = members(normal(600, 0.4), [gaussian()] * 4)
-    assert m.accepts(*values(m, lambda x: 0.4 * x[:, 0]))
+    assert accepts(m, lambda x: 0.4 * x[:, 0])
     # but not on too few rows
     few = members(torch.linspace(-1.6, 2.8, 8).double()[:, None], [gaussian()] * 4)
     assert few.mean_gain(*values(few, lambda x: 0.4 * x[:, 0])) > 0.1
-    assert not few.accepts(*values(few, lambda x: 0.4 * x[:, 0]))
+    assert not accepts(few, lambda x: 0.4 * x[:, 0])
 
 
 def test_acceptance_minds_the_weights():
@@ -234,8 +239,8 @@ def test_acceptance_minds_the_weights():
     for sign in (1.0, -1.0):
         weight = torch.where(sign * torch.arange(600).sub(299.5) < 0, 1.0, 1e-3).double()
         m = members(x, [gaussian()] * 2, weight=weight)
-        assert m.accepts(*values(m, lambda x, s=sign: 0.5 * s * x[:, 0]))
-        assert not m.accepts(*values(m, lambda x, s=sign: -0.5 * s * x[:, 0]))
+        assert accepts(m, lambda x, s=sign: 0.5 * s * x[:, 0])
+        assert not accepts(m, lambda x, s=sign: -0.5 * s * x[:, 0])
 
 
 # ---------------------------------------------------------------- recalibration
@@ -245,7 +250,7 @@ def test_recovers_a_temperature():
     # data N(.8, 1), base N(0, 1): the best tilt is .8 x, and f is .4 x
     n = 4000
     m = members(normal(n, 0.8), [gaussian()] * 2)
-    temperature, mode_weights = recalibrate(m, *values(m, lambda x: 0.4 * x[:, 0]))
+    temperature, mode_weights, _ = recalibrate(m, *values(m, lambda x: 0.4 * x[:, 0]))
     # closed form, with the ridge r = .01 towards 1: argmax of t a mean(x) - (t a)^2 / 2 - r (t-1)^2
     expected = (0.4 * m.x.mean().item() + 0.02) / (0.4**2 + 0.02)
     assert temperature == pytest.approx(expected, abs=0.06)
@@ -258,7 +263,7 @@ def test_one_member_may_be_cooled_down_and_several_not():
 
     m = members(normal(4000, 0.6), [gaussian()])
     held = m.x[m.splits[0][1]].mean().item()
-    temperature, _ = recalibrate(m, *values(m, f))
+    temperature, *_ = recalibrate(m, *values(m, f))
     assert temperature == pytest.approx((1.2 * held + 0.02) / (1.2**2 + 0.02), abs=0.05)
     m = members(normal(4000, 0.6), [gaussian()] * 2)
     assert recalibrate(m, *values(m, f))[0] == 1.0
@@ -286,7 +291,7 @@ def test_recovers_mode_weights(kind):
             for k in range(2)
         ]
     m = members(x, bases)
-    temperature, mode_weights = recalibrate(m, *values(m, zero))
+    temperature, mode_weights, _ = recalibrate(m, *values(m, zero))
     assert len(mode_weights) == 2
     weights = np.array([0.5, 0.5]) * np.exp(mode_weights.numpy())
     np.testing.assert_allclose(weights / weights.sum(), [0.8, 0.2], atol=0.03)
@@ -296,7 +301,7 @@ def test_recovers_mode_weights(kind):
 def test_mode_weights_that_are_right_stay():
     x = far_modes(0.8).sample(3000, generator(7))
     base = far_modes(0.8)
-    _, mode_weights = recalibrate(m := members(x, [base, base]), *values(m, zero))
+    _, mode_weights, _ = recalibrate(m := members(x, [base, base]), *values(m, zero))
     if len(mode_weights):
         assert (mode_weights[0] - mode_weights[1]).abs() < 0.1
 
@@ -325,7 +330,7 @@ def test_solution_of_the_convex_problem():
         return 0.15 * x[:, 1]
 
     held_f, pool_f = values(m, f)
-    temperature, mode_weights = recalibrate(m, held_f, pool_f)
+    temperature, mode_weights, _ = recalibrate(m, held_f, pool_f)
     shares = m.responsibilities()
     held = [np.column_stack([a, b]) for a, b in zip(held_f, shares[0], strict=True)]
     pool = np.concatenate([pool_f[..., None], shares[1]], axis=2)
@@ -351,7 +356,7 @@ def test_kept_only_if_it_helps():
     kept = 0
     for seed in range(12):
         m = members(normal(400, 0.5, seed=seed), [gaussian()], seed=seed)
-        temperature, _ = recalibrate(m, *values(m, lambda x: 0.5 * x[:, 0]))
+        temperature, *_ = recalibrate(m, *values(m, lambda x: 0.5 * x[:, 0]))
         kept += temperature != 1.0
         # exact gain over temperature 1 on N(.5, 1): -(t - 1)^2 / 8
         assert (temperature - 1.0) ** 2 / 8 < 0.02

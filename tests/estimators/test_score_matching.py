@@ -13,7 +13,9 @@ from torch import nn
 from torch.distributions import Independent, Normal
 
 from skebm import ScoreMatchingEBM
+from skebm.bases import GaussianMixtureBase
 from skebm.datasets import make_two_moons
+from skebm.estimators._members import Members, make_splits, recalibrate
 
 METHODS = ("exact", "sliced", "denoising")
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -187,6 +189,33 @@ def test_wrong_mode_weights_are_recalibrated(method):
     assert left_mass(recalibrated) == pytest.approx(0.8, abs=0.03)
 
 
+@pytest.mark.parametrize(("n", "d"), [(400, 10), (1000, 20), (4000, 10)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_modes_have_not_seen_the_rows_they_are_judged_on(n, d, seed):
+    # the base is the truth and f = 0: whatever recalibration adds is an error
+    estimator = ScoreMatchingEBM()
+    law = GaussianMixtureBase([1.0], torch.zeros(1, d), torch.eye(d)[None])
+    generator = torch.Generator().manual_seed(seed)
+    x = law.sample(n, generator)
+    splits = make_splits(n, 4, 0.1, generator)
+    modes = estimator._modes(x, torch.ones(n).double(), n, splits, [law] * 4, generator)
+    assert modes is not None
+    members = Members(
+        x, torch.ones(n).double(), splits, [law] * 4, [law] * 4, torch.nn.Identity(), generator,
+        modes=modes,
+    )  # fmt: skip
+    zero = [torch.zeros(len(held)).double() for _, held in splits]
+    _, mode_weights, _ = recalibrate(members, zero, torch.zeros_like(members.pool_log_ratio))
+    if len(mode_weights):
+        new = law.sample(20_000, generator)
+        for mode in modes:
+            tilt = mode.responsibilities(new) @ mode_weights
+            log_z = torch.logsumexp(
+                mode.responsibilities(law.sample(20_000, generator)) @ mode_weights, 0
+            ) - math.log(20_000)
+            assert tilt.mean() - log_z > -0.02
+
+
 def test_warning_of_modes_points_at_the_call():
     options = QUICK | {"max_epochs": 1, "recalibration": False}
     with pytest.warns(UserWarning, match="recalibration=False") as seen:
@@ -335,11 +364,13 @@ def test_directions_of_sliced(projection, n_projections):
 def test_bias_correction_takes_smoothing_out(method):
     """Data N(0, 1), base N(0, 1.3^2), sigma = .5: both limits are normal laws of known variance."""
     X = np.random.default_rng(0).normal(size=(4000, 1))
-    law, wide, noise = stats.norm(X.mean(), X.std()), 1.69, 0.25
-    corrected = 1.0 / (1.0 / wide + 1.0 / (1.0 + noise) - 1.0 / (wide + noise))
+    law, wide = stats.norm(X.mean(), X.std()), 1.69
+    # sigma is in units of z, whose distribution function is that of X smoothed by Silverman's rule
+    noise = 0.25 * (X.var() + (0.9 * X.std() * len(X) ** -0.2) ** 2)
+    corrected = 1.0 / (1.0 / wide + 1.0 / (X.var() + noise) - 1.0 / (wide + noise))
     t, dt = line(-9.0, 9.0, 4001)
     divergences = []
-    for bias_correction, expected in ((True, corrected), (False, 1.0 + noise)):
+    for bias_correction, expected in ((True, corrected), (False, X.var() + noise)):
         estimator = ScoreMatchingEBM(
             method=method, sigma=0.5, bias_correction=bias_correction, recalibration=False,
             base=normal(0.0, 1.3), energy_model=Quartic, n_members=2, max_epochs=60,
@@ -441,13 +472,13 @@ def test_ties_are_smeared_out(method):
 def test_warm_start_goes_on():
     options = QUICK | {"max_epochs": 15, "warm_start": True}
     estimator = ScoreMatchingEBM(**options).fit(moons())
-    first, bases = estimator.score(new_moons()), list(estimator.model_.bases)
+    first, base = estimator.score(new_moons()), estimator.base_score_samples(new_moons())
     reached = np.nanmax(estimator.history_["held_out_log_likelihood"])
     estimator.fit(moons())
     again = estimator.history_["held_out_log_likelihood"]
     assert again[0] == pytest.approx(reached, abs=0.03)
     assert estimator.score(new_moons()) > first - 0.03
-    assert list(estimator.model_.bases) == bases
+    np.testing.assert_array_equal(estimator.base_score_samples(new_moons()), base)
 
 
 @every_method
