@@ -368,10 +368,13 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             def log_density(x, single=single):
                 return single.bases[0].log_prob(x) + single.tilt(x[None])[0]
 
-            again = estimate(
-                log_density, model.proposals[k], generator,
-                target_std_error=target, max_samples=0, **options,
-            )  # fmt: skip
+            try:
+                again = estimate(
+                    log_density, model.proposals[k], generator,
+                    target_std_error=target, max_samples=0, **options,
+                )  # fmt: skip
+            except ValueError:  # no path from the proposal to the model
+                return partition
             # importance sampling is unbiased: far above means that annealing has missed a region
             missed = (partition.value[k] - again.value).item()
             error = again.std_error

@@ -14,8 +14,8 @@ from skebm.partition._bridge import bridge_sampling
 from skebm.partition._importance import LogPartition, from_error, importance_sampling
 from skebm.partition._path import Path, at_least
 
-MAX_STAGES = 1000
-"""More temperatures than this mean a log-ratio whose range no path can cross."""
+MIN_STEP = 1e-6
+"""A step of the temperature below this means a log-ratio whose range no path can cross."""
 
 
 # of the pilot run of annealed importance sampling
@@ -148,7 +148,10 @@ def sequential_monte_carlo(
     """
     path = Path(log_density, proposal)
     at_least(
-        n_particles=(n_particles, 2), n_runs=(n_runs, 2), n_pilot=(n_pilot, 2), n_moves=(n_moves, 1)
+        n_particles=(n_particles, 2),
+        n_runs=(n_runs, 2),
+        n_pilot=(n_pilot, 16),
+        n_moves=(n_moves, 1),
     )
     if not 0 < ess_share < 1:
         raise ValueError(f"ess_share={ess_share} must lie between 0 and 1.")
@@ -230,7 +233,7 @@ def _next_temperature(b, log_ratio, ess_share):
     for _ in range(60):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if keeps(middle) else (low, middle)
-    if low < 1 / MAX_STAGES**2:
+    if low < MIN_STEP:
         raise ValueError(
             f"log_density differs from that of the proposal by {flat.max() - flat.min():.3g} nats "
             "among the particles: too far to be bridged. Give a proposal that is closer."
@@ -352,7 +355,7 @@ def annealed_importance_sampling(
     path = Path(log_density, proposal)
     at_least(
         n_particles=(n_particles, 2), n_temperatures=(n_temperatures, 1),
-        n_pilot=(n_pilot, 2), n_moves=(n_moves, 1),
+        n_pilot=(n_pilot, 16), n_moves=(n_moves, 1),
     )  # fmt: skip
     x = proposal.sample(n_particles, generator)
     if samples is not None:

@@ -218,7 +218,7 @@ def test_float32(laws):
     [
         ({"n_particles": 1}, "n_particles=1 must be at least 2"),
         ({"n_runs": 1}, "n_runs=1 must be at least 2"),
-        ({"n_pilot": 1}, "n_pilot=1 must be at least 2"),
+        ({"n_pilot": 1}, "n_pilot=1 must be at least 16"),
         ({"n_moves": 0}, "n_moves=0 must be at least 1"),
         ({"ess_share": 1.0}, "ess_share=1.0 must lie between 0 and 1"),
     ],
