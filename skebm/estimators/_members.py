@@ -213,8 +213,8 @@ def recalibrate(members, held_f, pool_f, *, ridge=(1e-2, 1e-3)):
     """Exponential tilt on [f, responsibilities of modes] by maximum likelihood on held-out rows.
 
     Convex: maximises the mean over held-out rows of theta . phi(x) - log E_q exp(theta . phi),
-    with a ridge towards theta = (1, 0), by L-BFGS. Kept only if it raises the likelihood by more
-    than a standard error in a two-fold check, each half judged with the theta of the other half.
+    with a ridge towards theta = (1, 0), by L-BFGS. Kept only if it raises the likelihood in a
+    two-fold check, each half judged with the theta of the other half.
 
     Parameters
     ----------
@@ -281,9 +281,7 @@ def recalibrate(members, held_f, pool_f, *, ridge=(1e-2, 1e-3)):
         value = torch.where(
             half == 0, gain(fit(weight * half, columns)), gain(fit(weight * (1 - half), columns))
         )
-        rise = value - best
-        mean = share @ rise
-        if mean > (share.square() @ (rise - mean).square()).sqrt():
+        if share @ (value - best) > 0.0:
             best, best_columns = value, columns
     theta = identity if best_columns is None else fit(weight, best_columns)
     return theta[0].item(), theta[1:] if theta[1:].any() else theta[:0], best

@@ -54,7 +54,7 @@ def score_matching_losses(energy, z: Tensor, base_score: Tensor | None = None) -
     >>> import torch
     >>> from skebm.objectives import score_matching_losses
     >>> z = torch.tensor([[0.0], [2.0]])
-    >>> score_matching_losses(lambda z: -0.5 * z.square().sum(-1), z)
+    >>> score_matching_losses(lambda z: -0.5 * z.square().sum(-1), z).detach()
     tensor([-1.,  1.])
     """
     _, gradient, laplacian = derivatives(energy, z)
@@ -109,8 +109,8 @@ def sliced_score_matching_losses(
     >>> from skebm.objectives import draw_directions, sliced_score_matching_losses
     >>> z = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
     >>> v = draw_directions(z, torch.Generator().manual_seed(0), n_projections=3)
-    >>> sliced_score_matching_losses(lambda z: -0.5 * z.square().sum(-1), z, v)
-    tensor([-2., 0.])
+    >>> sliced_score_matching_losses(lambda z: -0.5 * z.square().sum(-1), z, v).detach()
+    tensor([-2.,  0.])
     """
     _, gradient, curvature = derivatives(energy, z, directions)
     curvature = curvature / directions.shape[-3]
@@ -194,7 +194,7 @@ def denoising_score_matching_losses(
     >>> z, noise = torch.tensor([[1.0]]), torch.tensor([[0.5]])
     >>> denoising_score_matching_losses(
     ...     lambda z: -0.5 * z.square().sum(-1), z + 0.2 * noise, noise, torch.tensor(0.2)
-    ... )
+    ... ).detach()
     tensor([0.0392])
     """
     with torch.enable_grad():
