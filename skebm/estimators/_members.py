@@ -281,7 +281,8 @@ def recalibrate(members, held_f, pool_f, *, ridge=(1e-2, 1e-3)):
         value = torch.where(
             half == 0, gain(fit(weight * half, columns)), gain(fit(weight * (1 - half), columns))
         )
-        if share @ (value - best) > 0.0:
+        rise = (share @ (value - best)).item()
+        if rise > 0.0 and math.isfinite(rise):
             best, best_columns = value, columns
     theta = identity if best_columns is None else fit(weight, best_columns)
     return theta[0].item(), theta[1:] if theta[1:].any() else theta[:0], best

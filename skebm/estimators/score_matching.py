@@ -149,7 +149,8 @@ class ScoreMatchingEBM(BaseTiltedDensity):
         the first entry is the base) and ``train_loss`` (nats per squared unit of z; 0 is the base,
         for "exact" and "sliced").
     n_iter_ : int
-        Epochs of the state kept; 0 if the base alone was better.
+        Epochs of the state kept; 0 if no state was better than the base, whose modes the
+        recalibration may still have weighted.
     offset_ : float
         Threshold of `predict` on `score_samples`.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
