@@ -95,7 +95,7 @@ _ = axes[0].set_ylabel("second column")
 
 # %%
 # How well the arrows agree, weighted by where the rows are: the relative error of the score. It is
-# largest between the moons, where next to no rows tell the gradient.
+# much larger than the divergence suggests: a gradient is harder to learn than a density.
 
 true_at_rows = np.column_stack(
     [
@@ -113,7 +113,7 @@ print(f"relative error of the score: {error:.2f}")
 # The curve that decides
 # ----------------------
 # Training is stopped by the likelihood of held-out rows, normalised at each look. The score
-# matching loss is not shown: it goes on falling when the likelihood has turned.
+# matching loss, on the right axis, is no guide: it may go on falling when the likelihood has turned.
 
 from skebm.plotting import TrainingCurveDisplay
 
