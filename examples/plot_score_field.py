@@ -113,7 +113,8 @@ print(f"relative error of the score: {error:.2f}")
 # The curve that decides
 # ----------------------
 # Training is stopped by the likelihood of held-out rows, normalised at each look. The score
-# matching loss, on the right axis, is no guide: it may go on falling when the likelihood has turned.
+# matching loss, on the right axis, is no guide: it may go on falling when the likelihood has
+# turned.
 
 from skebm.plotting import TrainingCurveDisplay
 
