@@ -11,10 +11,10 @@ one leapfrog is MALA.
 
 import torch
 
+from skebm.samplers._state import add_scaled, metropolis, normal_like
 from skebm.samplers._state import evaluate_with_gradient as init
-from skebm.samplers._state import metropolis
 
-__all__ = ["TARGET_ACCEPTANCE", "init", "leapfrog", "step"]
+__all__ = ["TARGET_ACCEPTANCE", "energy_loss", "init", "leapfrog", "step"]
 
 TARGET_ACCEPTANCE = 0.651  # optimal in high dimension (Beskos et al. 2013)
 
@@ -36,11 +36,20 @@ def leapfrog(state, momentum, log_density, *, step_size, scale, n_leapfrog_steps
     State, Tensor of shape (n_chains, d)
         The end, and the momentum there.
     """
-    for _ in range(n_leapfrog_steps):
-        momentum = momentum + 0.5 * step_size * scale * state.gradient
-        state = init(state.position + step_size * scale * momentum, log_density)
-        momentum = momentum + 0.5 * step_size * scale * state.gradient
+    s = step_size * scale
+    momentum = add_scaled(momentum, state.gradient, s, 0.5)
+    for left in reversed(range(n_leapfrog_steps)):
+        state = init(add_scaled(state.position, momentum, s), log_density)
+        # the half step that ends one leapfrog and the half that begins the next are one
+        add_scaled(momentum, state.gradient, s, 1.0 if left else 0.5, out=momentum)
     return state, momentum
+
+
+def energy_loss(state, momentum, end, last):
+    """H(x, m) - H(x', m'), the log of the acceptance ratio, (n_chains,)."""
+    # a difference of squares loses digits where the two are close, a product does not
+    kinetic = torch.linalg.vecdot(momentum - last, momentum + last)
+    return torch.add(end.log_density - state.log_density, kinetic, alpha=0.5)
 
 
 def step(state, log_density, generator, *, step_size, scale=1.0, n_leapfrog_steps=10):
@@ -51,11 +60,12 @@ def step(state, log_density, generator, *, step_size, scale=1.0, n_leapfrog_step
     state : State
         From :func:`init` or a former step.
     log_density : callable
-        (n_chains, d) -> (n_chains,), up to a constant; differentiable by autograd.
+        (n_chains, d) -> (n_chains,), up to a constant; with ``value_and_gradient`` or
+        differentiable by autograd.
     generator : torch.Generator
-    step_size : float
+    step_size : float or Tensor that broadcasts to (n_chains, d)
         Length of a leapfrog step, in units of `scale`.
-    scale : float or Tensor of shape (d,), default=1.0
+    scale : float or Tensor that broadcasts to (n_chains, d), default=1.0
         A length for each dimension, ideally the standard deviations of the target.
     n_leapfrog_steps : int, default=10
         A trajectory should be about as long as the target is wide, ``step_size *
@@ -68,11 +78,9 @@ def step(state, log_density, generator, *, step_size, scale=1.0, n_leapfrog_step
     """
     if n_leapfrog_steps < 1:
         raise ValueError(f"n_leapfrog_steps={n_leapfrog_steps} must be at least 1.")
-    x = state.position
-    momentum = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    momentum = normal_like(state.position, generator)
     proposal, last = leapfrog(
         state, momentum, log_density,
         step_size=step_size, scale=scale, n_leapfrog_steps=n_leapfrog_steps,
     )  # fmt: skip
-    log_ratio = proposal.log_density - state.log_density + 0.5 * (momentum**2 - last**2).sum(1)
-    return metropolis(state, proposal, log_ratio, generator)
+    return metropolis(state, proposal, energy_loss(state, momentum, proposal, last), generator)

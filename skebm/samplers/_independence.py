@@ -5,19 +5,12 @@ with probability min(1, exp(w(x') - w(x))). Chains started at draws from q forge
 geometrically fast where the weights are bounded; no gradient is needed.
 """
 
-import torch
-
-from skebm.samplers._state import State, metropolis
+from skebm.samplers._state import evaluate as init
+from skebm.samplers._state import metropolis
 
 __all__ = ["TARGET_ACCEPTANCE", "init", "step"]
 
 TARGET_ACCEPTANCE = None  # there is no step size
-
-
-def init(x, log_weight):
-    """State whose `log_density` holds the log-weights."""
-    with torch.no_grad():
-        return State(x, log_weight(x))
 
 
 def step(state, log_weight, generator, *, propose):
@@ -26,6 +19,7 @@ def step(state, log_weight, generator, *, propose):
     Parameters
     ----------
     state : State
+        From :func:`init` or a former step; its `log_density` holds the log-weights.
     log_weight : callable
         (n_chains, d) -> (n_chains,): log p(x) - log q(x), up to a constant.
     generator : torch.Generator

@@ -5,13 +5,13 @@ With s = step_size * scale, g the gradient of the log-density and xi standard no
     x' = x + s^2 g(x) / 2 + s xi
 
 is accepted with probability min(1, p(x') N(x; x' + s^2 g(x') / 2, s^2) / (p(x) N(x'; ...))), so
-that the chain has p as its stationary law, at any step size.
+that the chain has p as its stationary law, at any step size. The proposal is one leapfrog step
+with momentum xi, and the ratio is that of HMC.
 """
 
-import torch
-
+from skebm.samplers._hmc import energy_loss, leapfrog
 from skebm.samplers._state import evaluate_with_gradient as init
-from skebm.samplers._state import metropolis
+from skebm.samplers._state import metropolis, normal_like
 
 __all__ = ["TARGET_ACCEPTANCE", "init", "step"]
 
@@ -26,22 +26,20 @@ def step(state, log_density, generator, *, step_size, scale=1.0):
     state : State
         From :func:`init` or a former step.
     log_density : callable
-        (n_chains, d) -> (n_chains,), up to a constant; differentiable by autograd.
+        (n_chains, d) -> (n_chains,), up to a constant; with ``value_and_gradient`` or
+        differentiable by autograd.
     generator : torch.Generator
-    step_size : float
+    step_size : float or Tensor that broadcasts to (n_chains, d)
         Standard deviation of the noise, in units of `scale`.
-    scale : float or Tensor of shape (d,), default=1.0
+    scale : float or Tensor that broadcasts to (n_chains, d), default=1.0
         A length for each dimension, ideally the standard deviations of the target.
 
     Returns
     -------
     State, Info
     """
-    x, _, gradient = state
-    s = step_size * scale
-    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-    proposal = init(x + 0.5 * s**2 * gradient + s * noise, log_density)
-    # the noise that would lead back from the proposal
-    back = (x - proposal.position) / s - 0.5 * s * proposal.gradient
-    log_ratio = proposal.log_density - state.log_density + 0.5 * (noise**2 - back**2).sum(1)
-    return metropolis(state, proposal, log_ratio, generator)
+    noise = normal_like(state.position, generator)
+    proposal, last = leapfrog(
+        state, noise, log_density, step_size=step_size, scale=scale, n_leapfrog_steps=1
+    )
+    return metropolis(state, proposal, energy_loss(state, noise, proposal, last), generator)

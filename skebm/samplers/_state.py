@@ -1,5 +1,6 @@
-"""What the kernels share: state, information about a step, and the accept-reject decision."""
+"""What the kernels share: state, information about a step, evaluation, and the decision."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -45,32 +46,74 @@ class Info(NamedTuple):
     energy_error: torch.Tensor
     diverged: torch.Tensor
 
+    @property
+    def rate(self):
+        """Mean acceptance probability, from which a step size is adapted."""
+        return self.acceptance_probability.mean().item()
+
+
+def evaluate(x, log_density):
+    """State at x, without a gradient."""
+    x = x.detach()
+    with torch.no_grad():
+        return State(x, log_density(x))
+
 
 def evaluate_with_gradient(x, log_density):
-    """State at x, from one evaluation of the log-density and one gradient."""
-    x = x.detach().requires_grad_()
+    """State at x, from one evaluation of the log-density and one gradient.
+
+    Honours ``log_density.value_and_gradient``, as `skebm.samplers` describes it.
+    """
+    x = x.detach()
+    if hasattr(log_density, "value_and_gradient"):
+        return State(x, *log_density.value_and_gradient(x))
+    leaf = x.detach().requires_grad_()
     with torch.enable_grad():
-        value = log_density(x)
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-    return State(x.detach(), value.detach(), gradient)
+        value = log_density(leaf)
+        (gradient,) = torch.autograd.grad(value, leaf, torch.ones_like(value))
+    return State(x, value.detach(), gradient)
+
+
+def add_scaled(x, y, scale, factor=1.0, out=None):
+    """x + factor * scale * y in one operation, where `scale` is a number or a tensor."""
+    if isinstance(scale, torch.Tensor):
+        return torch.addcmul(x, y, scale, value=factor, out=out)
+    return torch.add(x, y, alpha=factor * scale, out=out)
+
+
+def normal_like(x, generator):
+    """Standard normal noise of the shape of x."""
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def choose(mask, new, old):
+    """Chain by chain, `new` where `mask` holds, else `old`: named tuples of tensors or None."""
+    column = mask.unsqueeze(1)
+    return new._make(
+        None if a is None else torch.where(mask if a.ndim == 1 else column, a, b)
+        for a, b in zip(new, old, strict=True)
+    )
+
+
+def judge(log_ratio):
+    """Acceptance probability, energy error and divergence, from the log of the ratio.
+
+    What is not finite gets probability 0.
+    """
+    log_ratio = torch.nan_to_num(log_ratio, -math.inf, -math.inf, -math.inf)
+    energy_error = -log_ratio
+    return log_ratio.exp().clamp_max_(1.0), energy_error, energy_error > MAX_ENERGY_ERROR
 
 
 def metropolis(state, proposal, log_ratio, generator):
     """Accept `proposal` with probability min(1, exp(log_ratio)), chain by chain.
 
-    A proposal whose log-density or ratio is not finite (outside the support, or where the
-    arithmetic overflows) is rejected.
+    A ratio that is not finite is rejected. As it contains the log-density of the proposal, so is a
+    proposal outside the support, or where the arithmetic overflows.
     """
-    usable = proposal.log_density.isfinite() & log_ratio.isfinite()
-    energy_error = torch.where(usable, -log_ratio, torch.inf)
-    probability = (-energy_error).clamp_max(0.0).exp()
-    accepted = torch.rand(
+    probability, energy_error, diverged = judge(log_ratio)
+    uniform = torch.rand(
         probability.shape, generator=generator, dtype=probability.dtype, device=probability.device
-    ).lt(probability)
-    new = State(
-        *(
-            None if b is None else torch.where(accepted.view(-1, *[1] * (b.ndim - 1)), b, a)
-            for a, b in zip(state, proposal, strict=True)
-        )
     )
-    return new, Info(probability, accepted, energy_error, energy_error > MAX_ENERGY_ERROR)
+    accepted = uniform < probability
+    return choose(accepted, proposal, state), Info(probability, accepted, energy_error, diverged)

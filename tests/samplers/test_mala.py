@@ -1,96 +1,117 @@
-import warnings
+"""What is particular to the Langevin kernels, and to those without a gradient."""
 
 import pytest
 import torch
 from scipy import stats
-from sklearn.exceptions import ConvergenceWarning
+from torch.distributions import Normal
 
-from skebm.samplers import independence, mala, run
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+from skebm.samplers import independence, mala, random_walk, run, ula
 
 
-class Gaussian:
-    """Correlated, with different scales."""
+def test_the_ratio_against_densities_of_the_proposal(laws):
+    """p(x') q(x | x') / (p(x) q(x' | x)), each factor written out."""
+    law, seen = laws.Banana(), []
 
-    chol = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 2.0, 3.0]], dtype=torch.float64)
+    def watched(x):
+        seen.append(x.detach().clone())
+        return law(x)
 
-    def __call__(self, x):
-        return -0.5 * torch.linalg.solve_triangular(self.chol, x.T, upper=False).square().sum(0)
+    def mean_and_deviation(x):
+        x = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(law(x).sum(), x)
+        return x.detach() + 0.5 * s**2 * gradient, s.expand_as(x)
 
-    def sample(self, n, generator):
-        return torch.randn(n, 3, generator=generator, dtype=torch.float64) @ self.chol.T
+    def log_q(y, x):
+        return Normal(*mean_and_deviation(x)).log_prob(y).sum(1)
 
-    def uniforms(self, x):
-        return torch.special.ndtr(torch.linalg.solve_triangular(self.chol, x.T, upper=False)).T
-
-
-class Banana:
-    """x1 normal, x2 | x1 normal around x1^2."""
-
-    def __call__(self, x):
-        return -0.5 * (x[:, 0] ** 2 + ((x[:, 1] - x[:, 0] ** 2) / 0.5) ** 2)
-
-    def sample(self, n, generator):
-        u = torch.randn(n, 2, generator=generator, dtype=torch.float64)
-        return torch.stack([u[:, 0], u[:, 0] ** 2 + 0.5 * u[:, 1]], 1)
-
-    def uniforms(self, x):
-        return torch.special.ndtr(torch.stack([x[:, 0], (x[:, 1] - x[:, 0] ** 2) / 0.5], 1))
-
-
-class Exponential:
-    """On a half-line: proposals may leave the support."""
-
-    def __call__(self, x):
-        return torch.where(x[:, 0] > 0, -x[:, 0], -torch.inf)
-
-    def sample(self, n, generator):
-        u = torch.rand(n, 1, generator=generator, dtype=torch.float64)
-        return -torch.log1p(-u)
-
-    def uniforms(self, x):
-        return -torch.expm1(-x)
+    s = 0.6 * torch.tensor([1.0, 0.4], dtype=torch.float64)
+    x = law.sample(200, laws.generator())
+    for kernel in (mala, ula):
+        _, info = kernel.step(
+            kernel.init(x, watched), watched, laws.generator(1), step_size=0.6, scale=s / 0.6
+        )
+        y = seen[-1]
+        log_ratio = law(y) + log_q(x, y) - law(x) - log_q(y, x)
+        torch.testing.assert_close(-info.energy_error, log_ratio)
+        torch.testing.assert_close(info.acceptance_probability, log_ratio.exp().clamp_max(1))
 
 
-LAWS = [Gaussian(), Banana(), Exponential()]
+@pytest.mark.parametrize("step_size", [0.4, 0.8, 1.2])
+def test_the_bias_of_ula_on_a_normal_law(laws, step_size):
+    """The stationary law is normal with variance 1 / (1 - s^2 / 4)."""
+    g = laws.generator()
+    deviation = (1 - step_size**2 / 4) ** -0.5
+    x = deviation * torch.randn(20_000, 1, generator=g, dtype=torch.float64)
+    state = ula.init(x, laws.normal)
+    for _ in range(20):
+        state, info = ula.step(state, laws.normal, g, step_size=step_size)
+        assert info.accepted.all()
+    x = state.position[:, 0].numpy()
+    assert stats.kstest(x / deviation, "norm").pvalue > 1e-3
+    if step_size > 0.5:
+        assert stats.kstest(x, "norm").pvalue < 1e-6
 
 
-def p_values(law, x):
-    u = law.uniforms(x).numpy()
-    return [stats.kstest(column, "uniform").pvalue for column in u.T]
+@pytest.mark.filterwarnings("ignore:the acceptance rate")
+@pytest.mark.parametrize("step_size", [1.0, 0.5, 0.25])
+def test_the_bias_of_ula_vanishes_with_the_step_and_mala_has_none(laws, step_size):
+    for kernel, expected in ((ula, 1 / (1 - step_size**2 / 4)), (mala, 1.0)):
+        g = laws.generator()
+        x = torch.randn(4000, 2, generator=g, dtype=torch.float64)
+        result = run(
+            kernel, x, laws.normal, g, n_steps=600, n_keep=200, step_size=step_size
+        )  # fmt: skip
+        # the first states still have the law that they were drawn from
+        assert result.samples[100:].var().item() == pytest.approx(expected, abs=0.01)
 
 
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
-def test_the_law_is_stationary(law):
-    p = []
-    for seed in range(8):
-        g = generator(seed)
-        x = law.sample(2000, g)
-        state = mala.init(x, law)
-        for _ in range(25):
-            state, _ = mala.step(state, law, g, step_size=0.7)
-        assert not torch.equal(state.position, x)
-        p += p_values(law, state.position)
-    assert min(p) > 1e-4
-    assert stats.kstest(p, "uniform").pvalue > 1e-3
+def test_ula_reports_what_mala_would_do(laws):
+    law, g = laws.Gaussian(), laws.generator()
+    x = law.sample(20, g)
+    a, told = ula.step(ula.init(x, law), law, laws.generator(1), step_size=1.0)
+    _, done = mala.step(mala.init(x, law), law, laws.generator(1), step_size=1.0)
+    assert torch.equal(told.acceptance_probability, done.acceptance_probability)
+    assert torch.equal(told.energy_error, done.energy_error)
+    assert (a.position != x).all()
 
 
-def test_without_the_correction_the_law_would_change():
-    """The test above has the power to see an unadjusted sampler."""
-    law, g = Gaussian(), generator()
-    state = mala.init(law.sample(2000, g), law)
-    for _ in range(25):
-        x = state.position + 0.5 * 0.7**2 * state.gradient
-        x = x + 0.7 * torch.randn(x.shape, generator=g, dtype=x.dtype)
-        state = mala.init(x, law)
-    assert min(p_values(law, state.position)) < 1e-4
+def test_random_walk_goes_uphill_always_and_downhill_by_the_ratio(laws):
+    law, n, seen = laws.StudentT(), 100_000, []
+
+    def watched(x):
+        seen.append(law(x))
+        return seen[-1]
+
+    state = random_walk.init(law.sample(n, laws.generator()), watched)
+    _, info = random_walk.step(state, watched, laws.generator(1), step_size=1.0)
+    gain = seen[1] - seen[0]
+    up = gain >= 0
+    assert 0.2 < up.double().mean() < 0.8
+    assert info.accepted[up].all()
+    torch.testing.assert_close(info.acceptance_probability[~up], gain[~up].exp())
+    # of those with one probability, that share is accepted
+    expected, accepted = info.acceptance_probability[~up], info.accepted[~up]
+    for low in (0.0, 0.25, 0.5, 0.75):
+        bin_ = (expected >= low) & (expected < low + 0.25)
+        p = expected[bin_]
+        z = (accepted[bin_].double() - p).sum() / (p * (1 - p)).sum().sqrt()
+        assert abs(z) < 4
 
 
-def test_independence_metropolis_is_stationary_and_mixes():
-    law = Banana()
+def test_a_law_without_gradient(laws):
+    def steps(x):  # 1, 2, 3 or 4 units of mass on quarters of the interval
+        inside = ((x > 0) & (x < 1)).all(1)
+        return torch.where(inside, (1 + (4 * x[:, 0]).floor()).clamp_min(1).log(), -torch.inf)
+
+    g = laws.generator()
+    x = torch.rand(4000, 1, generator=g, dtype=torch.float64)
+    result = run(random_walk, x, steps, g, n_steps=50, n_burn_in=50, step_size=0.3)
+    counts = torch.histc(result.samples[-1], 4, 0, 1).numpy()
+    assert stats.chisquare(counts, [400, 800, 1200, 1600]).pvalue > 1e-3
+
+
+def test_independence_metropolis_mixes(laws):
+    law = laws.Banana()
 
     def propose(n, generator):
         return 2.5 * torch.randn(n, 2, generator=generator, dtype=torch.float64)
@@ -98,113 +119,25 @@ def test_independence_metropolis_is_stationary_and_mixes():
     def log_weight(x):
         return law(x) + 0.5 * (x / 2.5).square().sum(1)
 
-    p = []
-    for seed in range(6):
-        g = generator(seed)
-        options = dict(n_steps=20, propose=propose)
-        stationary = run(independence, law.sample(2000, g), log_weight, g, **options)
-        p += p_values(law, stationary.samples[-1])
-    assert min(p) > 1e-4
+    g = laws.generator()
     mixed = run(independence, propose(2000, g), log_weight, g, n_steps=200, propose=propose)
-    assert min(p_values(law, mixed.samples[-1])) > 1e-4
+    assert min(laws.p_values(law, mixed.samples[-1])) > 1e-4
     assert 0.02 < mixed.acceptance_rate < 0.5
 
 
-def test_one_gradient_per_step_and_state_is_consistent():
-    law, calls = Gaussian(), []
+def test_a_proposal_out_of_the_support_has_infinite_energy(laws):
+    law = laws.Exponential()
+    state = random_walk.init(torch.full((5, 1), 1.0).double(), law)
+    _, info = random_walk.step(state, law, laws.generator(), step_size=1e6)
+    assert (info.energy_error == torch.inf).any()
+    x = torch.full((5, 1), 10.0, dtype=torch.float64)
 
-    def counted(x):
-        calls.append(len(x))
-        return law(x)
-
-    g = generator()
-    x = law.sample(50, g)
-    state = mala.init(x, counted)
-    for _ in range(10):
-        before = state
-        state, info = mala.step(state, counted, g, step_size=0.8)
-        moved = (state.position != before.position).any(1)
-        assert torch.equal(moved, info.accepted)
-    assert calls == [50] * 11
-    assert not state.position.requires_grad
-    again = mala.init(state.position, law)
-    torch.testing.assert_close(tuple(again), tuple(state))
-    result = run(mala, x, counted, g, n_steps=4, n_burn_in=3, step_size=0.8)
-    assert len(calls) == 11 + 1 + 7
-    assert result.samples.shape == (1, 50, 3)
-
-
-def test_reproducible_from_the_generator_alone():
-    law = Banana()
-    x = law.sample(20, generator())
-    options = dict(n_steps=10, n_burn_in=10, n_keep=5, step_size=0.5)
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    a = run(mala, x, law, generator(3), **options)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(2)
-    b = run(mala, x, law, generator(3), **options)
-    assert torch.equal(a.samples, b.samples)
-    assert a.step_size == b.step_size
-    assert torch.equal(a.samples[-1], a.state.position)
-    assert not torch.equal(a.samples, run(mala, x, law, generator(4), **options).samples)
-
-
-@pytest.mark.parametrize("step_size", [1e-2, 0.5, 50.0])
-def test_step_size_is_adapted(step_size):
-    law, g = Gaussian(), generator()
-    scale = torch.tensor([1.0, 1.0, 3.6], dtype=torch.float64)
-    result = run(
-        mala, law.sample(200, g), law, g,
-        n_steps=100, n_burn_in=200, step_size=step_size, scale=scale,
-    )  # fmt: skip
-    assert result.acceptance_rate == pytest.approx(mala.TARGET_ACCEPTANCE, abs=0.06)
-    assert 0.3 < result.step_size < 2.0
-
-
-def test_scale_is_a_change_of_units():
-    law, scale = Gaussian(), torch.tensor([1.0, 20.0, 0.1], dtype=torch.float64)
-    x = law.sample(30, generator())
-    a = run(mala, x, law, generator(1), n_steps=5, step_size=0.7)
-    b = run(
-        mala, x * scale, lambda y: law(y / scale), generator(1),
-        n_steps=5, step_size=0.7, scale=scale,
-    )  # fmt: skip
-    torch.testing.assert_close(a.samples * scale, b.samples)
-
-
-def test_chains_find_the_law_from_afar():
-    law, g = Gaussian(), generator()
-    x = torch.full((1000, 3), 8.0, dtype=torch.float64)
-    result = run(mala, x, law, g, n_steps=100, n_burn_in=150, step_size=0.1)
-    assert min(p_values(law, result.samples[-1])) > 1e-4
-
-
-def test_bad_acceptance_warns_and_bad_arguments_are_named():
-    law, g = Gaussian(), generator()
-    x = law.sample(100, g)
-    with pytest.warns(ConvergenceWarning, match="accept 0% .* step size 100"):
-        run(mala, x, law, g, n_steps=5, step_size=100.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run(mala, x, law, g, n_steps=20, n_burn_in=100, step_size=100.0)
-    with pytest.raises(ValueError, match="n_keep=2 must divide n_steps=5"):
-        run(mala, x, law, g, n_steps=5, n_keep=2, step_size=1.0)
-    with pytest.raises(ValueError, match="step_size"):
-        run(mala, x, law, g, n_steps=5)
-    start = torch.ones(10, 1, dtype=torch.float64)
-    start[:3] = -1
-    with pytest.raises(ValueError, match="3 of 10 chains start"):
-        run(mala, start, Exponential(), g, n_steps=5, step_size=0.1)
-
-
-def test_an_overflowing_proposal_is_rejected():
-    def quartic(x):
+    def log_weight(x):
         return -(x**4).sum(1)
 
-    x = torch.full((5, 1), 1e3, dtype=torch.float64)
-    state, info = mala.step(mala.init(x, quartic), quartic, generator(), step_size=1e60)
-    assert torch.equal(state.position, x)
-    assert not info.accepted.any()
-    assert state.log_density.isfinite().all()
-    assert (info.acceptance_probability == 0).all()
+    _, info = independence.step(
+        independence.init(x, log_weight), log_weight, laws.generator(),
+        propose=lambda n, g: torch.full((n, 1), 20.0).double(),
+    )  # fmt: skip
+    assert info.energy_error[0].item() == 20**4 - 10**4
+    assert info.diverged.all()

@@ -1,0 +1,69 @@
+"""Several steps of a cheap chain, accepted as one (Liu 2001, section 9.4.3).
+
+Let s be a cheap approximation of the target p, and w(x) = log p(x) - log s(x). A chain that is
+reversible under s takes n steps from x to x', and all of them are accepted with probability
+min(1, exp(w(x') - w(x))). This leaves p invariant, at one evaluation of p and no gradient of it:
+what Christen & Fox (2005) call delayed acceptance.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from skebm.samplers._state import evaluate as init
+from skebm.samplers._state import metropolis
+
+__all__ = ["TARGET_ACCEPTANCE", "DelayedInfo", "init", "step"]
+
+TARGET_ACCEPTANCE = None  # the step size belongs to the cheap chain
+
+
+class DelayedInfo(NamedTuple):
+    """What happened in a step: :class:`Info` of the final decision, and of the cheap chain.
+
+    Attributes
+    ----------
+    acceptance_probability, accepted, energy_error, diverged : Tensor of shape (n_chains,)
+        As in :class:`Info`, of the final decision.
+    cheap_acceptance_probability : Tensor of shape (n_chains,)
+        Of the steps of the cheap chain, their mean.
+    """
+
+    acceptance_probability: torch.Tensor
+    accepted: torch.Tensor
+    energy_error: torch.Tensor
+    diverged: torch.Tensor
+    cheap_acceptance_probability: torch.Tensor
+
+
+def step(state, log_weight, generator, *, kernel, cheap_log_density, n_steps, **options):
+    """Take `n_steps` steps of a cheap chain, and accept or reject all of them.
+
+    Parameters
+    ----------
+    state : State
+        From ``init(x, log_weight)`` or a former step: its `log_density` holds the log-weights.
+    log_weight : callable
+        (n_chains, d) -> (n_chains,): log p(x) - log s(x), up to a constant.
+    generator : torch.Generator
+    kernel : module
+        Moves the cheap chain; reversible under it, as Metropolis kernels are. With
+        ``skebm.samplers.ula`` what it leaves invariant is p up to the error of its discretisation.
+    cheap_log_density : callable
+        log s, up to a constant.
+    n_steps : int
+    **options
+        Passed on to ``kernel.step``.
+
+    Returns
+    -------
+    State, DelayedInfo
+    """
+    cheap = kernel.init(state.position, cheap_log_density)
+    acceptance = 0.0
+    for _ in range(n_steps):
+        cheap, info = kernel.step(cheap, cheap_log_density, generator, **options)
+        acceptance = acceptance + info.acceptance_probability
+    proposal = init(cheap.position, log_weight)
+    state, info = metropolis(state, proposal, proposal.log_density - state.log_density, generator)
+    return state, DelayedInfo(*info, acceptance / n_steps)
