@@ -94,7 +94,7 @@ def foreign(file, tree):
     for name, line, inside in of(tree, file, "matplotlib") + of(tree, file, "mpl_toolkits"):
         if room != "plotting" or not inside:
             yield f"{file}:{line} imports {name}: only functions of plotting may"
-    for name, line, inside in of(tree, file, "zuko"):
+    for name, line, inside in of(tree, file, "zuko") + of(tree, file, "arviz"):
         if not inside:
             yield f"{file}:{line} imports {name} outside of a function"
     if room in ("bases", "objectives", "partition"):
@@ -142,6 +142,7 @@ def test_rooms(file, rule):
         (foreign, "estimators/_base.py", "def f():\n    import matplotlib.pyplot as plt"),
         (foreign, "plotting/_common.py", "import matplotlib.pyplot as plt"),
         (foreign, "bases/_adapters.py", "import zuko.flows"),
+        (foreign, "diagnostics.py", "import arviz"),
         (foreign, "bases/_fit.py", "from sklearn.base import clone"),
         (private, "estimators/nce.py", "from sklearn.base import _fit_context"),
         (private, "estimators/nce.py", "from sklearn.utils._tags import Tags"),
@@ -203,7 +204,7 @@ import skebm
 after = state()
 changed = [name for name in before if before[name] != after[name]]
 assert not changed, f"changed: {changed}"
-loaded = {"skorch", "matplotlib", "zuko", "tqdm", "pandas"} & (set(sys.modules) - modules)
+loaded = {"skorch", "matplotlib", "zuko", "arviz", "tqdm", "pandas"} & (set(sys.modules) - modules)
 assert not loaded, f"imported: {sorted(loaded)}"
 assert all(hasattr(skebm, name) for name in skebm.__all__)
 """
