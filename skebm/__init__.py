@@ -1,6 +1,6 @@
 """Energy-based density estimators in scikit-learn's style, over PyTorch."""
 
 from skebm._version import __version__
-from skebm.estimators import NCEDensity, ScoreMatchingEBM
+from skebm.estimators import ContrastiveDivergenceEBM, NCEDensity, ScoreMatchingEBM
 
-__all__ = ["NCEDensity", "ScoreMatchingEBM", "__version__"]
+__all__ = ["ContrastiveDivergenceEBM", "NCEDensity", "ScoreMatchingEBM", "__version__"]

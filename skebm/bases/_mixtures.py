@@ -45,6 +45,9 @@ class GaussianMixtureBase(nn.Module):
         self.register_buffer("means", means)
         self.register_buffer("scale_tril", scale_tril)
         self.register_buffer("whitening", whitening.contiguous())
+        # all components in one product, (n, d) @ (d, n_components * d) - shift
+        self.register_buffer("flat", whitening.permute(1, 0, 2).flatten(1).contiguous())
+        self.register_buffer("shift", torch.einsum("kd,kde->ke", means, whitening).flatten())
         self.register_buffer(
             "log_constant",
             self.weights.log() - log_det - 0.5 * means.shape[1] * _LOG_2PI,
@@ -58,14 +61,13 @@ class GaussianMixtureBase(nn.Module):
     def n_components(self):
         return self.means.shape[0]
 
+    def _white(self, x):
+        """x in the standard coordinates of every component, (n, d) -> (n, n_components, d)."""
+        return torch.addmm(-self.shift, x, self.flat).unflatten(1, self.means.shape)
+
     def _joint(self, x):
         """log w_j + log N(x; mu_j, Sigma_j), shape (n, n_components)."""
-        k, d = self.means.shape
-        # one product for all components: (n, d) @ (d, k * d)
-        flat = self.whitening.permute(1, 0, 2).reshape(d, k * d)
-        shift = torch.einsum("kd,kde->ke", self.means, self.whitening).reshape(-1)
-        y = (x @ flat - shift).view(len(x), k, d)
-        return self.log_constant - 0.5 * y.square().sum(-1)
+        return self.log_constant - 0.5 * self._white(x).square().sum(-1)
 
     def log_prob(self, x):
         """Log-density in nats, (n, d) -> (n,)."""
@@ -74,6 +76,13 @@ class GaussianMixtureBase(nn.Module):
     def responsibilities(self, x):
         """Posterior probability of each component, (n, d) -> (n, n_components)."""
         return in_chunks(lambda r: self._joint(r).softmax(-1), x, self.whitening[..., 0].numel())
+
+    def value_and_gradient(self, x):
+        """Log-density (n,) and its gradient (n, d), without autograd: what samplers ask for."""
+        white = self._white(x)
+        joint = self.log_constant - 0.5 * white.square().sum(-1)
+        pull = (white * joint.softmax(-1)[..., None]).flatten(1)
+        return joint.logsumexp(-1), (pull @ self.flat.mT).neg_()
 
     def sample(self, n, generator):
         """Draw (n, d) rows."""

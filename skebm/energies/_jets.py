@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from skebm.energies._products import product
 from skebm.energies._streams import (
     ColumnProduct,
     Columns,
@@ -212,7 +213,7 @@ def _scaled(jet, value, factor):
         tangent, known = _unscaled(jet, tangent)
         factor = _padded(factor, jet)
         factor = factor if known is None else known * factor
-        tangent = jet.source.add(Scale([tangent], [factor]))
+        tangent = jet.source.add(Scale([tangent], [factor], jet.lead))
     elif factor != 1:
         tangent = jet.source.add(Step([tangent], [], lambda block, J: J * factor))
     if jet.shape != value.shape:
@@ -296,21 +297,20 @@ def _addcmul(base, a, b, value=1):
 @_rule("linear")
 def _linear_layer(h, weight, bias=None):
     require(not _is_jet(weight) and not _is_jet(bias))
-    return _product(h, weight.mT, functional.linear(h.value, weight, bias))
+    return _product(h, weight.mT, product(h.value, weight.mT, bias))
 
 
 @_rule("matmul", "__matmul__", "mm", "mv", "bmm")
 def _matmul(h, weight):
     require(_is_jet(h) and not _is_jet(weight))
-    return _product(h, weight, h.value @ weight)
+    return _product(h, weight, product(h.value, weight))
 
 
 @_rule("addmm", "baddbmm")
 def _addmm(bias, h, weight, *, beta=1, alpha=1):
     require(_is_jet(h) and not _is_jet(weight) and not _is_jet(bias))
     require(beta == 1 and alpha == 1)
-    function = torch.baddbmm if h.ndim == 3 else torch.addmm
-    return _product(h, weight, function(bias, h.value, weight))
+    return _product(h, weight, product(h.value, weight, bias))
 
 
 def _product(h, weight, value):
@@ -671,10 +671,10 @@ class _SiLU(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         g = x.sigmoid()
         p = torch.addcmul(g, g, g, value=-1)  # g' = g (1 - g)
-        e = g.mul(-2).add_(1)  # p' / p
+        e = torch.rsub(g, 1, alpha=2)  # p' / p
         y, slope = x * g, torch.addcmul(g, x, p)
-        bend = torch.addcmul(g.new_tensor(2.0), x, e).mul_(p)
-        third = e.mul_(3).addcmul_(x, p.mul(-6).add_(1)).mul_(p)
+        bend = torch.mul(x, e, out=g).add_(2).mul_(p)
+        third = torch.add(x, e, alpha=3, out=e).addcmul_(x, p, value=-6).mul_(p)
         ctx.save_for_backward(slope, bend, third)
         return y, slope, bend
 
@@ -683,9 +683,9 @@ class _SiLU(torch.autograd.Function):
         slope, bend, third = ctx.saved_tensors
         grad = None if of_y is None else of_y * slope
         if of_slope is not None:
-            grad = of_slope * bend if grad is None else torch.addcmul(grad, of_slope, bend)
+            grad = of_slope * bend if grad is None else grad.addcmul_(of_slope, bend)
         if of_bend is not None:
-            grad = of_bend * third if grad is None else torch.addcmul(grad, of_bend, third)
+            grad = of_bend * third if grad is None else grad.addcmul_(of_bend, third)
         return grad
 
 

@@ -7,8 +7,12 @@ the cache, and forms the gradients in the parameters in the same pass.
 import torch
 from torch.autograd.function import once_differentiable
 
+from skebm.energies._products import gradient_of_second, product
+
 # Entries of J, per layer, that are held at a time; they should stay in the cache.
 _BLOCK = 1 << 17
+# Entries from which sums of products go direction by direction, without memory for the products.
+_LOOP = 1 << 12
 
 
 class NoRule(Exception):
@@ -26,57 +30,72 @@ def stream(steps, n_directions, size):
     edges = [n_directions * i // n_blocks for i in range(n_blocks + 1)]
     blocks = [(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
     tensors = [t for step in steps.values() for t in step.tensors]
-    if n_blocks == 1:
-        # so few that all may be kept: as ordinary autograd
-        return _run(steps, blocks, tensors)[0]
     return _Stream.apply(steps, blocks, torch.is_grad_enabled(), *tensors)
 
 
 class _Stream(torch.autograd.Function):
-    """Run a program, and keep nothing but gradients.
+    """Run a program. Derivatives of a single block are kept for the gradients.
 
-    They are formed together with the value, for weight one in every row, and scaled by what comes
-    back; only if rows are weighted unequally, the program is run again.
+    Those of several are not: gradients are formed together with the value, for weight one in every
+    row, and scaled by what comes back; only if rows are weighted unequally, the program is run
+    again.
     """
 
     @staticmethod
     def forward(ctx, steps, blocks, with_gradients, *tensors):
-        ctx.steps, ctx.blocks = steps, blocks
+        ctx.steps, ctx.blocks, ctx.gradients = steps, blocks, None
         ctx.save_for_backward(*tensors)
-        needed = ctx.needs_input_grad[3:] if with_gradients else None
-        curvature, ctx.gradients = _run(steps, blocks, tensors, needed)
-        return curvature
+        _start(steps, tensors)
+        if len(blocks) == 1 or not with_gradients:
+            for block in blocks:
+                ctx.derivative = _forward(steps, block)
+        else:
+            ctx.gradients = _gradients(steps, blocks, ctx.needs_input_grad[3:])
+        return sum(step.share() for step in steps.values() if step.bends)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
+        steps, blocks, needed = ctx.steps, ctx.blocks, ctx.needs_input_grad[3:]
         weight = grad.flatten()[0]
-        if (grad == weight).all():
+        if ctx.gradients is None:
+            gradients = _gradients(steps, blocks, needed, grad, ctx.derivative)
+        elif (grad == weight).all():
             gradients = [g if g is None else g * weight for g in ctx.gradients]
         else:
-            needed = ctx.needs_input_grad[3:]
-            _, gradients = _run(ctx.steps, ctx.blocks, ctx.saved_tensors, needed, grad)
+            _start(steps, ctx.saved_tensors)
+            gradients = _gradients(steps, blocks, needed, grad)
         return None, None, None, *gradients
 
 
-def _run(steps, blocks, tensors, needed=None, weight=None):
-    """Curvature by rows, and gradients of its (weighted) sum in the tensors that need them."""
-    needed = needed or [False] * len(tensors)
-    sums = [torch.zeros_like(t) if n else None for t, n in zip(tensors, needed, strict=True)]
+def _start(steps, tensors):
+    place = 0
+    for step in steps.values():
+        step.start(tensors[place : (place := place + len(step.tensors))])
+
+
+def _forward(steps, block):
+    """The derivatives of a block, by step."""
+    derivative = {}
+    for i, step in steps.items():
+        derivative[i] = step.forward(block, *(derivative[p] for p in step.parents))
+    return derivative
+
+
+def _gradients(steps, blocks, needed, weight=None, derivative=None):
+    """Of the curvature's sum over (weighted) rows; with the derivatives of the only block or none."""
     place = 0
     for step in steps.values():
         own = slice(place, place := place + len(step.tensors))
-        step.start(tensors[own], sums[own], weight)
+        step.need(needed[own], weight, any(steps[p].wanted for p in step.parents))
     for block in blocks:
-        derivative, grads = {}, {}
-        for i, step in steps.items():
-            derivative[i] = step.forward(block, *(derivative[p] for p in step.parents))
-        for i, step in reversed(steps.items()) if any(needed) else ():
+        derivatives = _forward(steps, block) if derivative is None else derivative
+        grads = {}
+        for i, step in reversed(steps.items()):
             grad = grads.pop(i, None)
-            if grad is not None or step.bends:
-                step.backward(block, grads, grad, *(derivative[p] for p in step.parents))
-    shares = [step.finish() for step in steps.values() if step.bends]
-    return sum(shares), sums
+            if step.wanted and (grad is not None or step.bends):
+                step.backward(block, grads, grad, *(derivatives[p] for p in step.parents))
+    return [g for step in steps.values() for g in step.gradients()]
 
 
 def _accumulate(grads, key, grad):
@@ -106,19 +125,41 @@ class Step:
         self.parents, self.tensors, self.function = parents, tensors, function
         self.kept = {}
 
-    def start(self, tensors, sums, weight):
-        """Begin a run: detached tensors, sums of their gradients (or None), weights of rows."""
-        self.values, self.sums, self.weight = tensors, sums, weight
+    def start(self, tensors):
+        """Begin to go forward, with the present tensors."""
+        self.values = tensors
+
+    def need(self, needed, weight, up):
+        """Begin to go backward: which gradients are needed, and weights of the rows.
+
+        `up` says whether gradients are needed further up, in what the parents depend on.
+        """
+        self.needed, self.weight, self.up = needed, weight, up
+        self.wanted = up or any(needed)
+        self.sums = [None] * len(needed)
+
+    def gradients(self):
+        """After the last block: gradients in the tensors, None for zero."""
+        return self.sums
+
+    def add(self, place, part):
+        """Add to the gradient in a tensor."""
+        if self.needed[place]:
+            total = self.sums[place]
+            if total is None:
+                self.sums[place] = part.expand_as(self.values[place]).clone()
+            else:
+                total.add_(part)
 
     def forward(self, block, *derivatives):
         return self.function(block, *derivatives, *self.values)
 
     def backward(self, block, grads, grad, *derivatives):
-        """Add gradients to `sums`, and to `grads` of the parents; `grad` may be overwritten."""
+        """Add to the gradients, and to `grads` of the parents; `grad` may be overwritten."""
         derivatives = [J.detach().requires_grad_() for J in derivatives]
         tensors = [
-            t.detach().requires_grad_(s is not None)
-            for t, s in zip(self.values, self.sums, strict=True)
+            t.detach().requires_grad_(needed)
+            for t, needed in zip(self.values, self.needed, strict=True)
         ]
         inputs = [t for t in (*derivatives, *tensors) if t.requires_grad]
         if not inputs:
@@ -129,14 +170,18 @@ class Step:
         found = torch.autograd.grad(result, inputs, grad, materialize_grads=True)
         for p, g in zip(self.parents, found, strict=False):
             _accumulate(grads, p, g.clone(memory_format=torch.contiguous_format))
-        sums = [s for s in self.sums if s is not None]
-        for s, g in zip(sums, found[len(self.parents) :], strict=True):
-            s += g
+        places = [place for place, needed in enumerate(self.needed) if needed]
+        for place, g in zip(places, found[len(self.parents) :], strict=True):
+            self.add(place, g)
+
+    def part(self, place, axis, block):
+        """The part of a gradient that is that of a block alone."""
+        if self.sums[place] is None:
+            self.sums[place] = torch.empty_like(self.values[place])
+        return self.sums[place].narrow(axis, *block)
 
     def keep(self, key, function, *args):
         """Result of a function in memory that the next block uses again."""
-        if torch.is_grad_enabled():  # autograd keeps it, too
-            return function(*args)
         known = self.kept.get(key)
         self.kept[key] = function(*args) if known is None else function(*args, out=known)
         return self.kept[key]
@@ -145,14 +190,28 @@ class Step:
 class Scale(Step):
     """J times a factor."""
 
+    def __init__(self, parents, tensors, lead):
+        super().__init__(parents, tensors)
+        self.lead = lead
+
+    def need(self, *args):
+        super().need(*args)
+        self.total = None
+
+    def gradients(self):
+        if self.total is None:
+            return [None]
+        return [self.total.unsqueeze(self.lead).sum_to_size(self.values[0].shape)]
+
     def forward(self, block, J):
         return self.keep(("J", block[1]), torch.mul, J, self.values[0])
 
     def backward(self, block, grads, grad, J):
-        (factor,), (total,), (parent,) = self.values, self.sums, self.parents
-        if total is not None:
-            total += self.keep(("product", block[1]), torch.mul, grad, J).sum_to_size(factor.shape)
-        _accumulate(grads, parent, grad.mul_(factor).sum_to_size(J.shape))
+        (factor,), (parent,) = self.values, self.parents
+        if self.needed[0]:
+            self.total = _plus_products(self.total, grad, J, self.lead)
+        if self.up:
+            _accumulate(grads, parent, grad.mul_(factor).sum_to_size(J.shape))
 
 
 class Product(Step):
@@ -160,17 +219,17 @@ class Product(Step):
 
     def forward(self, block, J):
         (weight,) = self.values
-        result = self.keep(("J", block[1]), torch.matmul, self._rows(J), weight)
+        result = self.keep(("J", block[1]), product, self._rows(J), weight)
         return result.view(*J.shape[:-1], -1)
 
     def backward(self, block, grads, grad, J):
-        (weight,), (total,), (parent,) = self.values, self.sums, self.parents
+        (weight,), (parent,) = self.values, self.parents
         rows = self._rows(grad)
-        if total is not None:
-            add = total.addmm_ if weight.ndim == 2 else total.baddbmm_
-            add(self._rows(J).mT, rows)
-        result = self.keep(("grad", block[1]), torch.matmul, rows, weight.mT)
-        _accumulate(grads, parent, result.view(J.shape))
+        if self.needed[0]:
+            self.add(0, gradient_of_second(self._rows(J), weight, rows))
+        if self.up:
+            result = self.keep(("grad", block[1]), product, rows, weight.mT)
+            _accumulate(grads, parent, result.view(J.shape))
 
     def _rows(self, J):
         weight = self.values[0]
@@ -202,13 +261,11 @@ class FirstProduct(Step):
         return (self.basis.narrow(-1, *block).mT @ weight).unsqueeze(-2)
 
     def backward(self, block, grads, grad):
-        (total,) = self.sums
-        if total is None:
-            return
-        if self.basis is None:
-            total.narrow(-2, *block).add_(grad.squeeze(-2))
-        else:
-            total += self.basis.narrow(-1, *block) @ grad.squeeze(-2)
+        grad = grad.squeeze(-2)
+        if self.basis is not None:
+            self.add(0, self.basis.narrow(-1, *block) @ grad)
+        elif self.needed[0]:
+            self.part(0, -2, block).copy_(grad)
 
 
 class ColumnProduct(Step):
@@ -224,11 +281,10 @@ class ColumnProduct(Step):
 
     def backward(self, block, grads, grad):
         scale, weight = (t.narrow(-3, *block) for t in self.values)
-        of_scale, of_weight = (s if s is None else s.narrow(-3, *block) for s in self.sums)
-        if of_scale is not None:
-            of_scale += (grad @ weight.mT).sum_to_size(scale.shape)
-        if of_weight is not None:
-            of_weight += (scale.mT @ grad).sum_to_size(weight.shape)
+        if self.needed[0]:
+            self.part(0, -3, block).copy_((grad @ weight.mT).sum_to_size(scale.shape))
+        if self.needed[1]:
+            self.part(1, -3, block).copy_((scale.mT @ grad).sum_to_size(weight.shape))
 
 
 class Share(Step):
@@ -236,14 +292,14 @@ class Share(Step):
 
     bends = True
 
-    def start(self, *args):
-        super().start(*args)
+    def start(self, tensors):
+        super().start(tensors)
         self.total = 0.0
 
     def forward(self, block, *derivatives):
         self.total = self.total + self.function(block, *derivatives, *self.values)
 
-    def finish(self):
+    def share(self):
         return self.total
 
 
@@ -256,17 +312,16 @@ class Squares(Step):
         super().__init__(parents, tensors)
         self.lead = lead
 
-    def start(self, *args):
-        super().start(*args)
-        self.square = self.factor = None
+    def start(self, tensors):
+        super().start(tensors)
+        self.square = None
+
+    def need(self, *args):
+        super().need(*args)
+        self.factor = None
 
     def forward(self, block, J):
-        square = _over(self.keep(("square", block[1]), torch.mul, J, J), self.lead)
-        if self.square is None:
-            self.square = square
-            self.kept.clear()  # it may be a view of that
-        else:
-            self.square += square
+        self.square = _plus_products(self.square, J, J, self.lead)
 
     def backward(self, block, grads, grad, J):
         (coefficient,), (parent,) = self.values, self.parents
@@ -278,11 +333,11 @@ class Squares(Step):
         else:
             grads[parent] = self.keep(("grad", block[1]), torch.mul, J, self.factor)
 
-    def finish(self):
-        (coefficient,), (total,) = self.values, self.sums
-        if total is not None:
-            total.add_(_weighted(self.square, self.weight))
-        return by_row(coefficient * self.square, self.lead)
+    def share(self):
+        return by_row(self.values[0] * self.square, self.lead)
+
+    def gradients(self):
+        return [_weighted(self.square, self.weight).expand_as(self.values[0])]
 
 
 class Normalise(Step):
@@ -306,11 +361,15 @@ class Normalise(Step):
         self.tensors.append(delta)
         return self
 
-    def start(self, *args):
-        super().start(*args)
-        y, _, delta = self.values
+    def start(self, tensors):
+        super().start(tensors)
+        y, _, delta = tensors
         self.q = (delta * y).sum(-1, keepdim=True)
-        self.bent, self.of_q = torch.zeros_like(self.q), torch.zeros_like(self.q)
+        self.bent = torch.zeros_like(self.q)
+
+    def need(self, *args):
+        super().need(*args)
+        self.of_q = torch.zeros_like(self.q)
 
     def forward(self, block, a):
         y, k, delta, q = (t.unsqueeze(self.lead) for t in (*self.values, self.q))
@@ -333,27 +392,39 @@ class Normalise(Step):
             h = self._product(block, grad, y).sum(-1, keepdim=True)
             e = self._product(block, grad, a).sum(-1, keepdim=True)
             along_y -= k * h / width
-            self._add(0, _over(self._product(block, grad, -k * m), lead))
-            self._add(1, (e - m * h).sum(lead))
-        self._add(0, _over(self._product(block, a, along_y), lead))
-        self._add(2, _over(self._product(block, a, along_delta), lead))
+            self.add(0, _over(self._product(block, grad, -k * m), lead))
+            self.add(1, (e - m * h).sum(lead))
+        self.add(0, _over(self._product(block, a, along_y), lead))
+        self.add(2, _over(self._product(block, a, along_delta), lead))
         grad.mul_(k).addcmul_(y, along_y).addcmul_(delta, along_delta)
         grad.addcmul_(a, -2 * kk * q / width)
         _accumulate(grads, self.parents[0], grad.sum_to_size(a.shape))
 
-    def finish(self):
-        y, k, delta = self.values
-        self._add(0, delta * self.of_q)
-        self._add(1, _weighted(2 * self.bent / k, self.weight))
-        self._add(2, y * self.of_q)
+    def share(self):
         return by_row(self.bent, self.lead)
+
+    def gradients(self):
+        y, k, delta = self.values
+        self.add(0, delta * self.of_q)
+        self.add(1, _weighted(2 * self.bent / k, self.weight))
+        self.add(2, y * self.of_q)
+        return self.sums
 
     def _product(self, block, a, b):
         return self.keep(("product", block[1]), torch.mul, a, b)
 
-    def _add(self, place, part):
-        if self.sums[place] is not None:
-            self.sums[place] += part
+
+def _plus_products(total, a, b, lead):
+    """The sum over directions of a * b, added to a total (None for nothing)."""
+    if a.select(lead, 0).numel() < _LOOP:
+        part = _over(a * b, lead)
+        return part if total is None else total.add_(part)
+    pairs = zip(a.unbind(lead), b.unbind(lead), strict=True)
+    if total is None:
+        total = torch.mul(*next(pairs))
+    for pair in pairs:
+        total.addcmul_(*pair)
+    return total
 
 
 def _over(x, lead):

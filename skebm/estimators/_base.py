@@ -564,7 +564,7 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
     # ------------------------------------------------------------------ sampling
 
-    def sample(self, n_samples=1, random_state=None, *, n_mala_steps=0):
+    def sample(self, n_samples=1, random_state=None, *, n_steps=0):
         """Draw new rows from the model.
 
         Rows are proposed by the base and kept by importance: a proposal of weight w appears
@@ -576,7 +576,7 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         n_samples : int, default=1
         random_state : int, RandomState instance or None, default=None
             An int gives the same rows at every call.
-        n_mala_steps : int, default=0
+        n_steps : int, default=0
             Steps of the Metropolis-adjusted Langevin algorithm from those rows, which leave the
             model as it is and move repeated rows apart. Where the energy has no gradient (hard
             trees, classifiers) the proposals follow the gradient of the base.
@@ -586,29 +586,42 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         ndarray of shape (n_samples, n_features), float64
             In random order.
         """
-        check_is_fitted(self)
-        if not isinstance(n_samples, Integral) or n_samples < 1:
-            raise ValueError(f"n_samples={n_samples!r} must be an integer of at least 1.")
-        if not isinstance(n_mala_steps, Integral) or n_mala_steps < 0:
-            raise ValueError(f"n_mala_steps={n_mala_steps!r} must be an integer of at least 0.")
-        seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
-        generator = torch.Generator(self._device).manual_seed(int(seed))
+        generator = self._sampling_generator(random_state, n_samples=n_samples, n_steps=n_steps)
         with torch.no_grad(), limit_threads(1):
-            x = self._draw(int(n_samples), generator)
-        if n_mala_steps:
+            x = self._shuffled(self._draw(self._member_sizes(n_samples, generator), generator),
+                               generator)  # fmt: skip
+        if n_steps:
             chains = run(
-                mala, x, self.model_.log_prob, generator, n_steps=n_mala_steps,
-                n_burn_in=max(20, n_mala_steps // 2), step_size=x.shape[1] ** (-1.0 / 3.0),
+                mala, x, self.model_.log_prob, generator, n_steps=n_steps,
+                n_burn_in=max(20, n_steps // 2), step_size=x.shape[1] ** (-1.0 / 3.0),
             )  # fmt: skip
             x = chains.samples[-1]
         return self._columns.restore(x.cpu().numpy())
 
-    def _draw(self, n, generator):
+    def _sampling_generator(self, random_state, *, n_samples, n_steps):
+        check_is_fitted(self)
+        for name, value, least in (("n_samples", n_samples, 1), ("n_steps", n_steps, 0)):
+            if not isinstance(value, Integral) or value < least:
+                raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")
+        seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
+        return torch.Generator(self._device).manual_seed(int(seed))
+
+    def _member_sizes(self, n, generator):
+        """How many of n rows come from each member, (K,)."""
+        n_members = self.model_.n_members
+        which = torch.randint(n_members, (int(n),), generator=generator, device=self._device)
+        return which.bincount(minlength=n_members)
+
+    @staticmethod
+    def _shuffled(parts, generator):
+        x = torch.cat(parts)
+        return x[torch.randperm(len(x), generator=generator, device=x.device)]
+
+    def _draw(self, sizes, generator):
+        """Rows of every member by importance, a list of K tensors (sizes[k], d)."""
         model, n_members = self.model_, self.model_.n_members
-        which = torch.randint(n_members, (n,), generator=generator, device=self._device)
-        needed = which.bincount(minlength=n_members)
         drawn = [[] for _ in range(n_members)]
-        missing = needed.clone()
+        missing = sizes.clone()
         cap = None
         while (missing > 0).any():
             if model.is_untilted:
@@ -629,8 +642,7 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
                 rows = x[k].repeat_interleave(copies[k], dim=0)[: int(missing[k])]
                 drawn[k].append(rows)
                 missing[k] -= len(rows)
-        x = torch.cat([rows for parts in drawn for rows in parts])
-        return x[torch.randperm(n, generator=generator, device=self._device)]
+        return [torch.cat(parts) for parts in drawn]
 
     # ------------------------------------------------------------------ outlier detector
 

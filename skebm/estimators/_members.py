@@ -10,15 +10,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from skebm.bases import StackedBase
+from skebm.bases import MAX_FIT_ROWS, StackedBase, fit_gaussian_mixture
 
-from ._model import log_ratio
+from ._model import ModesAndBackground, log_ratio
 
 POOL_SIZE = 8192
 """Base samples per member on which every choice is made: common random numbers."""
 
 MAX_HELD_OUT = 50_000
 """A member is judged on at most this many held-out rows."""
+
+MAX_MODES, ROWS_PER_MODE, ROWS_PER_COLUMN = 8, 50, 10
+"""Size of the mixture whose components recalibration may weight: so many rows for each mode, and so
+many more for each column."""
 
 MIN_ESS = 0.02
 """Effective sample size, as a fraction, below which importance sampling is not trusted."""
@@ -172,6 +176,37 @@ class Members:
         ]
         pool = [q.responsibilities(x) for q, x in zip(self.modes, self.pool, strict=True)]
         return held, torch.stack(pool)
+
+
+def data_modes(x, weight, n_rows, splits, bases, generator):
+    """Mixtures whose components recalibration may weight, where training hardly sees modes.
+
+    Parameters
+    ----------
+    x, weight, n_rows, splits, bases, generator
+        As of :class:`Members`.
+
+    Returns
+    -------
+    list of K ModesAndBackground, or None where there are too few rows for two modes
+    """
+    n_modes = min(MAX_MODES, n_rows // (ROWS_PER_MODE + ROWS_PER_COLUMN * x.shape[1]))
+    if n_modes < 2:
+        return None
+
+    def fit(rows, start=None):
+        rows = rows[torch.randperm(len(rows), generator=generator)[:MAX_FIT_ROWS]]
+        return fit_gaussian_mixture(
+            x[rows], n_modes, generator, diagonal=True, sample_weight=weight[rows], start=start
+        )
+
+    # one start, so that components mean the same; then each from its own rows, because a mixture
+    # that has seen the held-out rows would favour them
+    shared = fit(torch.arange(len(x)))
+    return [
+        ModesAndBackground(fit(train, shared), base)
+        for (train, _), base in zip(splits, bases, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -131,17 +131,19 @@ class TiltedMixture(nn.Module):
         z = torch.stack([self.features(rows) for rows in x])
         return self.energy(z)
 
+    def mode_tilt(self, x):
+        """The part of the tilt that weights modes, (K, n, d) -> (K, n)."""
+        return torch.stack([self.mode_tilt_of(k, rows) for k, rows in enumerate(x)])
+
+    def mode_tilt_of(self, k, x):
+        """The same of member k, (n, d) -> (n,)."""
+        if not len(self.mode_weights):
+            return x.new_zeros(len(x))
+        return self.modes[k].responsibilities(x) @ self.mode_weights
+
     def tilt(self, x):
         """t_k(x[k]), (K, n, d) -> (K, n)."""
-        tilt = self.temperature * self.energies(x)
-        if len(self.mode_weights):
-            tilt = tilt + torch.stack(
-                [
-                    q.responsibilities(r) @ self.mode_weights
-                    for q, r in zip(self.modes, x, strict=True)
-                ]
-            )
-        return tilt
+        return self.temperature * self.energies(x) + self.mode_tilt(x)
 
     def log_members(self, x):
         """Normalised log-density of every member at the same rows, (n, d) -> (K, n)."""

@@ -24,6 +24,14 @@ _LOOKS = 3  # at the held-out rows, at least, before patience ends
 _EPOCHS, _STEPS = 100, 2000  # max_epochs="auto": whichever lasts longer
 
 
+class EnergyAlone(nn.Module):
+    """What is trained where a loss learns nothing beside the energy."""
+
+    def __init__(self, energy):
+        super().__init__()
+        self.energy = energy
+
+
 class EnergyWithPartition(nn.Module):
     """An energy and the learned log Z of its members, (K,)."""
 
@@ -131,6 +139,22 @@ def train_networks(
         n_iter=best,
         history={"n_iter": history["epoch"], "gain": gain, "train_loss": history["train_loss"]},
     )
+
+
+def few_copies(make, n_copies):
+    """Return ``make(generator)``, called anew `n_copies` times, and then one of those again.
+
+    For data of an epoch that is dear to make: a few copies are enough to learn from.
+    """
+    copies = []
+
+    def draw(generator):
+        if len(copies) < n_copies:
+            copies.append(make(generator))
+            return copies[-1]
+        return copies[int(torch.randint(n_copies, (), generator=generator))]
+
+    return draw
 
 
 def rows_judged(members):

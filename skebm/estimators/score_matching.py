@@ -5,10 +5,9 @@ from numbers import Integral, Real
 
 import numpy as np
 import torch
-from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from skebm._sklearn_compat import Interval, StrOptions
-from skebm.bases import MAX_FIT_ROWS, fit_gaussian_mixture
 from skebm.objectives import (
     denoising_score_matching_losses,
     draw_directions,
@@ -18,8 +17,9 @@ from skebm.objectives import (
 
 from ._base import BaseTiltedDensity
 from ._engine import MemberBatches
-from ._model import CLIP, ModesAndBackground, feature_scores
-from ._neural import build_energy, rows_judged, train_networks
+from ._members import data_modes
+from ._model import CLIP, feature_scores
+from ._neural import EnergyAlone, build_energy, few_copies, rows_judged, train_networks
 
 EXACT_FEATURES = 10
 """``method="auto"``: up to this many varying columns the Laplacian is computed, beyond sampled."""
@@ -33,16 +33,18 @@ MAX_ROWS = 200_000
 MAX_SCORED = 200_000
 """Perturbed rows at which the base is differentiated: some copies of few rows, one of many."""
 
-MAX_MODES, ROWS_PER_MODE, ROWS_PER_COLUMN = 8, 50, 10
-"""Size of the mixture whose components recalibration may weight: so many rows for each mode, and so
-many more for each column."""
-
 MAX_BASE_SCORE = 1e4
 """Rows where the base is steeper than this, in nats per unit of z, are left out of training."""
 
 MAX_COPIES = 8
 N_OFFSETS = 4
 """Draws behind the gradient of the smoothed base at a point: two, and their mirror images."""
+
+PIECEWISE_LINEAR = {
+    "hardshrink", "hardsigmoid", "hardtanh", "leaky_relu", "prelu", "relu", "relu6", "rrelu",
+    "softshrink", "threshold",
+}  # fmt: skip
+"""Activations whose second derivative is zero wherever it exists."""
 
 
 class ScoreMatchingEBM(BaseTiltedDensity):
@@ -134,9 +136,10 @@ class ScoreMatchingEBM(BaseTiltedDensity):
     Attributes
     ----------
     method_ : str
-        "exact", "sliced" or "denoising".
+        "exact", "sliced" or "denoising". Not set by ``smoothing="multiscale"``, which trains
+        nothing.
     sigma_ : ndarray of shape (n_levels,)
-        Noise levels of training.
+        Noise levels of training; likewise.
     log_partition_ : ndarray of shape (n_members,)
         Measured log Z of every member, in nats; 0 where no tilt was accepted.
     log_partition_std_error_ : ndarray of shape (n_members,)
@@ -167,8 +170,8 @@ class ScoreMatchingEBM(BaseTiltedDensity):
     -----
     UserWarning
         In `fit`, where ``base=None`` leaves the weights of separate modes to the recalibration or
-        ``recalibration=False`` to the base, and where ``energy_model="mlp"`` has kinks that second
-        derivatives do not see.
+        ``recalibration=False`` to the base, and where ``energy_model="mlp"`` or the activations of
+        a module (ReLU) have kinks that second derivatives do not see.
 
     See Also
     --------
@@ -272,23 +275,9 @@ class ScoreMatchingEBM(BaseTiltedDensity):
         return self.recalibration
 
     def _modes(self, x, weight, n_rows, splits, bases, generator):
-        n_modes = min(MAX_MODES, n_rows // (ROWS_PER_MODE + ROWS_PER_COLUMN * x.shape[1]))
-        if n_modes < 2 or not self.recalibration or self.max_epochs == 0:
+        if not self.recalibration or self.max_epochs == 0:
             return None
-
-        def fit(rows, start=None):
-            rows = rows[torch.randperm(len(rows), generator=generator)[:MAX_FIT_ROWS]]
-            return fit_gaussian_mixture(
-                x[rows], n_modes, generator, diagonal=True, sample_weight=weight[rows], start=start
-            )
-
-        # one start, so that components mean the same; then each from its own rows, because a
-        # mixture that has seen the held-out rows would favour them
-        shared = fit(torch.arange(len(x)))
-        return [
-            ModesAndBackground(fit(train, shared), base)
-            for (train, _), base in zip(splits, bases, strict=True)
-        ]
+        return data_modes(x, weight, n_rows, splits, bases, generator)
 
     def _check_parameters(self):
         self._noise_levels(2, 1)
@@ -311,7 +300,7 @@ class ScoreMatchingEBM(BaseTiltedDensity):
             raise ValueError('sigma=0 leaves method="denoising" no noise to predict; raise it.')
         return levels
 
-    def _warn_of_blind_spots(self, n_features):
+    def _warn_of_blind_spots(self, energy, n_features):
         if self.base is None:
             warnings.warn(
                 "base=None: score matching hardly sees the relative weights of separate modes; "
@@ -327,11 +316,21 @@ class ScoreMatchingEBM(BaseTiltedDensity):
                 stacklevel=7,
             )
         method = self._resolve_method(n_features)
-        if method != "denoising" and isinstance(self.energy_model, str):
-            if self.energy_model == "mlp":
+        if method == "denoising":
+            return
+        if self.energy_model == "mlp":
+            warnings.warn(
+                f'energy_model="mlp" is piecewise linear in each column, and method="{method}" '
+                'does not see the kinks; take method="denoising" or energy_model="periodic".',
+                UserWarning,
+                stacklevel=7,
+            )
+        elif not isinstance(self.energy_model, str):
+            for name in _kinked_activations(energy):
                 warnings.warn(
-                    f'energy_model="mlp" is piecewise linear in each column, and method="{method}" '
-                    'does not see the kinks; take method="denoising" or energy_model="periodic".',
+                    f'energy_model calls {name}, which is piecewise linear, and method="{method}" '
+                    "does not see the kinks: second derivatives are zero beside them. Take a "
+                    'smooth activation, such as SiLU or softplus, or method="denoising".',
                     UserWarning,
                     stacklevel=7,
                 )
@@ -340,7 +339,6 @@ class ScoreMatchingEBM(BaseTiltedDensity):
         n_features = members.x.shape[1]
         method = self._resolve_method(n_features)
         levels = self._noise_levels(members.n_rows, n_features)
-        self._warn_of_blind_spots(n_features)
 
         def default(value, otherwise):
             return otherwise if isinstance(value, str) and value == "auto" else value
@@ -348,6 +346,7 @@ class ScoreMatchingEBM(BaseTiltedDensity):
         energy = build_energy(
             default(self.energy_model, "periodic"), members, self.hidden_layer_sizes, seed, kept
         )
+        self._warn_of_blind_spots(energy, n_features)
         rows = _ScoredRows(
             members, refresh, torch.as_tensor(levels), method == "denoising",
             self.bias_correction, device,
@@ -355,7 +354,7 @@ class ScoreMatchingEBM(BaseTiltedDensity):
         # denoising takes its rows in pairs
         pair = 2 if method == "denoising" else 1
         batches = MemberBatches(
-            rows,
+            few_copies(rows, rows.n_copies),
             rows.train,
             batch_size=max(1, self.batch_size // pair),
             generator=members.generator,
@@ -380,7 +379,7 @@ class ScoreMatchingEBM(BaseTiltedDensity):
         n_streams = {"exact": n_features, "sliced": self.n_projections, "denoising": 1}[method]
         n_train = pair * max(len(train) for train in rows.train)
         return train_networks(
-            members, _Trainee(energy).to(device), batch_loss, batches,
+            members, EnergyAlone(energy).to(device), batch_loss, batches,
             evaluation_cost=rows_judged(members) / (3 * (6 + 3 * n_streams) * n_train),
             learning_rate=default(self.learning_rate, 3e-3 if self.base is None else 5e-4),
             weight_decay=self.weight_decay,
@@ -391,23 +390,39 @@ class ScoreMatchingEBM(BaseTiltedDensity):
 
     def _report(self, members, trained, accepted, partition):
         super()._report(members, trained, accepted, partition)
-        self.method_ = self._resolve_method(members.x.shape[1])
-        self.sigma_ = self._noise_levels(members.n_rows, members.x.shape[1])
+        for name in ("method_", "sigma_"):
+            vars(self).pop(name, None)  # of an earlier fit
+        if self.smoothing != "multiscale":
+            self.method_ = self._resolve_method(members.x.shape[1])
+            self.sigma_ = self._noise_levels(members.n_rows, members.x.shape[1])
 
 
-class _Trainee(nn.Module):
-    """What is trained: the energies, and nothing beside them."""
+class _Calls(TorchFunctionMode):
+    """The names of the torch functions that are called."""
 
-    def __init__(self, energy):
+    def __init__(self):
         super().__init__()
-        self.energy = energy
+        self.names = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.names.add(getattr(function, "__name__", "").strip("_"))
+        return function(*args, **(kwargs or {}))
+
+
+def _kinked_activations(energy):
+    """Names of the piecewise-linear activations that a stack of modules evaluates."""
+    training = energy.training
+    with torch.no_grad(), _Calls() as calls:
+        energy.eval()(torch.zeros(energy.n_members, 2, energy.n_features))
+    energy.train(training)
+    return sorted(calls.names & PIECEWISE_LINEAR)
 
 
 class _ScoredRows:
     """Perturbed rows in the coordinates of f, with the gradient of the base there.
 
-    Called once per epoch. The first calls perturb the rows afresh, later ones return to one of
-    those copies: the gradient of a base costs more than a step.
+    Every call perturbs the rows afresh; the gradient of a base costs more than a step, so
+    `n_copies` of them should do.
 
     Parameters
     ----------
@@ -442,15 +457,8 @@ class _ScoredRows:
         changes = refresh is not None or (levels > 0).any()
         n_scored = len(chosen) * (2 if in_pairs else 1)
         self.n_copies = min(MAX_COPIES, max(2, MAX_SCORED // n_scored)) if changes else 1
-        self.copies = []
 
     def __call__(self, generator):
-        if len(self.copies) < self.n_copies:
-            self.copies.append(self._copy(generator))
-            return self.copies[-1]
-        return self.copies[int(torch.randint(self.n_copies, (), generator=generator))]
-
-    def _copy(self, generator):
         """Points, gradients of the base, weights, noise and its levels, members in front."""
         members, n_members = self.members, len(self.members)
         rows = members.x if self.refresh is None else self.refresh(generator)

@@ -8,6 +8,7 @@ from skebm.objectives.contrastive import (
     ranking_nce_losses,
     self_normalized_losses,
 )
+from skebm.objectives.divergence import contrastive_divergence_losses
 from skebm.objectives.score_matching import (
     denoising_score_matching_losses,
     draw_directions,
@@ -16,6 +17,7 @@ from skebm.objectives.score_matching import (
 )
 
 __all__ = [
+    "contrastive_divergence_losses",
     "denoising_score_matching_losses",
     "draw_directions",
     "nce_losses",

@@ -130,6 +130,30 @@ def test_hessian_against_finite_differences(base):
     assert torch.autograd.gradgradcheck(lambda x: base.log_prob(x).sum(), x, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("components", [[0], [1, 2], [0, 1, 2]])
+def test_value_and_gradient_are_those_of_autograd(components, dtype):
+    base = GaussianMixtureBase(WEIGHTS[components], MEANS[components], COVARIANCES[components])
+    exact = points().requires_grad_(True)  # between the components and far from all of them
+    expected = base.log_prob(exact)
+    (slope,) = torch.autograd.grad(expected.sum(), exact)
+    value, gradient = base.to(dtype).value_and_gradient(exact.detach().to(dtype))
+    assert value.dtype == gradient.dtype == dtype
+    assert value.shape == (200,)
+    assert gradient.shape == (200, 3)
+    assert not value.requires_grad
+    tolerance = 1e-10 if dtype == torch.float64 else 2e-4
+    torch.testing.assert_close(value.double(), expected.detach(), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(gradient.double(), slope, rtol=tolerance, atol=10 * tolerance)
+
+
+def test_gradient_in_one_column_by_formula():
+    x = torch.linspace(-9, 9, 50, dtype=torch.float64)[:, None]
+    value, gradient = GaussianMixtureBase([1.0], [[1.5]], [[[4.0]]]).value_and_gradient(x)
+    np.testing.assert_allclose(value, stats.norm(1.5, 2.0).logpdf(x[:, 0]))
+    np.testing.assert_allclose(gradient, -(x - 1.5) / 4.0)
+
+
 @pytest.mark.parametrize("law", ["mixture", "kernels"])
 def test_integrates_to_one(law):
     if law == "mixture":

@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from skebm import NCEDensity, ScoreMatchingEBM
+from skebm import ContrastiveDivergenceEBM, NCEDensity, ScoreMatchingEBM
 from skebm.datasets import make_two_moons
 from skebm.estimators._progress import Progress
 
@@ -30,6 +30,8 @@ SCORE = {
     "patience": 1000,
 }  # fmt: skip
 
+CHAINS = SCORE | {"n_steps": 3, "max_epochs": 40}
+
 ESTIMATORS = {
     "nce-trees": lambda: NCEDensity(**COMMON | TREES),
     "nce-network": lambda: NCEDensity(**COMMON | NETWORK),
@@ -40,6 +42,13 @@ ESTIMATORS = {
     "sm-sliced": lambda: ScoreMatchingEBM(**COMMON | SCORE | {"method": "sliced"}),
     "sm-denoising": lambda: ScoreMatchingEBM(
         **COMMON | SCORE | {"method": "denoising", "energy_model": "mlp"}
+    ),
+    "cd-persistent": lambda: ContrastiveDivergenceEBM(**COMMON | CHAINS),
+    "cd-from-rows": lambda: ContrastiveDivergenceEBM(
+        **COMMON | CHAINS | {"persistent": False, "sampler": "hmc", "n_steps": 1}
+    ),
+    "cd-no-base": lambda: ContrastiveDivergenceEBM(
+        **COMMON | CHAINS | {"base": None, "sampler": "random_walk"}
     ),
 }
 """Name -> factory of an estimator at a setting that fits 400 rows in about a second."""
@@ -298,7 +307,7 @@ def test_sample_follows_the_model_in_two_dimensions(name):
 @every_estimator
 def test_langevin_steps_keep_the_law(name):
     estimator = fitted(name, 1)
-    rows = estimator.sample(2000, random_state=0, n_mala_steps=10)
+    rows = estimator.sample(2000, random_state=0, n_steps=10)
     assert uniform_order_statistic_test(name, rows) > 1e-3
     # and they do move
     still = estimator.sample(2000, random_state=0)
@@ -313,8 +322,8 @@ def test_sample_is_reproducible(name):
     assert first.dtype == np.float64
     np.testing.assert_array_equal(first, estimator.sample(100, random_state=3))
     np.testing.assert_array_equal(
-        estimator.sample(20, random_state=3, n_mala_steps=2),
-        estimator.sample(20, random_state=3, n_mala_steps=2),
+        estimator.sample(20, random_state=3, n_steps=2),
+        estimator.sample(20, random_state=3, n_steps=2),
     )
     assert (first != estimator.sample(100, random_state=4)).any()
     assert (estimator.sample(5) != estimator.sample(5)).any()
@@ -365,7 +374,7 @@ def test_global_generators_are_as_found(name):
     before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
     threads = torch.get_num_threads()
     estimator = ESTIMATORS[name]().fit(data(1)[:50])
-    estimator.sample(10, random_state=0, n_mala_steps=2)
+    estimator.sample(10, random_state=0, n_steps=2)
     estimator.stein_score(data(1))
     np.testing.assert_array_equal(np.random.get_state()[1], before[0])  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), before[1])
@@ -602,8 +611,8 @@ def test_bad_sample_sizes_are_refused(name):
         with pytest.raises(ValueError, match="n_samples"):
             fitted(name).sample(n)
     for n in (-1, 2.5):
-        with pytest.raises(ValueError, match="n_mala_steps"):
-            fitted(name).sample(3, n_mala_steps=n)
+        with pytest.raises(ValueError, match="n_steps"):
+            fitted(name).sample(3, n_steps=n)
 
 
 @every_estimator

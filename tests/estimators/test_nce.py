@@ -153,14 +153,14 @@ def test_density_of_a_known_model():
     np.testing.assert_allclose(estimator.stein_score(X), share.T @ MEANS - X, atol=1e-9)
 
 
-@pytest.mark.parametrize("n_mala_steps", [0, 10])
-def test_samples_of_a_known_model(n_mala_steps):
+@pytest.mark.parametrize("n_steps", [0, 10])
+def test_samples_of_a_known_model(n_steps):
     estimator = known(MEANS)
     estimator.model_.log_partition = torch.as_tensor(estimator.true_log_partition)
     p = []
     for direction in ([1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.6, -0.8]):
         for seed in (0, 1):
-            rows = estimator.sample(2000, random_state=seed, n_mala_steps=n_mala_steps)
+            rows = estimator.sample(2000, random_state=seed, n_steps=n_steps)
 
             def cdf(t, direction=direction):
                 return np.mean([stats.norm(np.dot(m, direction)).cdf(t) for m in MEANS], axis=0)
@@ -444,7 +444,7 @@ def test_every_energy_improves_on_the_base(name, moons, new_moons):
     total = np.exp(estimator.score_samples(points)).sum() * np.diff(across)[0] * np.diff(up)[0]
     error = math.sqrt(np.square(estimator.log_partition_std_error_).sum()) / 2
     assert abs(math.log(total)) < 4.0 * error + 0.01  # .01: jumps between the points of the grid
-    drawn = estimator.sample(500, random_state=0, n_mala_steps=3)
+    drawn = estimator.sample(500, random_state=0, n_steps=3)
     np.testing.assert_allclose(drawn.mean(axis=0), moons.mean(axis=0), atol=0.3)
     if opaque:
         with pytest.raises(AttributeError, match="stein_score"):

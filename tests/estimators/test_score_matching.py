@@ -299,6 +299,37 @@ def test_kinks_are_told_but_not_for_denoising():
     assert estimator.score(new_moons()) > estimator.base_score_samples(new_moons()).mean() + 0.1
 
 
+class Kinked(nn.Module):
+    """Piecewise-linear activations, as a module and as a function."""
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(n_features, 8), nn.LeakyReLU())
+        self.second = nn.Sequential(nn.Linear(8, 8), nn.SiLU())
+        self.last = nn.Linear(8, 1)
+
+    def forward(self, z):
+        return self.last(nn.functional.relu(self.second(self.first(z)))).squeeze(-1)
+
+
+@pytest.mark.parametrize("model", [Kinked, Kinked(2)])
+def test_piecewise_linear_activations_are_named(model):
+    options = QUICK | {"max_epochs": 1, "energy_model": model}
+    for method in ("exact", "sliced"):
+        with pytest.warns(UserWarning, match="piecewise linear") as seen:
+            ScoreMatchingEBM(method=method, **options).fit(moons())
+        ours = [w for w in seen if "piecewise linear" in str(w.message)]
+        assert {w.filename for w in ours} == {__file__}
+        for name, warning in zip(("leaky_relu", "relu"), ours, strict=True):
+            assert f"energy_model calls {name}," in str(warning.message)
+            assert 'SiLU or softplus, or method="denoising"' in str(warning.message)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*kinks")
+        ScoreMatchingEBM(method="denoising", **options).fit(moons())
+        for method in ("exact", "sliced"):
+            ScoreMatchingEBM(method=method, **options | {"energy_model": Residual}).fit(moons())
+
+
 # ---------------------------------------------------------------------- options
 
 
@@ -408,6 +439,15 @@ def test_early_stopping_is_by_likelihood():
     assert estimator.out_of_fold_scores_.mean() > level[best] - 0.02
     assert estimator.score(new_moons()) > last.score(new_moons())
     assert estimator.score(new_moons()) > estimator.base_score_samples(new_moons()).mean()
+
+
+def test_multiscale_has_no_method():
+    estimator = ScoreMatchingEBM(**QUICK | {"max_epochs": 1}).fit(moons())
+    assert hasattr(estimator, "method_")
+    estimator.set_params(smoothing="multiscale").fit(moons())
+    assert estimator.n_iter_ == 0
+    assert not hasattr(estimator, "method_")
+    assert not hasattr(estimator, "sigma_")
 
 
 def test_first_entry_of_the_history_is_the_base():

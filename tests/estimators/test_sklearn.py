@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from skebm import NCEDensity, ScoreMatchingEBM
+from skebm import ContrastiveDivergenceEBM, NCEDensity, ScoreMatchingEBM
 from skebm.datasets import make_two_moons
 
 QUICK = {
@@ -29,6 +29,7 @@ QUICK = {
 }
 QUICK_NCE = QUICK | {"noise_ratio": 1}
 QUICK_SM = QUICK | {"hidden_layer_sizes": (8,)}
+QUICK_CD = QUICK_SM | {"n_steps": 1}
 
 # Granted by scikit-learn to its own estimators that shuffle rows (RandomForestClassifier, KMeans,
 # IsolationForest, ...). What must hold instead is tested in test_laws.py.
@@ -57,12 +58,18 @@ class ScoreMatchingOutliers(_OutlierDetectorFirst, ScoreMatchingEBM):
     pass
 
 
+class ContrastiveDivergenceOutliers(_OutlierDetectorFirst, ContrastiveDivergenceEBM):
+    pass
+
+
 def checks():
     for estimator in (
         NCEDensity(**QUICK_NCE),
         AsOutlierDetector(**QUICK_NCE),
         ScoreMatchingEBM(**QUICK_SM),
         ScoreMatchingOutliers(**QUICK_SM),
+        ContrastiveDivergenceEBM(**QUICK_CD),
+        ContrastiveDivergenceOutliers(**QUICK_CD),
     ):
         generator = estimator_checks_generator(
             estimator, mark="xfail", expected_failed_checks=EXPECTED_FAILURES

@@ -1,0 +1,601 @@
+"""ContrastiveDivergenceEBM: what the chains do, what is learned from them, and what is kept."""
+
+import copy
+import math
+import pickle
+import warnings
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from skorch.callbacks import Callback
+from torch import nn
+
+from skebm import ContrastiveDivergenceEBM
+from skebm.datasets import TwoMoons
+from skebm.energies import MLPEnergy
+from skebm.estimators import contrastive_divergence
+
+SAMPLERS = ("hmc", "mala", "random_walk", "ula")
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+
+QUICK = {
+    "base": "gaussian", "n_members": 2, "hidden_layer_sizes": (16,), "learning_rate": 0.02,
+    "max_epochs": 30, "batch_size": 64, "patience": 1000, "n_steps": 2, "random_state": 0,
+}  # fmt: skip
+
+pytestmark = pytest.mark.filterwarnings("ignore:the standard error of log Z")
+
+
+def density(**options):
+    return ContrastiveDivergenceEBM(**QUICK | options)
+
+
+@cache
+def moons():
+    return TwoMoons().sample(500, random_state=0)
+
+
+@cache
+def new_moons():
+    return TwoMoons().sample(4000, random_state=1)
+
+
+@cache
+def fitted_to_moons(sampler="mala", persistent=True):
+    return density(sampler=sampler, persistent=persistent).fit(moons())
+
+
+HUMPS = [stats.norm(-2.0, 0.5), stats.norm(1.0, 0.8)]
+
+
+def humps(n, seed):
+    rng = np.random.default_rng(seed)
+    draws = [part.rvs(n, random_state=rng) for part in HUMPS]
+    return np.where(rng.random(n) < 0.5, *draws)[:, None]
+
+
+@cache
+def fitted_to_humps(sampler="mala", persistent=True):
+    return density(sampler=sampler, persistent=persistent).fit(humps(500, 0))
+
+
+def line(low=-14.0, high=14.0, n=8001):
+    """Cell centres as a column, and the length of a cell."""
+    t = np.linspace(low, high, n)
+    return t[:, None], t[1] - t[0]
+
+
+def p_value(estimator, rows):
+    """Of rows of one column against the distribution function of the estimator."""
+    t, dt = line()
+    mass = np.exp(estimator.score_samples(t)) * dt
+    cdf = (np.cumsum(mass) - 0.5 * mass) / mass.sum()
+    return stats.kstest(np.interp(rows[:, 0], t[:, 0], cdf), "uniform").pvalue
+
+
+# ---------------------------------------------------------------------- a density
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@every_sampler
+def test_every_sampler_improves_on_the_base(sampler, persistent):
+    estimator = fitted_to_moons(sampler, persistent)
+    assert estimator.n_iter_ > 0
+    scores = estimator.score_samples(new_moons())
+    assert (scores - estimator.base_score_samples(new_moons())).mean() > 0.4
+    # Kullback-Leibler divergence of the truth from it; that of the base is 1.1 nats
+    assert (TwoMoons().log_density(new_moons()) - scores).mean() < 0.6
+
+
+@every_sampler
+def test_divergence_from_the_truth_in_one_column(sampler):
+    t, dt = line()
+    truth = np.mean([part.pdf(t[:, 0]) for part in HUMPS], axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = np.log(truth) - fitted_to_humps(sampler).score_samples(t)
+        of_base = np.log(truth) - fitted_to_humps(sampler).base_score_samples(t)
+    inside = truth > 0
+    assert (truth * of_base)[inside].sum() * dt > 0.2
+    assert 0.0 <= (truth * gap)[inside].sum() * dt < 0.03
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_integral_is_one(persistent):
+    estimator = fitted_to_humps(persistent=persistent)
+    t, dt = line()
+    error = math.sqrt(np.square(estimator.log_partition_std_error_).sum()) / 2
+    assert abs(math.log(np.exp(estimator.score_samples(t)).sum() * dt)) < 4.0 * error
+
+
+# ---------------------------------------------------------------------- weights of modes
+
+
+def far_apart(weights, d):
+    """A fitted mixture of two normal laws; chains go from one to the other in one column only.
+
+    In coordinates that are Gaussianised column by column there is no gap in one column, and a small
+    one in two.
+    """
+    law = GaussianMixture(2)
+    law.weights_, law.means_ = np.array(weights), np.array([[-4.0] * d, [5.0] * d])
+    law.covariances_ = law.precisions_cholesky_ = np.stack([np.eye(d)] * 2)
+    law.n_features_in_ = d
+    return law
+
+
+@cache
+def far_rows(d):
+    rng = np.random.default_rng(0)
+    means = np.repeat([-4.0, 5.0], [800, 200])[:, None]
+    return rng.permutation(rng.normal(means, 1.0, (1000, d)))
+
+
+def fit_to_modes(weights=(0.5, 0.5), d=4, **options):
+    options = {"base": far_apart(weights, d), "learning_rate": 0.01, "batch_size": 128} | options
+    return density(**options).fit(far_rows(d))
+
+
+def left_mass(estimator):
+    d = estimator.n_features_in_
+    law = far_apart((0.5, 0.5), d)
+    x = law.sample(10_000)[0]
+    mass = np.exp(estimator.score_samples(x) - law.score_samples(x))
+    return mass[x[:, 0] < 0.5].sum() / mass.sum()
+
+
+def test_divergence_from_the_rows_is_blind_to_weights_and_recalibration_is_not():
+    blind = fit_to_modes(persistent=False, recalibration=False, early_stopping=False)
+    assert blind.n_iter_ == 30
+    assert abs(left_mass(blind) - 0.8) > 0.1
+    mended = fit_to_modes(persistent=False)
+    assert left_mass(mended) == pytest.approx(0.8, abs=0.03)
+
+
+def test_right_weights_stay():
+    for persistent in (True, False):
+        estimator = fit_to_modes((0.8, 0.2), persistent=persistent)
+        assert left_mass(estimator) == pytest.approx(0.8, abs=0.03)
+
+
+def test_restarts_get_weights_right_without_recalibration():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        estimator = fit_to_modes(recalibration=False)
+    assert estimator.n_iter_ > 0
+    assert estimator.chain_diagnostics_["r_hat"] < 1.1
+    assert left_mass(estimator) == pytest.approx(0.8, abs=0.04)
+
+
+@pytest.mark.parametrize("reinit_fraction", [0.0, 0.001])
+def test_chains_that_do_not_mix_are_told(reinit_fraction):
+    # rare restarts do not mix either: R-hat is that of chains as in training
+    with pytest.warns(ConvergenceWarning, match=r"do not mix \(split R-hat") as seen:
+        estimator = fit_to_modes(reinit_fraction=reinit_fraction, max_epochs=3)
+    assert seen[0].filename == __file__
+    assert estimator.chain_diagnostics_["r_hat"] > 1.2
+    # all the same some are proposed
+    rate = estimator.chain_diagnostics_["restart_acceptance_rate"]
+    assert math.isnan(rate) if reinit_fraction == 0 else 0.0 <= rate <= 1.0
+
+
+# ---------------------------------------------------------------------- what is reported
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@every_sampler
+def test_diagnostics_of_training(sampler, persistent):
+    diagnostics = fitted_to_moons(sampler, persistent).chain_diagnostics_
+    assert set(diagnostics) == {
+        "step_size", "acceptance_rate", "move_acceptance_rate", "restart_acceptance_rate", "r_hat"
+    }  # fmt: skip
+    assert diagnostics["step_size"].shape == diagnostics["acceptance_rate"].shape == (2,)
+    # "auto" follows the acceptance that the sampler aims at while f changes
+    target = contrastive_divergence.SAMPLERS[sampler].TARGET_ACCEPTANCE
+    assert diagnostics["acceptance_rate"].tolist() == pytest.approx([target] * 2, abs=0.05)
+    assert diagnostics["step_size"][0] != diagnostics["step_size"][1]
+    # the stand-in of a normal base is hardly worse than the base
+    assert 0.85 < diagnostics["move_acceptance_rate"] <= 1.0
+    if persistent:
+        assert 0.1 < diagnostics["restart_acceptance_rate"] < 0.9
+        assert 0.99 < diagnostics["r_hat"] < 1.2
+    else:
+        assert math.isnan(diagnostics["restart_acceptance_rate"])
+        assert math.isnan(diagnostics["r_hat"])
+
+
+def test_persistent_chains_are_rows_in_the_units_of_X():
+    rows = np.insert(moons() * [100.0, 0.01] + [3e4, -7.0], 1, 5.0, axis=1)
+    estimator = density(buffer_size=100, max_epochs=20).fit(rows)
+    chains = estimator.persistent_chains_
+    assert chains.shape == (2, 100, 3)
+    assert chains.dtype == np.float64
+    assert (chains[..., 1] == 5.0).all()
+    for column in (0, 2):
+        low, high = np.quantile(rows[:, column], [0.0, 1.0])
+        inside = (chains[..., column] > low - 0.1 * (high - low)) & (
+            chains[..., column] < high + 0.1 * (high - low)
+        )
+        assert inside.mean() > 0.95
+        assert chains[..., column].std() == pytest.approx(rows[:, column].std(), rel=0.25)
+        # of a chain for each of them, not of one
+        assert len(np.unique(chains[0, :, column])) > 95
+    assert not np.array_equal(chains[0], chains[1])
+
+
+def test_persistent_chains_have_learned_what_the_model_has():
+    # much better than draws of the base
+    estimator = fitted_to_moons()
+    chains = estimator.persistent_chains_.reshape(-1, 2)
+    expected = estimator.score_samples(estimator.sample(2000, random_state=0)).mean()
+    assert estimator.score(chains) == pytest.approx(expected, abs=0.2)
+    base = density(max_epochs=0).fit(moons()).sample(2000, random_state=0)
+    assert estimator.score(base) < expected - 1.0
+
+
+def test_attributes_of_chains_are_there_only_where_there_are_chains():
+    estimator = density(max_epochs=2).fit(moons())
+    assert hasattr(estimator, "persistent_chains_")
+    estimator.sample(2)
+    assert estimator.sample_diagnostics_ != {}
+    estimator.set_params(persistent=False).fit(moons())
+    assert not hasattr(estimator, "persistent_chains_")
+    assert estimator.sample_diagnostics_ == {}
+    assert math.isnan(estimator.chain_diagnostics_["r_hat"])
+    estimator.set_params(persistent=True, max_epochs=0).fit(moons())
+    assert not hasattr(estimator, "persistent_chains_")
+    assert not hasattr(estimator, "chain_diagnostics_")
+    assert set(vars(estimator)) == set(vars(density(max_epochs=0).fit(moons())))
+
+
+def test_pickles_are_small_and_whole():
+    estimator = fitted_to_humps()
+    assert not any("_chains" in name for name in vars(estimator) if name != "persistent_chains_")
+    data = pickle.dumps(estimator)
+    assert len(data) < 200_000
+    other = pickle.loads(data)
+    t, _ = line(n=50)
+    np.testing.assert_array_equal(other.score_samples(t), estimator.score_samples(t))
+    for start in ("base", "buffer"):
+        np.testing.assert_array_equal(
+            other.sample(20, random_state=0, start=start),
+            estimator.sample(20, random_state=0, start=start),
+        )
+
+
+# ---------------------------------------------------------------------- sampling
+
+
+@pytest.mark.parametrize("start", ["base", "buffer"])
+@every_sampler
+def test_samples_follow_the_model(sampler, start):
+    estimator = fitted_to_humps(sampler)
+    n_steps = {"base": 4, "buffer": 60}[start]
+    p = [
+        p_value(estimator, estimator.sample(2000, random_state=seed, n_steps=n_steps, start=start))
+        for seed in range(2)
+    ]
+    assert min(p) > 1e-4
+
+
+@every_sampler
+def test_chains_alone_leave_the_model_as_it_is(sampler):
+    # no restarts, and steps so long that "ula" without its correction would be far off
+    estimator = copy.deepcopy(fitted_to_humps(sampler, False))
+    if sampler in ("mala", "ula"):
+        estimator.chain_diagnostics_["step_size"] = np.array([1.0, 1.0])
+    p = [
+        p_value(estimator, estimator.sample(2000, random_state=seed, n_steps=12))
+        for seed in range(2)
+    ]
+    assert min(p) > 1e-4
+    assert math.isnan(estimator.sample_diagnostics_["restart_acceptance_rate"])
+
+
+def test_samples_of_a_recalibrated_model_and_of_none_as_base():
+    for options in ({"base": far_apart((0.5, 0.5), 1)}, {"base": None}):
+        estimator = density(**options).fit(far_rows(1))
+        if estimator.base is not None:
+            estimator.model_.calibrate(
+                0.7, torch.tensor([0.5, -1.0, 0.3]).double(), estimator.model_.bases
+            ) if not len(estimator.model_.mode_weights) else None
+        for start, n_steps in (("base", 4), ("buffer", 80)):
+            rows = estimator.sample(2000, random_state=0, n_steps=n_steps, start=start)
+            assert p_value(estimator, rows) > 1e-4
+
+
+def test_no_steps_are_draws_of_the_base_by_importance():
+    estimator = fitted_to_humps()
+    rows = estimator.sample(3000, random_state=0, n_steps=0)
+    assert estimator.sample_diagnostics_ == {"start": "base", "n_steps": 0}
+    assert p_value(estimator, rows) > 1e-4
+    # steps are taken from the same kind of rows, and move them
+    moved = estimator.sample(3000, random_state=0, n_steps=1)
+    assert len(np.unique(moved)) > len(np.unique(rows))
+    # from the buffer they are the chains themselves
+    rows = estimator.sample(50, random_state=0, n_steps=0, start="buffer")
+    distance = np.abs(rows - estimator.persistent_chains_.reshape(1, -1)).min(axis=1)
+    assert distance.max() < 1e-9
+
+
+def test_diagnostics_of_sampling():
+    estimator = fitted_to_moons()
+    estimator.sample(500, random_state=0)
+    diagnostics = estimator.sample_diagnostics_
+    assert (diagnostics["start"], diagnostics["n_steps"]) == ("base", 2)
+    assert set(diagnostics) == {
+        "start", "n_steps", "step_size", "acceptance_rate", "move_acceptance_rate",
+        "restart_acceptance_rate", "log_density_change", "log_density_change_std_error",
+    }  # fmt: skip
+    np.testing.assert_allclose(
+        diagnostics["step_size"], estimator.chain_diagnostics_["step_size"], rtol=1e-6
+    )
+    expected = estimator.chain_diagnostics_["acceptance_rate"]
+    np.testing.assert_allclose(diagnostics["acceptance_rate"], expected, atol=0.1)
+    for name in ("move", "restart"):
+        rate = f"{name}_acceptance_rate"
+        assert diagnostics[rate] == pytest.approx(estimator.chain_diagnostics_[rate], abs=0.15)
+    estimator.sample(500, random_state=0, n_steps=7, start="buffer")
+    assert estimator.sample_diagnostics_["n_steps"] == 7
+    assert estimator.sample_diagnostics_["start"] == "buffer"
+
+
+def test_chains_that_are_there_do_not_climb():
+    # of small samples too, where members get different numbers of rows
+    estimator, changes = fitted_to_moons(), []
+    for seed in range(40):
+        estimator.sample(30, random_state=seed)
+        changes.append(estimator.sample_diagnostics_["log_density_change"])
+    assert abs(np.mean(changes)) < 3.0 * np.std(changes) / math.sqrt(40)
+    errors = estimator.sample_diagnostics_["log_density_change_std_error"]
+    assert errors == pytest.approx(np.std(changes), rel=0.5)
+
+
+def test_chains_that_are_not_there_yet_climb():
+    estimator = copy.deepcopy(fitted_to_moons())
+    estimator.set_params(reinit_fraction=0.0)
+    spread = 3.0 * estimator.persistent_chains_
+    estimator.persistent_chains_ = spread
+    estimator.sample(300, random_state=0, n_steps=10, start="buffer")
+    diagnostics = estimator.sample_diagnostics_
+    change, error = (diagnostics[f"log_density_change{s}"] for s in ("", "_std_error"))
+    assert change > 5.0 * error > 0.0
+    assert math.isnan(diagnostics["restart_acceptance_rate"])
+
+
+def test_one_row_of_one_member():
+    estimator = density(n_members=1, max_epochs=10).fit(moons())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert estimator.sample(random_state=0).shape == (1, 2)
+    assert math.isnan(estimator.sample_diagnostics_["log_density_change_std_error"])
+
+
+@pytest.mark.parametrize("size", [1, 100])
+def test_many_chains_go_in_blocks(monkeypatch, size):
+    estimator = fitted_to_humps()
+    n = 20 if size == 1 else 1000
+    monkeypatch.setattr(contrastive_divergence, "SAMPLED_CHAINS", size)
+    rows = estimator.sample(n, random_state=0)
+    assert rows.shape == (n, 1)
+    assert p_value(estimator, rows) > 1e-4
+
+
+def test_start_is_refused_by_name():
+    estimator = density(max_epochs=1, persistent=False).fit(moons())
+    with pytest.raises(ValueError, match="start='data' must be 'base' or 'buffer'"):
+        estimator.sample(3, start="data")
+    with pytest.raises(ValueError, match='start="buffer" needs persistent chains'):
+        estimator.sample(3, start="buffer")
+    with pytest.raises(ValueError, match="n_steps=2.0 must be an integer"):
+        estimator.sample(3, n_steps=2.0)
+
+
+@pytest.mark.parametrize("options", [{"max_epochs": 0}, {"smoothing": "multiscale"}])
+def test_samples_where_no_chains_were_trained(options):
+    estimator = density(**options).fit(moons())
+    assert estimator.sample(20, random_state=0).shape == (20, 2)
+    assert estimator.sample_diagnostics_ == {"start": "base", "n_steps": 0}
+    assert estimator.sample(20, random_state=0, n_steps=2).shape == (20, 2)
+
+
+# ---------------------------------------------------------------------- parameters
+
+
+def test_step_size_given_is_kept():
+    for sampler in ("mala", "random_walk"):
+        estimator = density(step_size=0.37, sampler=sampler, max_epochs=3).fit(moons())
+        np.testing.assert_allclose(estimator.chain_diagnostics_["step_size"], 0.37, rtol=1e-6)
+
+
+@every_sampler
+def test_absurd_steps_are_told(sampler):
+    with pytest.warns(ConvergenceWarning, match=r"accept 0% of .*Lower step_size") as seen:
+        density(step_size=50.0, sampler=sampler, max_epochs=2).fit(moons())
+    assert seen[0].filename == __file__
+
+
+def test_chains_that_cannot_move_at_all_are_told():
+    with pytest.warns(ConvergenceWarning) as seen:
+        estimator = density(step_size=50.0, reinit_fraction=0.0, max_epochs=2).fit(moons())
+    messages = " ".join(str(w.message) for w in seen)
+    assert "accept 0%" in messages
+    assert "do not mix" in messages
+    assert estimator.chain_diagnostics_["r_hat"] > 1.2
+
+
+def test_energy_regularization_shrinks_f():
+    sizes = []
+    for alpha in (0.0, 0.1, 1.0):
+        options = {"early_stopping": False, "recalibration": False}
+        estimator = density(energy_regularization=alpha, **options).fit(moons())
+        sizes.append(
+            np.std(estimator.score_samples(moons()) - estimator.base_score_samples(moons()))
+        )
+    assert sizes[0] > 1.2 * sizes[1] > 1.2**2 * sizes[2] > 0.0
+
+
+class Residual(nn.Module):
+    """A user's module with a kink and dropout."""
+
+    seen = set()
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.first, self.last = nn.Linear(n_features, 32), nn.Linear(32, 1)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, z):
+        Residual.seen.add((self.training, torch.is_grad_enabled()))
+        return self.last(self.dropout(torch.relu(self.first(z)))).squeeze(-1)
+
+
+def matrices(energy):
+    """Weights of all layers, (..., m, n)."""
+    for part in energy.modules():
+        if isinstance(part, MLPEnergy):
+            yield from (part.output, *(layer.weight for layer in part.hidden))
+        elif isinstance(part, nn.Linear):
+            yield part.weight
+
+
+@pytest.mark.parametrize("model", ["auto", "mlp", Residual])
+def test_spectral_norm_bounds_every_matrix(model):
+    options = {"energy_model": model, "max_epochs": 15, "hidden_layer_sizes": (16, 16)}
+    norms = []
+    for bound in (None, 0.5):
+        estimator = density(spectral_norm=bound, **options).fit(moons())
+        assert estimator.n_iter_ > 0
+        weights = [w for w in matrices(estimator.model_.energy) if w.ndim > 1]
+        assert len(weights) >= 2
+        norms.append(max(torch.linalg.svdvals(w).max().item() for w in weights))
+    assert norms[0] > 0.8
+    # weights are bounded before a step of the optimiser, not after
+    assert 0.4 < norms[1] < 0.55
+
+
+def test_module_of_a_user():
+    Residual.seen.clear()
+    module = Residual(2)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    state = torch.get_rng_state()
+    estimator = density(energy_model=module, max_epochs=60, sampler="random_walk").fit(moons())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert estimator.score(new_moons()) > estimator.base_score_samples(new_moons()).mean() + 0.2
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, before[key])
+    # dropout is for the loss: chains follow f itself
+    assert (True, True) in Residual.seen
+    assert (False, False) in Residual.seen
+    assert (True, False) not in Residual.seen
+
+
+@pytest.mark.parametrize(("batch_size", "buffer_size"), [(16, 200), (200, 16), (64, 1)])
+def test_buffers_and_batches_of_any_size(batch_size, buffer_size):
+    options = {"batch_size": batch_size, "buffer_size": buffer_size, "max_epochs": 3}
+    estimator = density(**options).fit(moons())
+    assert estimator.persistent_chains_.shape == (2, buffer_size, 2)
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_base_with_bounds(persistent):
+    X = np.random.default_rng(0).beta(2.0, 5.0, size=(400, 1))
+    estimator = density(base="uniform", persistent=persistent, max_epochs=20).fit(X)
+    new = np.random.default_rng(1).beta(2.0, 5.0, size=(2000, 1))
+    assert estimator.n_iter_ > 0
+    inside = np.isfinite(estimator.base_score_samples(new))
+    assert stats.beta(2, 5).logpdf(new[inside, 0]).mean() - estimator.score(new[inside]) < 0.05
+    for start in ("base", "buffer") if persistent else ("base",):
+        rows = estimator.sample(500, random_state=0, n_steps=20, start=start)
+        assert np.isfinite(estimator.score_samples(rows)).all()
+
+
+def test_ties_with_chains_from_the_rows():
+    X = np.random.default_rng(0).poisson(6.0, size=(400, 2)).astype(float)
+    estimator = density(persistent=False, max_epochs=20).fit(X)
+    new = np.random.default_rng(1).poisson(6.0, size=(2000, 2)).astype(float)
+    assert estimator.score(new) == pytest.approx(
+        stats.poisson(6.0).logpmf(new).sum(axis=1).mean(), abs=0.15
+    )
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_more_columns_than_rows_are_good_for(persistent):
+    rng = np.random.default_rng(0)
+    X, new = rng.normal(size=(100, 60)), rng.normal(size=(500, 60))
+    estimator = density(persistent=persistent, max_epochs=3).fit(X)
+    assert estimator.score(new) > estimator.base_score_samples(new).mean() - 0.5
+    assert np.isfinite(estimator.sample(20, random_state=0)).all()
+
+
+# ---------------------------------------------------------------------- warm start, interruption
+
+
+def test_warm_start_goes_on_with_net_and_chains():
+    estimator = density(warm_start=True, max_epochs=20).fit(moons())
+    chains, score = estimator.persistent_chains_, estimator.score(new_moons())
+    reached = np.nanmax(estimator.history_["held_out_log_likelihood"])
+    # so short a training that nothing moves far
+    estimator.set_params(
+        learning_rate=1e-9, max_epochs=1, step_size=1e-4, reinit_fraction=0.0, sampler="hmc"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        estimator.fit(moons())
+    np.testing.assert_allclose(estimator.persistent_chains_, chains, atol=0.02)
+    assert estimator.history_["held_out_log_likelihood"][0] == pytest.approx(reached, abs=0.05)
+    assert estimator.score(new_moons()) == pytest.approx(score, abs=0.1)
+    # chains of another number start anew
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        estimator.set_params(buffer_size=32).fit(moons())
+    assert estimator.persistent_chains_.shape == (2, 32, 2)
+
+
+class Stop(Callback):
+    def __init__(self, error):
+        self.error, self.n = error, 0
+
+    def on_batch_end(self, net, **kwargs):
+        self.n += 1
+        if self.n == 3:
+            raise self.error("now")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_interrupted_training_leaves_the_estimator_as_it_was(error):
+    estimator = density(max_epochs=2).fit(moons())
+    estimator.set_params(callbacks=[Stop(error)])
+    state = dict(vars(estimator))
+    with pytest.raises(error, match="now"):
+        estimator.fit(moons()[:100])
+    assert vars(estimator) == state
+
+
+def test_fits_and_samples_are_reproducible():
+    def everything(**options):
+        estimator = density(max_epochs=5, **options).fit(moons())
+        return [estimator.score_samples(moons()), estimator.persistent_chains_.ravel(),
+                estimator.sample(50, random_state=0).ravel(),
+                estimator.sample(50, random_state=0, start="buffer").ravel()]  # fmt: skip
+
+    first, again, other = everything(), everything(), everything(random_state=1)
+    for a, b, c in zip(first, again, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert not np.array_equal(a, c)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("persistent", [True, False])
+@every_sampler
+def test_on_a_gpu(sampler, persistent):
+    estimator = density(sampler=sampler, persistent=persistent, device="cuda").fit(moons())
+    assert estimator.score(new_moons()) > estimator.base_score_samples(new_moons()).mean() + 0.3
+    for start in ("base", "buffer") if persistent else ("base",):
+        rows = estimator.sample(100, random_state=0, start=start)
+        assert np.isfinite(estimator.score_samples(rows)).all()
+    assert pickle.loads(pickle.dumps(estimator)).sample(3).shape == (3, 2)
