@@ -31,6 +31,8 @@ OURS = {
     "skebm score": ("ScoreMatchingEBM", {}),
     "skebm sliced": ("ScoreMatchingEBM", {"method": "sliced"}),
     "skebm denoising": ("ScoreMatchingEBM", {"method": "denoising"}),
+    "skebm divergence": ("ContrastiveDivergenceEBM", {}),
+    "skebm divergence gaussian": ("ContrastiveDivergenceEBM", {"base": "gaussian"}),
 }
 METHODS = [*PEERS, *OURS]
 BUNDLED = {"breast_cancer": load_breast_cancer, "wine": load_wine, "diabetes": load_diabetes}

@@ -8,6 +8,7 @@ per step), so that a step costs what a bare torch loop costs.
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from skebm.exceptions import DivergenceError
 
-__all__ = ["MemberBatches", "train"]
+__all__ = ["MemberBatches", "Opponent", "train"]
 
 WARM_UP_STEPS = 100
 AVERAGING_DECAY = 0.99
@@ -108,6 +109,24 @@ def _gather(tensor: Tensor, index: Tensor) -> Sequence[Tensor]:
     return rows.view(*index.shape, *tensor.shape[2:]).unbind()
 
 
+@dataclass(frozen=True)
+class Opponent:
+    """The second player of a game: a part of the module that raises the loss.
+
+    Attributes
+    ----------
+    module : nn.Module
+        Part of the module that is trained; the rest of it lowers the loss.
+    learning_rate : float
+    plays : callable
+        ``plays()`` -> bool, asked once per step: whether the opponent takes this one, too.
+    """
+
+    module: nn.Module
+    learning_rate: float
+    plays: Callable[[], bool]
+
+
 def train(
     module: nn.Module,
     loss: Callable[[nn.Module, tuple[Tensor, ...]], Tensor],
@@ -122,6 +141,7 @@ def train(
     callbacks: Sequence | None = None,
     device: str | torch.device = "cpu",
     progress: Callable[[dict], None] | None = None,
+    opponent: Opponent | None = None,
 ) -> dict[str, np.ndarray]:
     """Train a module in place and leave its best state in it, in evaluation mode.
 
@@ -158,6 +178,9 @@ def train(
     progress : callable, optional
         Called after each epoch with a dict: epoch, max_epochs, train_loss, validation_gain,
         best_epoch, best_gain.
+    opponent : Opponent, optional
+        With one, training is a game for the loss: both players take their gradient from the same
+        backward pass, each with an optimiser and a clipped norm of its own.
 
     Returns
     -------
@@ -185,7 +208,7 @@ def train(
         device=device,
     )
     net.loss, net.batches, net.evaluate, net.progress = loss, batches, evaluate, progress
-    net.patience, net.evaluate_every = patience, evaluate_every
+    net.patience, net.evaluate_every, net.opponent = patience, evaluate_every, opponent
     # not net.fit, which swallows a KeyboardInterrupt and calls a half-trained net fitted
     net.initialize()
     net.notify("on_train_begin", X=None, y=None)
@@ -198,21 +221,27 @@ def train(
     }
 
 
-class _LearningRate:
-    """Warm-up and cosine, as factors on the rates in force: a user's scheduler keeps its say."""
+class _Player:
+    """An optimiser with clipped gradients, a warm-up and a cosine.
+
+    The last two are factors on the rates in force: a user's scheduler keeps its say.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, n_steps: int):
         self.optimizer, self.n_steps = optimizer, n_steps
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.n_warm_up = max(1, min(WARM_UP_STEPS, n_steps // 10))
         self.step, self.factor = 0, 1.0
 
-    def advance(self) -> None:
+    def take_step(self) -> None:
+        nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
         cosine = 0.5 * (1 + math.cos(math.pi * self.step / self.n_steps))
         self.step += 1
         factor = min(1.0, self.step / self.n_warm_up) * cosine
         for group in self.optimizer.param_groups:
             group["lr"] *= factor / self.factor
         self.factor = factor
+        self.optimizer.step()
 
 
 class _AveragedWeights:
@@ -245,12 +274,28 @@ def _net_class() -> type:
         def get_default_callbacks(self):
             return []
 
+        def get_all_learnable_params(self):
+            """Yield what the first player learns: the optimiser is made of it."""
+            theirs = set() if self.opponent is None else set(self.opponent.module.parameters())
+            for name, parameter in super().get_all_learnable_params():
+                if parameter not in theirs:
+                    yield name, parameter
+
         def fit_loop(self, X, y=None, epochs=None, **fit_params):
-            self.rate = _LearningRate(self.optimizer_, self.max_epochs * len(self.batches))
+            players = [_Player(self.optimizer_, self.max_epochs * len(self.batches))]
+            if self.opponent is not None:
+                optimizer = torch.optim.AdamW(
+                    self.opponent.module.parameters(),
+                    lr=self.opponent.learning_rate,
+                    weight_decay=0.0,
+                    fused=True,
+                )
+                players.append(_Player(optimizer, self.max_epochs * len(self.batches)))
+            self.players = players
             self.averaged = _AveragedWeights(self.module_)
             self.best_epoch, self.best_gain, self.best_state = 0, -math.inf, None
             self.initial_gain = self.latest_gain = self.measure_gain(0)
-            first_epochs = self.rate.n_warm_up / len(self.batches)  # no verdict before the warm-up
+            first_epochs = players[0].n_warm_up / len(self.batches)  # no verdict before the warm-up
             datasets = {"dataset_train": self.batches, "dataset_valid": None}
             for epoch in range(1, self.max_epochs + 1):
                 self.notify("on_epoch_begin", **datasets)
@@ -277,14 +322,17 @@ def _net_class() -> type:
                 # bookkeeping per batch costs as much as a small step: only when somebody listens
                 if self.callbacks_:
                     self.notify("on_batch_begin", batch=batch, training=training)
-                self.optimizer_.zero_grad()
+                for player in self.players:
+                    player.optimizer.zero_grad()
                 step = step_fn(batch)
                 if self.callbacks_:
                     named = list(self.get_all_learnable_params())
                     self.notify("on_grad_computed", named_parameters=named, batch=batch)
-                nn.utils.clip_grad_norm_(self.averaged.parameters, MAX_GRADIENT_NORM)
-                self.rate.advance()
-                self.optimizer_.step()
+                self.players[0].take_step()
+                if self.opponent is not None and self.opponent.plays():
+                    for parameter in self.players[1].parameters:
+                        parameter.grad.neg_()
+                    self.players[1].take_step()
                 self.averaged.update()
                 total += step["loss"]
                 if self.callbacks_:

@@ -102,7 +102,7 @@ def train_networks(
     held_z, pool_z = held_z.float().to(device), members.pool_z.float().to(device)
 
     def judge(module):
-        f = _in_blocks(module.energy, torch.cat([held_z, pool_z], dim=1)).double().cpu()
+        f = _in_blocks(module.energy, torch.cat([held_z, pool_z], dim=1)).cpu().double()
         held = [row[:n] for row, n in zip(f, lengths, strict=True)]
         return held, f[:, held_z.shape[1] :]
 
@@ -133,12 +133,17 @@ def train_networks(
     if early_stopping:
         best = int(history["epoch"][torch.as_tensor(gain).nan_to_num(nan=-math.inf).argmax()])
     return Trained(
-        energy=module.energy.double().cpu().eval(),
+        energy=module.energy.cpu().double().eval(),
         held=held,
         pool=pool,
         n_iter=best,
         history={"n_iter": history["epoch"], "gain": gain, "train_loss": history["train_loss"]},
     )
+
+
+def if_auto(value, otherwise):
+    """`otherwise` where a parameter is "auto"."""
+    return otherwise if isinstance(value, str) and value == "auto" else value
 
 
 def few_copies(make, n_copies):
@@ -233,7 +238,7 @@ def train_against_noise(
     )
     if not learns_partition:
         return trained
-    return replace(trained, log_partition=module.log_partition.detach().double().cpu())
+    return replace(trained, log_partition=module.log_partition.detach().cpu().double())
 
 
 def _padded(tensors):

@@ -1,6 +1,7 @@
 """Contrastive divergence."""
 
 import copy
+import math
 import warnings
 from numbers import Integral, Real
 
@@ -19,8 +20,12 @@ from ._chains import SAMPLERS, Chains, fit_stand_in
 from ._engine import MemberBatches
 from ._members import data_modes
 from ._model import CLIP, TiltedMixture
-from ._neural import EnergyAlone, build_energy, few_copies, rows_judged, train_networks
+from ._neural import EnergyAlone, build_energy, few_copies, if_auto, rows_judged, train_networks
 from ._threads import limit_threads
+
+EPOCHS, STEPS = 30, 1000
+"""``max_epochs="auto"``: whichever lasts longer. The learning rate must have come down before the
+energy overfits, because no row ever stops to pull, as it does in noise-contrastive estimation."""
 
 MAX_COPIES = 8
 """Of rows with fresh jitter, where columns have ties."""
@@ -97,7 +102,7 @@ class ContrastiveDivergenceEBM(BaseTiltedDensity):
     batch_size : int, default=256
         Rows, and chains, per member and step.
     max_epochs : int or "auto", default="auto"
-        Passes over the rows, at most; "auto" is 100, or 2,000 steps if that is more. 0 is the base
+        Passes over the rows, at most; "auto" is 30, or 1,000 steps if that is more. 0 is the base
         alone.
     early_stopping : bool, default=True
         Whether to stop by, and keep the best state on, held-out normalised likelihood. The loss
@@ -137,7 +142,7 @@ class ContrastiveDivergenceEBM(BaseTiltedDensity):
         of the moves of `n_steps` as wholes, of which the base decides, and
         ``restart_acceptance_rate`` of jumps to the base (NaN without), floats; and ``r_hat``, the
         largest split R-hat over members, columns and f of chains under the trained model (NaN
-        unless `persistent`).
+        unless `persistent`, and where no state was better than the base). Only if something was trained.
     sample_diagnostics_ : dict
         Of the last call of `sample`, see there; empty before.
     log_partition_ : ndarray of shape (n_members,)
@@ -287,12 +292,9 @@ class ContrastiveDivergenceEBM(BaseTiltedDensity):
         return data_modes(x, weight, n_rows, splits, bases, generator)
 
     def _train(self, members, seed, refresh, device, kept, progress):
-        def default(value, otherwise):
-            return otherwise if isinstance(value, str) and value == "auto" else value
-
         n_features = members.x.shape[1]
         energy = build_energy(
-            default(self.energy_model, "periodic"), members, self.hidden_layer_sizes, seed, kept
+            if_auto(self.energy_model, "periodic"), members, self.hidden_layer_sizes, seed, kept
         )
         module = EnergyAlone(energy).to(device)
         bound = None
@@ -343,12 +345,13 @@ class ContrastiveDivergenceEBM(BaseTiltedDensity):
         trained = train_networks(
             members, module, batch_loss, batches,
             evaluation_cost=rows_judged(members) / ((6 + 2 * self.n_steps) * n_train),
-            learning_rate=default(self.learning_rate, 1e-3), weight_decay=self.weight_decay,
-            max_epochs=default(self.max_epochs, None), patience=self.patience,
+            learning_rate=if_auto(self.learning_rate, 1e-3), weight_decay=self.weight_decay,
+            max_epochs=if_auto(self.max_epochs, max(EPOCHS, math.ceil(STEPS / len(batches)))),
+            patience=self.patience,
             early_stopping=self.early_stopping, callbacks=self.callbacks, device=device,
             progress=progress,
         )  # fmt: skip
-        self._chains = chains, buffer, self._diagnose(chains, record, device)
+        self._chains = chains, buffer, self._diagnose(chains, record, trained.n_iter, device)
         return trained
 
     def _follow(self, members, energy, device, seed):
@@ -403,13 +406,13 @@ class ContrastiveDivergenceEBM(BaseTiltedDensity):
         buffer.scatter_(1, index, rows)
         return rows
 
-    def _diagnose(self, chains, record, device):
+    def _diagnose(self, chains, record, n_iter, device):
         """What the chains did at the end of training, and whether they mix."""
         diagnostics = _rates(chains, record[-max(1, len(record) // 4) :]) | {"r_hat": np.nan}
-        if self.persistent:
+        if self.persistent and n_iter > 0:
             energy = chains.model.energy.float().to(device)
             diagnostics["r_hat"] = self._r_hat(chains)
-            energy.double().cpu()
+            energy.cpu().double()
         return diagnostics
 
     @torch.no_grad()
@@ -432,16 +435,19 @@ class ContrastiveDivergenceEBM(BaseTiltedDensity):
         if not hasattr(self, "_chains"):  # nothing was trained
             return
         chains, buffer, self.chain_diagnostics_ = self.__dict__.pop("_chains")
-        self._stand_in = chains.target.stand_in.double().cpu()
+        self._stand_in = chains.target.stand_in.cpu().double()
         if buffer is not None:
-            z = buffer[..., : members.x.shape[1]].double().cpu()
+            z = buffer[..., : members.x.shape[1]].cpu().double()
             x = [members.features.transform.inverse(rows).numpy() for rows in z]
             self.persistent_chains_ = np.stack([self._columns.restore(rows) for rows in x])
         acceptance, r_hat = (self.chain_diagnostics_[k] for k in ("acceptance_rate", "r_hat"))
         if acceptance.min() < MIN_ACCEPTANCE:
+            # steps that adapt cannot follow an f that changes too fast
+            auto = isinstance(self.step_size, str)
+            what = "learning_rate" if auto else 'step_size, or leave it "auto"'
             warnings.warn(
                 f"the chains accept {acceptance.min():.0%} of the proposals of "
-                f'sampler="{self.sampler}": they hardly move. Lower step_size, or leave it "auto".',
+                f'sampler="{self.sampler}": they hardly move. Lower {what}.',
                 ConvergenceWarning,
                 stacklevel=5,
             )
@@ -478,8 +484,9 @@ class ContrastiveDivergenceEBM(BaseTiltedDensity):
         Returns
         -------
         ndarray of shape (n_samples, n_features), float64
-            In random order. `sample_diagnostics_` then holds ``start``, ``n_steps``, the
-            ``step_size`` and ``acceptance_rate`` of the sampler, ndarrays of shape (n_members,);
+            In random order. `sample_diagnostics_` then holds ``start`` and ``n_steps``. Where
+            steps were taken (none are where the model is its base), it also holds the ``step_size``
+            and ``acceptance_rate`` of the sampler, ndarrays of shape (n_members,);
             ``move_acceptance_rate`` and ``restart_acceptance_rate`` as in `chain_diagnostics_`;
             and the mean ``log_density_change`` from the start to the end, in nats, with its
             ``log_density_change_std_error``: chains that have not reached the law of the model

@@ -19,7 +19,7 @@ from ._base import BaseTiltedDensity
 from ._engine import MemberBatches
 from ._members import data_modes
 from ._model import CLIP, feature_scores
-from ._neural import EnergyAlone, build_energy, few_copies, rows_judged, train_networks
+from ._neural import EnergyAlone, build_energy, few_copies, if_auto, rows_judged, train_networks
 
 EXACT_FEATURES = 10
 """``method="auto"``: up to this many varying columns the Laplacian is computed, beyond sampled."""
@@ -340,11 +340,8 @@ class ScoreMatchingEBM(BaseTiltedDensity):
         method = self._resolve_method(n_features)
         levels = self._noise_levels(members.n_rows, n_features)
 
-        def default(value, otherwise):
-            return otherwise if isinstance(value, str) and value == "auto" else value
-
         energy = build_energy(
-            default(self.energy_model, "periodic"), members, self.hidden_layer_sizes, seed, kept
+            if_auto(self.energy_model, "periodic"), members, self.hidden_layer_sizes, seed, kept
         )
         self._warn_of_blind_spots(energy, n_features)
         rows = _ScoredRows(
@@ -381,9 +378,9 @@ class ScoreMatchingEBM(BaseTiltedDensity):
         return train_networks(
             members, EnergyAlone(energy).to(device), batch_loss, batches,
             evaluation_cost=rows_judged(members) / (3 * (6 + 3 * n_streams) * n_train),
-            learning_rate=default(self.learning_rate, 3e-3 if self.base is None else 5e-4),
+            learning_rate=if_auto(self.learning_rate, 3e-3 if self.base is None else 5e-4),
             weight_decay=self.weight_decay,
-            max_epochs=default(self.max_epochs, None), patience=self.patience,
+            max_epochs=if_auto(self.max_epochs, None), patience=self.patience,
             early_stopping=self.early_stopping, callbacks=self.callbacks, device=device,
             progress=progress,
         )  # fmt: skip

@@ -10,9 +10,8 @@ def contrastive_divergence_losses(
 ) -> tuple[Tensor, Tensor]:
     r"""Contrastive divergence (Hinton 2002), for chains of any origin.
 
-    The gradient of the log-likelihood of :math:`q e^f / Z` is
-    :math:`E_{\rm data}[\nabla_\theta f] - E_{\rm model}[\nabla_\theta f]`. With chains in place of
-    the model it is minus the gradient of
+    The gradient of the log-likelihood of :math:`q e^f / Z` is that of the mean of f over the data
+    minus its mean over the model. With chains in place of the model it is minus the gradient of
 
     .. math:: -f + \alpha f^2 \quad\text{(data)}, \qquad f + \alpha f^2 \quad\text{(chains)},
 

@@ -19,6 +19,7 @@ from skebm import ContrastiveDivergenceEBM
 from skebm.datasets import TwoMoons
 from skebm.energies import MLPEnergy
 from skebm.estimators import contrastive_divergence
+from skebm.estimators._base import BaseTiltedDensity
 
 SAMPLERS = ("hmc", "mala", "random_walk", "ula")
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
@@ -87,9 +88,9 @@ def test_every_sampler_improves_on_the_base(sampler, persistent):
     estimator = fitted_to_moons(sampler, persistent)
     assert estimator.n_iter_ > 0
     scores = estimator.score_samples(new_moons())
-    assert (scores - estimator.base_score_samples(new_moons())).mean() > 0.4
-    # Kullback-Leibler divergence of the truth from it; that of the base is 1.1 nats
-    assert (TwoMoons().log_density(new_moons()) - scores).mean() < 0.6
+    assert (scores - estimator.base_score_samples(new_moons())).mean() > 0.5
+    # Kullback-Leibler divergence of the truth from it; that of the base is .9 nats
+    assert (TwoMoons().log_density(new_moons()) - scores).mean() < 0.35
 
 
 @every_sampler
@@ -148,10 +149,16 @@ def left_mass(estimator):
     return mass[x[:, 0] < 0.5].sum() / mass.sum()
 
 
+def rise(estimator):
+    """Held-out gain over the base while f was trained; the weights are worth .19 nats."""
+    level = estimator.history_["held_out_log_likelihood"]
+    return np.nanmax(level) - level[0]
+
+
 def test_divergence_from_the_rows_is_blind_to_weights_and_recalibration_is_not():
-    blind = fit_to_modes(persistent=False, recalibration=False, early_stopping=False)
-    assert blind.n_iter_ == 30
-    assert abs(left_mass(blind) - 0.8) > 0.1
+    blind = fit_to_modes(persistent=False, recalibration=False)
+    assert rise(blind) < 0.05
+    assert abs(left_mass(blind) - 0.8) > 0.2
     mended = fit_to_modes(persistent=False)
     assert left_mass(mended) == pytest.approx(0.8, abs=0.03)
 
@@ -168,6 +175,7 @@ def test_restarts_get_weights_right_without_recalibration():
         estimator = fit_to_modes(recalibration=False)
     assert estimator.n_iter_ > 0
     assert estimator.chain_diagnostics_["r_hat"] < 1.1
+    assert rise(estimator) > 0.1
     assert left_mass(estimator) == pytest.approx(0.8, abs=0.04)
 
 
@@ -232,7 +240,8 @@ def test_persistent_chains_have_learned_what_the_model_has():
     estimator = fitted_to_moons()
     chains = estimator.persistent_chains_.reshape(-1, 2)
     expected = estimator.score_samples(estimator.sample(2000, random_state=0)).mean()
-    assert estimator.score(chains) == pytest.approx(expected, abs=0.2)
+    # of f as it was in the last step, which is not the average that is kept
+    assert estimator.score(chains) == pytest.approx(expected, abs=0.5)
     base = density(max_epochs=0).fit(moons()).sample(2000, random_state=0)
     assert estimator.score(base) < expected - 1.0
 
@@ -296,16 +305,17 @@ def test_chains_alone_leave_the_model_as_it_is(sampler):
     assert math.isnan(estimator.sample_diagnostics_["restart_acceptance_rate"])
 
 
-def test_samples_of_a_recalibrated_model_and_of_none_as_base():
-    for options in ({"base": far_apart((0.5, 0.5), 1)}, {"base": None}):
-        estimator = density(**options).fit(far_rows(1))
-        if estimator.base is not None:
-            estimator.model_.calibrate(
-                0.7, torch.tensor([0.5, -1.0, 0.3]).double(), estimator.model_.bases
-            ) if not len(estimator.model_.mode_weights) else None
-        for start, n_steps in (("base", 4), ("buffer", 80)):
-            rows = estimator.sample(2000, random_state=0, n_steps=n_steps, start=start)
-            assert p_value(estimator, rows) > 1e-4
+@pytest.mark.parametrize("base", ["wrong weights", None])
+def test_samples_with_weights_of_modes_and_with_other_proposals(base):
+    options = {"base": None}
+    if base is not None:
+        options = {"base": far_apart((0.5, 0.5), 1), "max_epochs": 3, "persistent": False}
+    estimator = density(**options).fit(far_rows(1))
+    assert (len(estimator.model_.mode_weights) > 0) or base is None
+    starts = {"base": 4} if base else {"base": 4, "buffer": 80}
+    for start, n_steps in starts.items():
+        rows = estimator.sample(2000, random_state=0, n_steps=n_steps, start=start)
+        assert p_value(estimator, rows) > 1e-4
 
 
 def test_no_steps_are_draws_of_the_base_by_importance():
@@ -313,9 +323,9 @@ def test_no_steps_are_draws_of_the_base_by_importance():
     rows = estimator.sample(3000, random_state=0, n_steps=0)
     assert estimator.sample_diagnostics_ == {"start": "base", "n_steps": 0}
     assert p_value(estimator, rows) > 1e-4
-    # steps are taken from the same kind of rows, and move them
-    moved = estimator.sample(3000, random_state=0, n_steps=1)
-    assert len(np.unique(moved)) > len(np.unique(rows))
+    np.testing.assert_array_equal(
+        rows, BaseTiltedDensity.sample(estimator, 3000, random_state=0, n_steps=0)
+    )
     # from the buffer they are the chains themselves
     rows = estimator.sample(50, random_state=0, n_steps=0, start="buffer")
     distance = np.abs(rows - estimator.persistent_chains_.reshape(1, -1)).min(axis=1)
@@ -419,6 +429,12 @@ def test_absurd_steps_are_told(sampler):
     assert seen[0].filename == __file__
 
 
+def test_where_steps_adapt_it_is_the_learning_rate_that_is_too_large(monkeypatch):
+    monkeypatch.setattr(contrastive_divergence, "MIN_ACCEPTANCE", 0.9)
+    with pytest.warns(ConvergenceWarning, match=r"hardly move\. Lower learning_rate\."):
+        density(max_epochs=1).fit(moons())
+
+
 def test_chains_that_cannot_move_at_all_are_told():
     with pytest.warns(ConvergenceWarning) as seen:
         estimator = density(step_size=50.0, reinit_fraction=0.0, max_epochs=2).fit(moons())
@@ -431,11 +447,10 @@ def test_chains_that_cannot_move_at_all_are_told():
 def test_energy_regularization_shrinks_f():
     sizes = []
     for alpha in (0.0, 0.1, 1.0):
-        options = {"early_stopping": False, "recalibration": False}
+        options = {"early_stopping": False, "recalibration": False, "max_epochs": 15}
         estimator = density(energy_regularization=alpha, **options).fit(moons())
-        sizes.append(
-            np.std(estimator.score_samples(moons()) - estimator.base_score_samples(moons()))
-        )
+        f = estimator.score_samples(moons()) - estimator.base_score_samples(moons())
+        sizes.append(f.std())
     assert sizes[0] > 1.2 * sizes[1] > 1.2**2 * sizes[2] > 0.0
 
 
@@ -572,7 +587,7 @@ def test_interrupted_training_leaves_the_estimator_as_it_was(error):
     estimator.set_params(callbacks=[Stop(error)])
     state = dict(vars(estimator))
     with pytest.raises(error, match="now"):
-        estimator.fit(moons()[:100])
+        estimator.fit(moons()[:300])
     assert vars(estimator) == state
 
 
