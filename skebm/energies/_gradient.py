@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from skebm.energies._embeddings import PeriodicEmbedding, PiecewiseLinearEmbedding
 from skebm.energies._networks import MLPEnergy
+from skebm.energies._products import is_large, product
 from skebm.energies._stack import ModuleStack, StackedEnergy
 
 __all__ = ["InputGradient"]
@@ -231,28 +232,6 @@ def _leaves(module):
         yield module
 
 
-# Products of matrices. MKL, which torch calls, uses half of what an AMD processor can do; oneDNN,
-# which torch has inside as well, all of it, but has more to prepare.
-
-_onednn = None
-if torch.backends.mkldnn.is_available():
-    _onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-
-
-def _suits_onednn(h, n_outputs):
-    return (
-        _onednn is not None
-        and h.device.type == "cpu"
-        and h.dtype == torch.float32
-        and min(h.shape[-1], n_outputs) >= 16
-        and h.shape[-2] * h.shape[-1] * n_outputs >= 1_000_000
-    )
-
-
-def _linear(h, weight, bias=None):
-    return _onednn(h, weight, bias, "none", [], "")
-
-
 # Layers, each for inputs h of one shape; `backward` comes after `forward`. Weights are read at each
 # call, from where modules keep them.
 
@@ -261,20 +240,19 @@ class _Linear:
     def __init__(self, module, h):
         self.weights, self.grad = module._parameters, torch.empty_like(h)
         self.out = h.new_empty(len(h), module.out_features)
-        self.by_onednn = _suits_onednn(h, module.out_features)
+        self.is_large = is_large(h, module.out_features)
 
     def forward(self, h):
         weight, bias = self.weights["weight"], self.weights["bias"]
-        if self.by_onednn:
-            return _linear(h, weight, bias)
+        if self.is_large:
+            return product(h, weight.t(), bias)
         return _nn.linear(h, weight, bias, out=self.out)
 
     def backward(self, g):
         weight = self.weights["weight"]
-        if self.by_onednn:
-            return _linear(g, weight.t())
-        product = torch.mul if len(weight) == 1 else torch.mm
-        return product(g, weight, out=self.grad)
+        if self.is_large:
+            return product(g, weight)
+        return (torch.mul if len(weight) == 1 else torch.mm)(g, weight, out=self.grad)
 
 
 class _LayerNorm:
@@ -365,14 +343,14 @@ class _StackedHidden:
         self.module, self.grad = module, torch.empty_like(h)
         self.width = module.weight.shape[-1:]
         self.linear, self.affine, self.out = h.new_empty(3, *h.shape[:-1], *self.width)
-        self.by_onednn = len(h) == 1 and _suits_onednn(h, *self.width)
+        self.is_large = is_large(h, *self.width)
 
     def forward(self, h):
         m = self.module
         weights = (m.offset, m.weight, m.gain, m.bias)
         offset, self.weight, self.gain, bias = (_rows(w, self.member) for w in weights)
-        if self.by_onednn:
-            self.linear = _linear(h, self.weight[0].t(), offset.flatten())
+        if self.is_large:
+            self.linear = product(h, self.weight, offset)
         else:
             torch.baddbmm(offset, h, self.weight, out=self.linear)
         y, *self.moments = torch.native_layer_norm(self.linear, self.width, None, None, 1e-5)
@@ -384,8 +362,8 @@ class _StackedHidden:
         g = _aten.native_layer_norm_backward(
             g, self.linear, self.width, *self.moments, None, None, [True, False, False]
         )[0]
-        if self.by_onednn:
-            return _linear(g, self.weight[0])
+        if self.is_large:
+            return product(g, self.weight.mT)
         return torch.bmm(g, self.weight.mT, out=self.grad)
 
 

@@ -297,7 +297,8 @@ def _addcmul(base, a, b, value=1):
 @_rule("linear")
 def _linear_layer(h, weight, bias=None):
     require(not _is_jet(weight) and not _is_jet(bias))
-    return _product(h, weight.mT, product(h.value, weight.mT, bias))
+    weight = weight.mT
+    return _product(h, weight, product(h.value, weight, bias))
 
 
 @_rule("matmul", "__matmul__", "mm", "mv", "bmm")

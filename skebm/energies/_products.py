@@ -2,29 +2,28 @@
 
 torch multiplies float32 matrices by MKL, which uses half of what an AMD processor can do: 331
 microseconds for 1024 x 128 x 128 on one core of a Zen 5, where oneDNN takes 157. oneDNN has more to
-prepare, so that small products stay with torch, as does everything that is not float32 on a CPU. Its
-operator is a private one of torch; without it torch goes on alone.
+prepare, so that small products stay with torch, as does all that is not float32 on a CPU. Its
+operator is a private one of torch; where it is missing or fails, torch goes on alone.
 """
 
 import torch
-from torch.nn import functional
 
-__all__ = ["is_large", "product"]
+__all__ = ["gradient_of_second", "is_large", "product"]
 
-_LARGE = 1_000_000  # multiply-adds
+# Multiply-adds; in a graph of autograd a function of our own has to earn its keep, too.
+_LARGE, _LARGE_IN_GRAPH = 1_000_000, 10_000_000
 _NARROW = 16
 
-_onednn = None
-if torch.backends.mkldnn.is_available():
-    _onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_works = _onednn is not None and torch.backends.mkldnn.is_available()
 
 
-def is_large(a, n_outputs):
+def is_large(a, n_outputs, least=_LARGE):
     """Whether `product` of `a` and a matrix with so many columns goes by oneDNN."""
     *_, n_rows, n_inputs = a.shape
     return (
-        _onednn is not None
-        and n_rows * n_inputs * n_outputs >= _LARGE
+        _works
+        and n_rows * n_inputs * n_outputs >= least
         and min(n_inputs, n_outputs) >= _NARROW
         and a.dtype == torch.float32
         and a.device.type == "cpu"
@@ -42,17 +41,17 @@ def product(a, b, bias=None, out=None):
     out : Tensor, optional
         Memory that may be used for the result.
     """
-    tensors = (a, b) if bias is None else (a, b, bias)
-    if (
-        is_large(a, b.shape[-1])
-        and a.ndim == b.ndim <= 3
-        and b.dtype == a.dtype
-        and (bias is None or bias.shape == (*b.shape[:-2], *(1,) * (b.ndim - 2), b.shape[-1]))
+    in_graph = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (a, b, bias)
+    )
+    if not (
+        is_large(a, b.shape[-1], _LARGE_IN_GRAPH if in_graph else _LARGE)
+        and (*a.shape[:-2], a.shape[-1]) == b.shape[:-1]
+        and a.dtype == b.dtype
+        and (bias is None or bias.shape == (b[0] if b.ndim == 2 else b[:, :1]).shape)
     ):
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            return _Product.apply(a, b, bias)
-        return _by_onednn(a, b, bias)
-    return _by_torch(a, b, bias, out)
+        return _by_torch(a, b, bias, out)
+    return (_Product.apply if in_graph else _by_onednn)(a, b, bias)
 
 
 def gradient_of_second(a, b, grad):
@@ -61,25 +60,29 @@ def gradient_of_second(a, b, grad):
 
 
 def _by_torch(a, b, bias=None, out=None):
+    if a.ndim != b.ndim:
+        result = torch.matmul(a, b, out=out)
+        return result if bias is None else result + bias
     if bias is None:
-        return torch.matmul(a, b, out=out)
-    if a.ndim == b.ndim == 3:
-        return torch.baddbmm(bias, a, b, out=out)
-    return functional.linear(a, b.mT, bias)
+        return (torch.bmm if a.ndim == 3 else torch.mm)(a, b, out=out)
+    return (torch.baddbmm if a.ndim == 3 else torch.addmm)(bias, a, b, out=out)
 
 
 def _by_onednn(a, b, bias):
-    global _onednn
+    global _works
     try:
-        if a.ndim == 2:
-            return _onednn(a, b.mT, bias, "none", [], "")
-        biases = [None] * len(a) if bias is None else bias.squeeze(-2)
-        members = zip(a, b.mT, biases, strict=True)
-        return torch.stack([_onednn(*member, "none", [], "") for member in members])
+        if a.ndim == 2 or len(a) == 1:
+            return _one(a, b.squeeze(0), bias)
+        biases = [None] * len(a) if bias is None else bias
+        return torch.stack(list(map(_one, a, b, biases)))
     except RuntimeError:
-        result = _by_torch(a, b, bias)  # or a mistake of the caller's
-        _onednn = None
-        return result
+        _works = False
+        return _by_torch(a, b, bias)
+
+
+def _one(a, b, bias):
+    bias = None if bias is None else bias.flatten()
+    return _onednn(a, b.mT, bias, "none", [], "")
 
 
 class _Product(torch.autograd.Function):

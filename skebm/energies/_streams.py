@@ -83,7 +83,7 @@ def _forward(steps, block):
 
 
 def _gradients(steps, blocks, needed, weight=None, derivative=None):
-    """Of the curvature's sum over (weighted) rows; with the derivatives of the only block or none."""
+    """Gradients of the curvature's (weighted) sum, maybe with the derivatives of the only block."""
     place = 0
     for step in steps.values():
         own = slice(place, place := place + len(step.tensors))
