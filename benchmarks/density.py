@@ -33,6 +33,10 @@ OURS = {
     "skebm denoising": ("ScoreMatchingEBM", {"method": "denoising"}),
     "skebm divergence": ("ContrastiveDivergenceEBM", {}),
     "skebm divergence gaussian": ("ContrastiveDivergenceEBM", {"base": "gaussian"}),
+    "skebm on flow": ("NCEDensity", {"base": "flow", "energy_model": "periodic"}),
+    "skebm flow contrastive": ("FlowContrastiveDensity", {}),
+    "skebm adversarial": ("AdversarialEBM", {}),
+    "skebm adversarial implicit": ("AdversarialEBM", {"generator": "implicit"}),
 }
 METHODS = [*PEERS, *OURS]
 BUNDLED = {"breast_cancer": load_breast_cancer, "wine": load_wine, "diabetes": load_diabetes}

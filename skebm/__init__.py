@@ -1,6 +1,19 @@
 """Energy-based density estimators in scikit-learn's style, over PyTorch."""
 
 from skebm._version import __version__
-from skebm.estimators import ContrastiveDivergenceEBM, NCEDensity, ScoreMatchingEBM
+from skebm.estimators import (
+    AdversarialEBM,
+    ContrastiveDivergenceEBM,
+    FlowContrastiveDensity,
+    NCEDensity,
+    ScoreMatchingEBM,
+)
 
-__all__ = ["ContrastiveDivergenceEBM", "NCEDensity", "ScoreMatchingEBM", "__version__"]
+__all__ = [
+    "AdversarialEBM",
+    "ContrastiveDivergenceEBM",
+    "FlowContrastiveDensity",
+    "NCEDensity",
+    "ScoreMatchingEBM",
+    "__version__",
+]

@@ -1,11 +1,9 @@
 """Bases: normalised laws with ``log_prob(x)`` and ``sample(n, generator)``, as torch modules."""
 
 from skebm.bases._adapters import (
-    FlowBase,
     SklearnDensityBase,
     TorchDistributionBase,
     UniformBase,
-    fit_flow,
 )
 from skebm.bases._combine import AffineTransform, StackedBase, TransformedBase
 from skebm.bases._em import fit_gaussian_mixture
@@ -17,6 +15,15 @@ from skebm.bases._fit import (
     fit_bases,
     stacking_weights,
 )
+from skebm.bases._flows import (
+    CouplingSplineFlow,
+    FlowBase,
+    StackedFlow,
+    ZukoFlows,
+    build_flow,
+    fit_flow,
+)
+from skebm.bases._implicit import ImplicitGenerator
 from skebm.bases._marginal import MarginalGaussianization
 from skebm.bases._mixtures import GaussianMixtureBase, KernelDensityBase
 
@@ -24,17 +31,22 @@ __all__ = [
     "CANDIDATES",
     "MAX_FIT_ROWS",
     "AffineTransform",
+    "CouplingSplineFlow",
     "FlowBase",
     "GaussianMixtureBase",
+    "ImplicitGenerator",
     "KernelDensityBase",
     "MarginalGaussianization",
     "SklearnDensity",
     "SklearnDensityBase",
     "StackedBase",
+    "StackedFlow",
     "TorchDistributionBase",
     "TransformedBase",
     "UniformBase",
+    "ZukoFlows",
     "auto_candidates",
+    "build_flow",
     "fit_bases",
     "fit_flow",
     "fit_gaussian_mixture",

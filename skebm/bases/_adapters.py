@@ -1,4 +1,4 @@
-"""Bases that come from elsewhere: a box, torch distributions, scikit-learn densities, flows.
+"""Bases that come from elsewhere: a box, torch distributions, scikit-learn densities.
 
 Some of these draw on a global random generator. They are then seeded from the generator given,
 under a lock, and the global state is left as found.
@@ -8,30 +8,26 @@ import contextlib
 import copy
 import inspect
 import math
-import pickle
 import threading
 
 import numpy as np
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.distributions import Distribution
 
-from skebm.exceptions import DivergenceError
-
-_LOCK = threading.RLock()  # one for all: there is one global state
+global_rng_lock = threading.RLock()  # one for all: there is one global state
 
 
 @contextlib.contextmanager
-def global_rng(generator):
+def global_rng(generator, device=None):
     """Seed the global generators of torch and numpy from `generator`, for a while.
 
-    Yields the seed. Threads that draw on the global generators at the same time, outside of this
-    lock, are not held back.
+    Those on the CPU, and that of `device` (by default the generator's). Yields the seed. Threads
+    that draw on the global generators at the same time, outside of this lock, are not held back.
     """
-    device = generator.device
-    seed = torch.randint(2**31, (), generator=generator, device=device).item()
-    with _LOCK:
+    seed = torch.randint(2**31, (), generator=generator, device=generator.device).item()
+    device = generator.device if device is None else device
+    with global_rng_lock:
         numpy_state = np.random.get_state()  # noqa: NPY002
         cuda = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
@@ -211,136 +207,3 @@ class _ScoreSamples(torch.autograd.Function):
 def _score_samples(estimator, x):
     scores = estimator.score_samples(x.detach().cpu().numpy())
     return torch.as_tensor(np.asarray(scores, dtype=np.float64), device=x.device)
-
-
-class FlowBase(nn.Module):
-    """A fitted zuko flow, in float64 and frozen.
-
-    Parameters
-    ----------
-    flow : zuko.lazy.LazyDistribution
-        Without context. It is copied.
-    """
-
-    def __init__(self, flow):
-        super().__init__()
-        self.flow = copy.deepcopy(flow).double().eval().requires_grad_(False)
-        (self.n_features,) = self.flow().event_shape
-
-    def __reduce__(self):
-        # Loading a flow imports zuko, which must not happen unguarded. The flow comes as bytes,
-        # so that the guard is called first.
-        return _load_flow_base, (pickle.dumps(self.__dict__),)
-
-    def log_prob(self, x):
-        """Log-density, (n, d) -> (n,)."""
-        return self.flow().log_prob(x.double())
-
-    def sample(self, n, generator):
-        """Draw (n, d) points."""
-        law = self.flow()
-        with global_rng(generator):
-            z = law.base.sample((n,))
-        with torch.no_grad():
-            return law.transform.inv(z)
-
-
-def _load_flow_base(state):
-    _import_zuko()
-    base = FlowBase.__new__(FlowBase)
-    base.__setstate__(pickle.loads(state))
-    return base
-
-
-def _import_zuko():
-    """Import zuko, which turns off the validation of all torch distributions, and undo that."""
-    with _LOCK:
-        validate = Distribution._validate_args
-        try:
-            import zuko
-        except ImportError as error:
-            raise ImportError('flows need the package zuko: pip install "skebm[flows]"') from error
-        finally:
-            Distribution.set_default_validate_args(validate)
-    return zuko
-
-
-def fit_flow(
-    x,
-    *,
-    generator,
-    name="nsf",
-    max_epochs=200,
-    patience=20,
-    validation_fraction=0.1,
-    batch_size=256,
-    learning_rate=1e-3,
-    device="cpu",
-    **options,
-):
-    """Fit a normalizing flow by maximum likelihood, with early stopping on held-out rows.
-
-    Parameters
-    ----------
-    x : Tensor of shape (n, d)
-        Standardised columns: a spline flow has its flexibility in [-5, 5].
-    generator : torch.Generator
-        On the CPU. Seeds parameters, split and batches.
-    name : {"nsf", "maf"}, default="nsf"
-        Neural spline flow, or masked autoregressive flow.
-    max_epochs : int, default=200
-    patience : int, default=20
-        Epochs without improvement of the held-out likelihood before stopping.
-    validation_fraction : float, default=0.1
-    batch_size : int, default=256
-    learning_rate : float, default=1e-3
-        Of AdamW.
-    device : str or torch.device, default="cpu"
-        Where to train, and where the result is.
-    **options
-        Passed on to the flow; by default ``transforms=3, hidden_features=(64, 64)``.
-
-    Returns
-    -------
-    FlowBase
-        In the best state on the held-out rows.
-    """
-    zuko = _import_zuko()
-    flows = {"nsf": zuko.flows.NSF, "maf": zuko.flows.MAF}
-    if name not in flows:
-        raise ValueError(f"name={name!r} must be one of {sorted(flows)}.")
-    n, d = x.shape
-    n_validation = max(1, round(validation_fraction * n))
-    if n <= n_validation:
-        raise ValueError(f"validation_fraction={validation_fraction} of {n} rows leaves none.")
-    with global_rng(generator):
-        flow = flows[name](d, **dict(transforms=3, hidden_features=(64, 64)) | options)
-    flow.to(device)
-    x = x.detach().to(device, torch.float32)
-    order = torch.randperm(n, generator=generator).to(device)
-    held_out, train = x[order[:n_validation]], x[order[n_validation:]]
-
-    optimizer = torch.optim.AdamW(flow.parameters(), lr=learning_rate)
-    best, best_state, best_epoch = math.inf, None, 0
-    for epoch in range(max_epochs + 1):
-        if epoch > 0:  # first of all, the state at the start is judged
-            order = torch.randperm(len(train), generator=generator).to(device)
-            for rows in order.split(batch_size):
-                loss = -flow().log_prob(train[rows]).mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-        with torch.no_grad():
-            parts = [flow().log_prob(rows) for rows in held_out.split(4096)]
-        score = -torch.cat(parts).double().mean().item()
-        if not math.isfinite(score):
-            raise DivergenceError(
-                f"the held-out likelihood of the flow is {-score} in epoch {epoch}; lower the "
-                f"learning rate ({learning_rate})."
-            )
-        if score < best:
-            best, best_state, best_epoch = score, copy.deepcopy(flow.state_dict()), epoch
-        elif epoch - best_epoch >= patience:
-            break
-    flow.load_state_dict(best_state)
-    return FlowBase(flow)

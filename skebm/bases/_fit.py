@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ._adapters import SklearnDensityBase, UniformBase, fit_flow
+from ._adapters import SklearnDensityBase, UniformBase
 from ._combine import StackedBase, TransformedBase
 from ._em import fit_gaussian_mixture
+from ._flows import fit_flow
 from ._marginal import MarginalGaussianization
 from ._mixtures import KernelDensityBase
 
@@ -210,11 +211,11 @@ class _Uniform:
 
 
 class _Flow:
-    """Neural spline flow by maximum likelihood."""
+    """Autoregressive neural spline flow by maximum likelihood."""
 
     def fit(self, rows, settings, generator):
         with torch.enable_grad():
-            return fit_flow(rows.x, generator=generator)
+            return fit_flow(rows.x, sample_weight=rows.weight, generator=generator)
 
     def choose(self, rows, held, generator):
         return None

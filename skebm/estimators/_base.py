@@ -133,6 +133,24 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         """Law given for the noise; None for the base, or for "auto" where there is none."""
         return None
 
+    def _laws(self, law, x, weight, splits, generator, seed, progress):
+        """Bases, proposals and noise (or None), one per member; ``law(value, where)`` resolves."""
+        bases = law(self.base, "base")
+        if self._noise() is not None:
+            noise = law(self._noise(), "noise")
+            # noise need not cover the base; log Z and samples come from both
+            return bases, halves(noise, bases), noise
+        if self.base is not None:
+            return bases, bases, None
+        # half of the noise lies where only the confining law has mass: f is then learned, and log Z
+        # measured, there too
+        return bases, halves(law("auto", "noise"), bases), None
+
+    def _transform(self, x, weight, generator):
+        """Bijection to the coordinates of the energies."""
+        some = torch.randperm(len(x), generator=generator)[:MAX_FIT_ROWS]
+        return MarginalGaussianization.fit(x[some].numpy(), sample_weight=weight[some].numpy())
+
     # ------------------------------------------------------------------ fit
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -166,7 +184,10 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
     def _fit(self, X, sample_weight, n_threads):
         self._check_parameters()
-        warm = self.warm_start and hasattr(self, "model_")
+        # a blend of scales (smoothing="multiscale") has nothing to go on from
+        warm = self.warm_start and isinstance(
+            getattr(getattr(self, "model_", None), "features", None), FeatureMap
+        )
         kept = copy.deepcopy(self.model_).to("cpu") if warm else None
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, reset=kept is None)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
@@ -177,7 +198,7 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         names = getattr(self, "feature_names_in_", range(X.shape[1]))
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         generator = torch.Generator().manual_seed(seed)
-        device = _resolve_device(self.device)
+        device = resolve_device(self.device)
         if kept is not None and kept.n_members != min(self.n_members, len(rows)):
             kept = None  # other folds, other members: nothing to go on from
         columns = Columns.learn(rows, names) if kept is None else self._columns
@@ -215,27 +236,12 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         if kept is not None:
             bases, proposals = list(kept.bases), list(kept.proposals)
             noise = None if self._noise() is None else law(self._noise(), "noise")
-        else:
-            bases, noise = law(self.base, "base"), None
-            if self._noise() is not None:
-                noise = law(self._noise(), "noise")
-                # noise need not cover the base; log Z and samples come from both
-                proposals = _halves(noise, bases)
-            elif self.base is not None:
-                proposals = bases
-            else:
-                # half of the noise lies where only the confining law has mass: f is then learned,
-                # and log Z measured, there too
-                proposals = _halves(law("auto", "noise"), bases)
-        some = torch.randperm(len(x_fit), generator=generator)[:MAX_FIT_ROWS]
-        if kept is not None:
             features = kept.features
         else:
-            features = FeatureMap(
-                MarginalGaussianization.fit(
-                    x_fit[some].numpy(), sample_weight=row_weight[some].numpy()
-                )
+            bases, proposals, noise = self._laws(
+                law, x_fit, row_weight, splits, generator, seed, progress
             )
+            features = FeatureMap(self._transform(x_fit, row_weight, generator))
         modes = self._modes(x_fit, row_weight, len(x), splits, bases, generator)
         members = Members(
             x_fit, row_weight, splits, bases, proposals, features, generator, noise,
@@ -590,13 +596,17 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         with torch.no_grad(), limit_threads(1):
             x = self._shuffled(self._draw(self._member_sizes(n_samples, generator), generator),
                                generator)  # fmt: skip
-        if n_steps:
-            chains = run(
-                mala, x, self.model_.log_prob, generator, n_steps=n_steps,
-                n_burn_in=max(20, n_steps // 2), step_size=x.shape[1] ** (-1.0 / 3.0),
-            )  # fmt: skip
-            x = chains.samples[-1]
-        return self._columns.restore(x.cpu().numpy())
+        return self._columns.restore(self._walk(x, n_steps, generator).cpu().numpy())
+
+    def _walk(self, x, n_steps, generator):
+        """Steps of MALA under the model, from rows on standardised columns."""
+        if not n_steps:
+            return x
+        chains = run(
+            mala, x, self.model_.log_prob, generator, n_steps=n_steps,
+            n_burn_in=max(20, n_steps // 2), step_size=x.shape[1] ** (-1.0 / 3.0),
+        )  # fmt: skip
+        return chains.samples[-1]
 
     def _sampling_generator(self, random_state, *, n_samples, n_steps):
         check_is_fitted(self)
@@ -706,7 +716,7 @@ def _weighted_quantile(values, weight, level):
     return float(np.interp(level, position, values[order]))
 
 
-def _halves(laws, others):
+def halves(laws, others):
     """Mixtures of two laws in equal parts, one per member."""
     pairs = zip(laws, others, strict=True)
     return [StackedBase([law, other], [0.5, 0.5]) for law, other in pairs]
@@ -743,7 +753,7 @@ def _copies(x, weight, folds, columns, h):
     return draw, torch.as_tensor(weight).repeat(n_copies), splits
 
 
-def _resolve_device(device):
+def resolve_device(device):
     """torch.device for "auto" (CUDA where there is one) or a device string."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

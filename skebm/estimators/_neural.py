@@ -72,7 +72,7 @@ def _new_energy(energy_model, members, hidden_layer_sizes, seed):
 
 def train_networks(
     members, module, batch_loss, batches, *, evaluation_cost, learning_rate, weight_decay,
-    max_epochs, patience, early_stopping, callbacks, device, progress,
+    max_epochs, patience, early_stopping, callbacks, device, progress, opponent=None,
 ):  # fmt: skip
     """Train the K energies of ``module.energy`` and judge them on held-out rows and pool.
 
@@ -87,7 +87,7 @@ def train_networks(
         On the device.
     evaluation_cost : float
         Cost of judging as a share of the cost of an epoch; it decides how often that happens.
-    learning_rate, weight_decay, patience, callbacks, device, progress
+    learning_rate, weight_decay, patience, callbacks, device, progress, opponent
         As in the engine.
     max_epochs : int or None
         None is 100, or as many as make 2,000 steps.
@@ -122,6 +122,7 @@ def train_networks(
             evaluate_every=evaluate_every,
             callbacks=callbacks,
             device=device,
+            opponent=opponent,
             progress=lambda state: progress.stage(
                 "energy", state["epoch"], max_epochs, gain=f"{state['best_gain']:.3f} nats"
             ),
@@ -168,7 +169,8 @@ def rows_judged(members):
 
 
 def train_against_noise(
-    members, energy, loss, *, learns_partition, noise_ratio, batch_size, refresh, device, **options
+    members, energy, loss, *, learns_partition, noise_ratio, batch_size, refresh, device,
+    log_partition=None, **options
 ):  # fmt: skip
     """Train a stack of K energies against samples of the noise.
 
@@ -189,6 +191,8 @@ def train_against_noise(
     refresh : callable or None
         ``refresh(generator)`` -> rows like ``members.x`` with fresh jitter, called every epoch.
     device : torch.device
+    log_partition : Tensor of shape (K,), optional
+        What the learned log Z starts from; 0 by default.
     **options
         Of :func:`train_networks`.
 
@@ -198,6 +202,9 @@ def train_against_noise(
     """
     n_members = len(members)
     module = EnergyWithPartition(energy, n_members).to(device)
+    if log_partition is not None:
+        with torch.no_grad():
+            module.log_partition.copy_(log_partition)
     weight = (members.weight / members.weight.mean()).float()
 
     def data_tensors(x):

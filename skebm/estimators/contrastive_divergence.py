@@ -27,8 +27,8 @@ EPOCHS, STEPS = 30, 1000
 """``max_epochs="auto"``: whichever lasts longer. The learning rate must have come down before the
 energy overfits, because no row ever stops to pull, as it does in noise-contrastive estimation."""
 
-MAX_COPIES = 8
-"""Of rows with fresh jitter, where columns have ties."""
+MAX_COPIES, MAX_COPIED = 8, 400_000
+"""Of rows with fresh jitter, where columns have ties: so many copies, and rows in all of them."""
 
 DIAGNOSED_CHAINS, DIAGNOSED_MOVES = 16, 100
 """Chains per member, and moves of each, behind R-hat."""
@@ -142,7 +142,8 @@ class ContrastiveDivergenceEBM(BaseTiltedDensity):
         of the moves of `n_steps` as wholes, of which the base decides, and
         ``restart_acceptance_rate`` of jumps to the base (NaN without), floats; and ``r_hat``, the
         largest split R-hat over members, columns and f of chains under the trained model (NaN
-        unless `persistent`, and where no state was better than the base). Only if something was trained.
+        unless `persistent`, and where no state was better than the base). Only if something was
+        trained.
     sample_diagnostics_ : dict
         Of the last call of `sample`, see there; empty before.
     log_partition_ : ndarray of shape (n_members,)
@@ -315,8 +316,9 @@ class ContrastiveDivergenceEBM(BaseTiltedDensity):
                 return z.expand(len(members), *z.shape), weight
             return chains.rows(z.expand(len(members), *z.shape)), weight
 
+        n_copies = max(1, min(MAX_COPIES, MAX_COPIED // len(members.x)))
         batches = MemberBatches(
-            few_copies(rows, 1 if refresh is None else MAX_COPIES),
+            few_copies(rows, 1 if refresh is None else n_copies),
             [train for train, _ in members.splits],
             batch_size=self.batch_size,
             generator=members.generator,

@@ -3,6 +3,7 @@
 No state, no device, no ``.item()``; samples on the last axis, members of an ensemble in front.
 """
 
+from skebm.objectives.adversarial import gradient_penalties, variational_bound_terms
 from skebm.objectives.contrastive import (
     nce_losses,
     ranking_nce_losses,
@@ -20,9 +21,11 @@ __all__ = [
     "contrastive_divergence_losses",
     "denoising_score_matching_losses",
     "draw_directions",
+    "gradient_penalties",
     "nce_losses",
     "ranking_nce_losses",
     "score_matching_losses",
     "self_normalized_losses",
     "sliced_score_matching_losses",
+    "variational_bound_terms",
 ]

@@ -1,8 +1,6 @@
 import copy
 import math
 import pickle
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -21,13 +19,7 @@ from torch.distributions import (
     Uniform,
 )
 
-from skebm.bases._adapters import (
-    FlowBase,
-    SklearnDensityBase,
-    TorchDistributionBase,
-    UniformBase,
-    fit_flow,
-)
+from skebm.bases._adapters import SklearnDensityBase, TorchDistributionBase, UniformBase
 
 ONE, TWO = torch.ones((), dtype=torch.float64), torch.full((2,), 2.0, dtype=torch.float64)
 
@@ -58,15 +50,7 @@ class Density:
         return np.random.standard_normal((n, 2))  # noqa: NPY002
 
 
-@pytest.fixture(scope="module")
-def flow():
-    x = torch.from_numpy(data())
-    return fit_flow(x, generator=generator(), max_epochs=8, hidden_features=(32, 32))
-
-
-@pytest.fixture(
-    params=["uniform", "mixture", "gaussian", "beta", "gmm", "kde", "own", "flow"],
-)
+@pytest.fixture(params=["uniform", "mixture", "gaussian", "beta", "gmm", "kde", "own"])
 def base(request):
     makers = {
         "uniform": lambda: UniformBase([-1.0, 0.0], [2.0, 3.0]),
@@ -78,7 +62,6 @@ def base(request):
         "gmm": lambda: SklearnDensityBase(GaussianMixture(3, random_state=0).fit(data())),
         "kde": lambda: SklearnDensityBase(KernelDensity(bandwidth=0.3).fit(data(100))),
         "own": lambda: SklearnDensityBase(Density()),
-        "flow": lambda: request.getfixturevalue("flow"),
     }
     return makers[request.param]()
 
@@ -186,70 +169,3 @@ def test_sklearn_estimator_is_not_changed():
     np.testing.assert_allclose(base.log_prob(x).detach(), gmm.score_samples(x.detach().numpy()))
     with pytest.raises(TypeError, match="has no method"):
         SklearnDensityBase(object())
-
-
-def test_flow_learns_and_is_reproducible(flow):
-    x = torch.from_numpy(data())
-    fresh = torch.from_numpy(data(2000)[1000:])
-    gaussian = GaussianMixture(1).fit(data())
-    assert flow.log_prob(fresh).mean() > gaussian.score(fresh.numpy()) + 0.03
-    assert not any(p.requires_grad for p in flow.parameters())
-    state = torch.get_rng_state()
-    options = dict(max_epochs=2, hidden_features=(16,), name="maf")
-    a, b = (fit_flow(x, generator=generator(4), **options) for _ in "ab")
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(a.log_prob(x), b.log_prob(x))
-    c = fit_flow(x, generator=generator(5), **options)
-    assert not torch.equal(a.log_prob(x), c.log_prob(x))
-    with pytest.raises(ValueError, match="name='glow'"):
-        fit_flow(x, generator=generator(), name="glow")
-
-
-def test_flow_keeps_the_best_state():
-    """A destructive learning rate never makes the result worse than where it started."""
-    x = torch.from_numpy(data(300))
-    options = dict(generator=generator(), hidden_features=(16,), patience=1)
-    start = fit_flow(x, max_epochs=0, **options)
-    assert isinstance(start, FlowBase)
-    order = torch.randperm(300, generator=_after_init(generator()))
-    held_out = x[order[:30]]
-    options["generator"] = generator()
-    wild = fit_flow(x, max_epochs=3, learning_rate=1.0, **options)
-    assert wild.log_prob(held_out).mean() >= start.log_prob(held_out).mean() - 1e-3
-
-
-def _after_init(g):
-    torch.randint(2**31, (), generator=g)
-    return g
-
-
-CHECK_VALIDATION = """
-import pickle, sys, torch
-from skebm.bases import _adapters
-g = torch.Generator().manual_seed(0)
-for make in (
-    lambda: pickle.load(open(sys.argv[1], "rb")),
-    lambda: _adapters.fit_flow(torch.randn(50, 2), generator=g, max_epochs=1),
-):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "zuko"]:
-        del sys.modules[name]
-    torch.distributions.Distribution.set_default_validate_args(True)
-    flow = make()
-    assert "zuko" in sys.modules
-    flow.sample(5, g)
-    assert torch.distributions.Distribution._validate_args
-"""
-
-
-def test_validation_of_distributions_is_as_found(flow, tmp_path):
-    path = tmp_path / "flow.pkl"
-    path.write_bytes(pickle.dumps(flow))
-    command = [sys.executable, "-c", CHECK_VALIDATION, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_without_zuko_the_error_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "zuko", None)
-    with pytest.raises(ImportError, match=r'pip install "skebm\[flows\]"'):
-        fit_flow(torch.randn(50, 2), generator=generator())

@@ -12,7 +12,7 @@ from skorch.callbacks import Callback, EarlyStopping, EpochTimer, GradientNormCl
 
 from skebm.energies import MLPEnergy
 from skebm.estimators import _engine
-from skebm.estimators._engine import MemberBatches, train
+from skebm.estimators._engine import MemberBatches, Opponent, train
 from skebm.exceptions import DivergenceError
 from skebm.objectives import nce_losses
 
@@ -217,6 +217,160 @@ def test_float64_and_frozen_parameters():
     history = problem.train(max_epochs=10)
     assert history["validation_gain"].max() > 0.1
     assert torch.equal(problem.module.hidden[0].weight, weight)
+
+
+# --- two players -------------------------------------------------------------------------------
+
+CENTRE = torch.tensor([[0.7, -1.2], [0.3, 2.0]])
+
+
+class Saddle(torch.nn.Module):
+    """Of (x - a)^2 / 2 + b (x - a).(y - c) - w (y - c)^2 / 2; x lowers it, y raises it."""
+
+    def __init__(self, coupling=1.0, curvature=1.0):
+        super().__init__()
+        self.coupling, self.curvature = coupling, curvature
+        self.x = torch.nn.Parameter(torch.zeros(2))
+        self.rival = torch.nn.Module()
+        self.rival.y = torch.nn.Parameter(torch.zeros(2))
+
+    def value(self):
+        x, y = self.x - CENTRE[0], self.rival.y - CENTRE[1]
+        own = 0.5 * self.curvature * (x.square() - y.square()).sum()
+        return own + self.coupling * (x @ y)
+
+    def distance(self):
+        return (self.x - CENTRE[0]).norm() + (self.rival.y - CENTRE[1]).norm()
+
+
+def play(module, *, plays=lambda: True, rate=0.02, evaluate=None, max_epochs=100, **kwargs):
+    batches = kwargs.pop("batches", [(torch.zeros(1, 1),)] * 10)
+    settings = {"learning_rate": 0.02, "weight_decay": 0.0, "max_epochs": max_epochs} | kwargs
+    opponent = Opponent(module.rival, rate, plays)
+    loss = settings.pop("loss", lambda module, batch: module.value())
+    return train(module, loss, batches, evaluate, opponent=opponent, **settings)
+
+
+@pytest.mark.parametrize(("coupling", "curvature"), [(0.0, 1.0), (1.0, 1.0), (-0.5, 0.3)])
+def test_players_meet_at_the_saddle(coupling, curvature):
+    module = Saddle(coupling, curvature)
+    history = play(module)
+    torch.testing.assert_close(module.x.data, CENTRE[0], atol=0.02, rtol=0)
+    torch.testing.assert_close(module.rival.y.data, CENTRE[1], atol=0.02, rtol=0)
+    assert abs(history["train_loss"][-1]) < 0.01
+
+
+def test_the_opponent_raises_what_the_first_player_lowers():
+    # nothing holds them, and AdamW takes steps of its rate
+    module = Saddle(coupling=0.0, curvature=0.0)
+    play(module, loss=lambda module, batch: (module.x + module.rival.y).sum(), max_epochs=3)
+    assert (module.x < -0.05).all()
+    torch.testing.assert_close(module.rival.y.data, -module.x.data)
+
+
+def test_an_opponent_that_does_not_play_stays_where_it_is():
+    module, asked = Saddle(), []
+    module.rival.y.data += 0.1
+    play(module, plays=lambda: bool(asked.append(1)), max_epochs=20)
+    assert len(asked) == 200  # once per step
+    assert torch.equal(module.rival.y, torch.full((2,), 0.1))
+    # the best answer to it
+    answer = CENTRE[0] - (module.rival.y.detach() - CENTRE[1])
+    assert (module.x.detach() - answer).norm() < 0.8 * answer.norm()
+    # and its weights do not decay with those of the first player
+    play(module, plays=lambda: False, weight_decay=1.0, max_epochs=5)
+    assert torch.equal(module.rival.y, torch.full((2,), 0.1))
+
+
+def test_players_have_rates_of_their_own():
+    slow = Saddle(coupling=0.0)
+    play(slow, rate=1e-7, max_epochs=20)
+    assert slow.rival.y.abs().max() < 1e-4
+    assert (slow.x.detach() - CENTRE[0]).norm() < 0.1
+    other = Saddle(coupling=0.0)
+    play(other, rate=1e-7, learning_rate=1e-7, max_epochs=20)
+    assert other.x.abs().max() < 1e-4
+
+
+def test_clipping_is_of_each_player_alone():
+    # with one norm for both, the steep player would stop the flat one; AdamW would hide it
+    moved = []
+
+    class Norms(Callback):
+        def on_batch_end(self, net, **kwargs):
+            moved.append([p.parameters[0].grad.norm().item() for p in net.players])
+
+    module = Saddle()
+    play(
+        module, max_epochs=1, callbacks=[Norms()],
+        loss=lambda module, batch: (1e6 * module.x + 1.0 * module.rival.y).sum(),
+    )  # fmt: skip
+    assert moved[0] == pytest.approx([_engine.MAX_GRADIENT_NORM, math.sqrt(2.0)], rel=1e-4)
+
+
+def test_best_state_is_of_both_players():
+    module, seen = Saddle(), []
+
+    def evaluate(module):
+        seen.append((module.x.detach().clone(), module.rival.y.detach().clone()))
+        return [0.0, 1.0, 2.0, 0.5, 0.4, 0.3][len(seen) - 1]
+
+    play(module, evaluate=evaluate, max_epochs=5)
+    assert torch.equal(module.x, seen[2][0])
+    assert torch.equal(module.rival.y, seen[2][1])
+    assert not torch.equal(module.rival.y, seen[3][1])
+    # where nothing is better, both go back
+    module, gains = Saddle(), iter([1.0] + 9 * [0.0])
+    play(module, evaluate=lambda _: next(gains), max_epochs=5)
+    assert torch.equal(module.x, torch.zeros(2))
+    assert torch.equal(module.rival.y, torch.zeros(2))
+
+
+def test_a_player_that_sits_out_alone_is_no_player():
+    # the same training as without an opponent whose part is frozen
+    one, two = Problem(), Problem()
+    two.module.rival = torch.nn.Linear(1, 1)
+    plain = one.train(max_epochs=4)
+    opponent = Opponent(two.module.rival, 1.0, lambda: False)
+    weight = two.module.rival.weight.detach().clone()
+    game = two.train(max_epochs=4, opponent=opponent)
+    np.testing.assert_array_equal(plain["validation_gain"], game["validation_gain"])
+    np.testing.assert_array_equal(plain["train_loss"], game["train_loss"])
+    assert torch.equal(two.module.rival.weight, weight)
+
+
+def test_an_opponent_that_explodes_stops_the_game():
+    def explodes(module, batch):
+        return module.value() * (math.inf if module.rival.y.abs().max() > 0.05 else 1.0)
+
+    with pytest.raises(DivergenceError, match="training loss became"):
+        play(Saddle(), loss=explodes)
+
+
+def test_callbacks_see_the_game():
+    class Names(Callback):
+        def on_grad_computed(self, net, named_parameters, **kwargs):
+            self.names = {name for name, _ in named_parameters}
+
+    names = Names()
+    callbacks = [
+        names, EpochTimer(), GradientNormClipping(1.0),
+        LRScheduler(policy="ExponentialLR", gamma=0.9),
+        EarlyStopping(monitor="valid_loss", patience=3, sink=lambda text: None),
+    ]  # fmt: skip
+    gains = iter([0.0, 0.5] + 90 * [0.2])
+    history = play(Saddle(), evaluate=lambda _: next(gains), callbacks=callbacks)
+    assert len(history["epoch"]) == 5
+    assert names.names == {"x"}  # callbacks work on the first player
+
+
+def test_games_are_bit_identical():
+    states = []
+    for _ in range(2):
+        module = Saddle()
+        play(module, max_epochs=10)
+        states.append(module.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 # --- callbacks and interrupts ------------------------------------------------------------------

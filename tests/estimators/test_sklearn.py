@@ -3,6 +3,7 @@
 import io
 import pickle
 import warnings
+from functools import partial
 
 import joblib
 import numpy as np
@@ -17,8 +18,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from skebm import ContrastiveDivergenceEBM, NCEDensity, ScoreMatchingEBM
+from skebm import (
+    AdversarialEBM,
+    ContrastiveDivergenceEBM,
+    FlowContrastiveDensity,
+    NCEDensity,
+    ScoreMatchingEBM,
+)
 from skebm.datasets import make_two_moons
+from skebm.estimators import _flow_based
 
 QUICK = {
     "base": "gaussian",
@@ -30,6 +38,7 @@ QUICK = {
 QUICK_NCE = QUICK | {"noise_ratio": 1}
 QUICK_SM = QUICK | {"hidden_layer_sizes": (8,)}
 QUICK_CD = QUICK_SM | {"n_steps": 1}
+QUICK_FCE = QUICK_SM | {"base": "flow"}
 
 # Granted by scikit-learn to its own estimators that shuffle rows (RandomForestClassifier, KMeans,
 # IsolationForest, ...). What must hold instead is tested in test_laws.py.
@@ -39,6 +48,15 @@ EXPECTED_FAILURES = {
         "of the base are drawn for other rows."
     )
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_flows():
+    with pytest.MonkeyPatch.context() as patch:
+        small = partial(_flow_based.build_flow, n_layers=2, hidden=(8,), n_bins=4)
+        patch.setattr(_flow_based, "build_flow", small)
+        patch.setattr(_flow_based, "FLOW_EPOCHS", 3)
+        yield
 
 
 class _OutlierDetectorFirst:
@@ -62,6 +80,14 @@ class ContrastiveDivergenceOutliers(_OutlierDetectorFirst, ContrastiveDivergence
     pass
 
 
+class FlowContrastiveOutliers(_OutlierDetectorFirst, FlowContrastiveDensity):
+    pass
+
+
+class AdversarialOutliers(_OutlierDetectorFirst, AdversarialEBM):
+    pass
+
+
 def checks():
     for estimator in (
         NCEDensity(**QUICK_NCE),
@@ -70,6 +96,10 @@ def checks():
         ScoreMatchingOutliers(**QUICK_SM),
         ContrastiveDivergenceEBM(**QUICK_CD),
         ContrastiveDivergenceOutliers(**QUICK_CD),
+        FlowContrastiveDensity(**QUICK_FCE),
+        FlowContrastiveOutliers(**QUICK_FCE),
+        AdversarialEBM(**QUICK_FCE),
+        AdversarialOutliers(**QUICK_FCE),
     ):
         generator = estimator_checks_generator(
             estimator, mark="xfail", expected_failed_checks=EXPECTED_FAILURES

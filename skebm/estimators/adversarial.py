@@ -1,0 +1,400 @@
+"""Adversarial training with a bound on log Z."""
+
+import copy
+from functools import partial
+from numbers import Real
+
+import numpy as np
+import torch
+
+from skebm._sklearn_compat import Interval, StrOptions
+from skebm.bases import ImplicitGenerator
+from skebm.objectives import gradient_penalties, variational_bound_terms
+
+from ._engine import train
+from ._flow_based import HEAD_START, FlowBasedDensity, FlowDensity, sampling_generator
+from ._model import CLIP
+from ._neural import if_auto
+from ._threads import limit_threads
+
+BOUND_SAMPLES, BOUND_BLOCK = 20_480, 512
+"""Samples of the generator, per member, behind the reported bound; those of a block share the
+candidates for the posterior of an implicit generator, so that few blocks make a poor error."""
+
+GENERATOR_STEPS, SETTLING_STEPS, SETTLING_RATE = 200, 500, 2e-3
+"""Of an implicit generator alone: before the game, to the base, and after it, to the model."""
+
+PROPOSED = 4
+"""``sample(start="generator")``: draws of the generator for every row."""
+
+GENERATOR_MALA_STEPS = 100
+
+
+def draw_from_laws(laws, n, generator):
+    """n standardised rows of every law, (K, n, d), and their log-densities, (K, n)."""
+    x = [law.sample(n, generator) for law in laws]
+    return torch.stack(x), torch.stack([q.log_prob(r) for q, r in zip(laws, x, strict=True)])
+
+
+def draw_from_rival(rival, coordinates, n, generator):
+    """The same of the generators of all members."""
+    y, log_rival = rival.rsample(n, generator)
+    x, log_det = coordinates.inverse(y)
+    return x, log_rival + log_det
+
+
+class ImplicitSampler:
+    """Draws of an implicit generator: those of all members in equal parts.
+
+    Parameters
+    ----------
+    columns : Columns
+    rival : ImplicitGenerator
+    coordinates : Coordinates
+    """
+
+    def __init__(self, columns, rival, coordinates):
+        self._columns, self._rival, self._coordinates = columns, rival, coordinates
+
+    def sample(self, n_samples=1, random_state=None):
+        """Draw rows, (n_samples, n_features)."""
+        generator = sampling_generator(n_samples, random_state)
+        n_members = self._rival.n_members
+        with torch.no_grad(), limit_threads(1):
+            y = self._rival.sample(-(-n_samples // n_members), generator)
+            x = self._coordinates.inverse(y)[0].flatten(0, 1)
+            x = x[torch.randperm(len(x), generator=generator)[:n_samples]]
+            return self._columns.restore(x.numpy())
+
+
+class AdversarialEBM(FlowBasedDensity):
+    r"""Normalised density from a game of an energy with a generator: no chains, no noise to choose.
+
+    .. math:: \log p(x) = \log q_0(x) + f(x) - \log Z \quad\text{(nats, in the units of X)}
+
+    q_0 is a normalizing flow fitted by maximum likelihood. The energy raises f at the rows and
+    lowers it at samples of a generator g, which follows the model: it raises
+
+    .. math:: E_g [f + \log q_0] + H(g) \le \log Z,
+
+    a bound on log Z that is tight where g is the model [1]_. As in :class:`~skebm.NCEDensity`,
+    log Z is measured afterwards, the estimator is the mean of `n_members` cross-fitted members, and
+    f is kept only if the held-out likelihood gains by more than two standard errors, so the result
+    is not below its base. By the same rule a generator that is a flow, and has become a better
+    density than both, is the model in their place.
+
+    Parameters
+    ----------
+    generator : {"flow", "implicit"}, default="flow"
+        "flow": starts as q_0; its entropy is exact. "implicit": a network of noise, z = g(u) +
+        sigma eps, quick to sample; its entropy is estimated from below, with the posterior of u
+        sampled by importance (:class:`skebm.bases.ImplicitGenerator`): for few columns.
+    generator_learning_rate : float or "auto", default="auto"
+        "auto" is 5e-4 for flows and 1e-3 for implicit generators.
+    gradient_penalty : float, default=0.1
+        Weight of the mean of the squared gradient of f at the rows. Without it the game diverges
+        easily.
+    flow : str, zuko flow or callable, default="coupling"
+        What the base, and a generator that is a flow, are: "coupling", or with zuko installed one
+        of "nsf", "maf", "nice" and "gf", a flow of zuko without context, or a callable that makes
+        one from n_features.
+    base : {"flow"} or None, default="flow"
+        None is the pure energy-based model, exp(f) / Z with a confining Gaussian of three standard
+        deviations.
+    energy_model : str, torch.nn.Module or callable, default="auto"
+        "periodic" ("auto"): network on periodic embeddings of the columns. "mlp": network on
+        piecewise-linear embeddings. A module (instance, or a class or factory called with
+        n_features), (n, n_features) -> (n,) or (n, 1), which is copied and never trained itself.
+        Energies see Gaussianised columns clipped to five standard deviations.
+    n_members : int, default=4
+        Members of the cross-fitted ensemble. 1 is the plain model with a validation split.
+    hidden_layer_sizes : sequence of int, default=(128, 128)
+        Of the energies.
+    learning_rate : float or "auto", default="auto"
+        Of the energies; "auto" is 1e-3.
+    weight_decay : float, default=1e-3
+        Of AdamW, for the energies.
+    batch_size : int, default=256
+        Rows, and samples of the generator, per member and step.
+    max_epochs : int or "auto", default="auto"
+        Passes over the rows, at most; "auto" is 30, or 1,000 steps if that is more. 0 is the flow
+        alone.
+    early_stopping : bool, default=True
+        Whether to stop by, and keep the best state on, held-out normalised likelihood.
+    validation_fraction : float, default=0.1
+        Rows held out when `n_members` is 1. With more members every row is held out once.
+    patience : int, default=20
+        Epochs without improvement before training stops.
+    n_partition_samples : int or "auto", default="auto"
+        Samples per member for log Z. "auto" draws until its standard error is below .01 nats, and
+        anneals where the effective sample size stays below one per cent.
+    smoothing : float, "scott" or "multiscale", default=0.0
+        As in :class:`~skebm.NCEDensity`.
+    contamination : float or "auto", default="auto"
+        Share of the training rows that `predict` calls outliers. "auto" takes the threshold from
+        out-of-fold scores instead, so that 5 % of *new* rows of the same law fall below it.
+    callbacks : list of skorch callbacks, default=None
+        Called in the game.
+    device : str, default="auto"
+        "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps".
+    random_state : int, RandomState instance or None, default=None
+        An int makes fits bit-identical on one machine.
+    warm_start : bool, default=False
+        Whether a second `fit` keeps flow and columns, and goes on from the trained energies.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Attributes
+    ----------
+    generator_ : object
+        The generator after the game, with `sample` in the units of X; a flow also has
+        `score_samples` and `score`.
+    log_partition_bound_ : ndarray of shape (n_members,)
+        The lower bound on log Z of the fitted model that the generator gives, in nats. How far it
+        lies below `log_partition_` is the divergence from the generator to the model (and, for
+        implicit generators, what their entropy is underestimated by).
+    log_partition_bound_std_error_ : ndarray of shape (n_members,)
+        Its standard error.
+    log_partition_ : ndarray of shape (n_members,)
+        Measured log Z of every member, in nats; 0 where no tilt was accepted.
+    log_partition_std_error_ : ndarray of shape (n_members,)
+        Its standard error.
+    effective_sample_size_ : ndarray of shape (n_members,)
+        Effective number of samples behind log Z; inf where log Z is exact.
+    history_ : dict of ndarrays
+        ``n_iter``, ``held_out_log_likelihood`` (nats per row, out of fold, before recalibration;
+        the first entry is the base) and ``train_loss`` (minus the value of the game and the
+        penalty; no likelihood, because the bound moves).
+    n_iter_ : int
+        Epochs of the state kept; 0 if none was accepted.
+    offset_ : float
+        Threshold of `predict` on `score_samples`.
+    out_of_fold_scores_ : ndarray of shape (n_rows,)
+        Log-density of every training row (of positive weight) under the member that has not seen
+        it; NaN for rows that were never held out.
+    model_ : torch.nn.Module
+        The fitted density on standardised columns.
+    n_features_in_ : int
+        Number of columns seen in `fit`.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the columns, where X had any.
+
+    See Also
+    --------
+    FlowContrastiveDensity : A game with a discriminator; usually the better density.
+    NCEDensity : No game at all; usually the better density still.
+
+    References
+    ----------
+    .. [1] Grathwohl, W., Kelly, J., Hashemi, M., Norouzi, M., Swersky, K. and Duvenaud, D. (2021).
+           No MCMC for me: amortized sampling for fast and stable training of energy-based models.
+           ICLR.
+
+    Examples
+    --------
+    >>> from skebm import AdversarialEBM
+    >>> from skebm.datasets import make_two_moons
+    >>> X = make_two_moons(n_samples=400, random_state=0)
+    >>> density = AdversarialEBM(n_members=1, max_epochs=5, random_state=0).fit(X)
+    >>> density.score_samples(X[:2]).shape
+    (2,)
+    >>> density.generator_.sample(3, random_state=0).shape
+    (3, 2)
+    """
+
+    _parameter_constraints: dict = {
+        **FlowBasedDensity._parameter_constraints,
+        "generator": [StrOptions({"flow", "implicit"})],
+        "generator_learning_rate": [
+            StrOptions({"auto"}),
+            Interval(Real, 0, None, closed="neither"),
+        ],
+        "gradient_penalty": [Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        *,
+        generator="flow",
+        generator_learning_rate="auto",
+        gradient_penalty=0.1,
+        flow="coupling",
+        base="flow",
+        energy_model="auto",
+        n_members=4,
+        hidden_layer_sizes=(128, 128),
+        learning_rate="auto",
+        weight_decay=1e-3,
+        batch_size=256,
+        max_epochs="auto",
+        early_stopping=True,
+        validation_fraction=0.1,
+        patience=20,
+        n_partition_samples="auto",
+        smoothing=0.0,
+        contamination="auto",
+        callbacks=None,
+        device="auto",
+        random_state=None,
+        warm_start=False,
+        verbose=0,
+    ):
+        self.generator = generator
+        self.generator_learning_rate = generator_learning_rate
+        self.gradient_penalty = gradient_penalty
+        self.flow = flow
+        self.base = base
+        self.energy_model = energy_model
+        self.n_members = n_members
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.n_partition_samples = n_partition_samples
+        self.smoothing = smoothing
+        self.contamination = contamination
+        self.callbacks = callbacks
+        self.device = device
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+
+    def _train(self, members, seed, refresh, device, kept, progress):
+        flow, coordinates = self._start
+        implicit = self.generator == "implicit"
+        if implicit:
+            rival = ImplicitGenerator(
+                flow.n_features, len(members), generator=torch.Generator().manual_seed(seed)
+            )
+            # not in the game, whose early stopping would count these steps
+            self._settle(members, rival, None, GENERATOR_STEPS, seed + 2, device)
+        else:
+            rival = copy.deepcopy(flow).requires_grad_(True)
+
+        def loss(game, y, z, log_base, weight, drawn):
+            points, log_rival, log_base_there = drawn()
+            z = z.clamp(-CLIP, CLIP)
+            f = game.energy(torch.cat([z, points.clamp(-CLIP, CLIP)], dim=1))
+            f_data, f_rival = f.split([z.shape[1], points.shape[1]], dim=1)
+            bound = variational_bound_terms(f_rival, log_base_there, log_rival).mean(1)
+            value = (weight * f_data).mean(1) - bound
+            if self.gradient_penalty > 0:
+                penalties = gradient_penalties(game.energy, z)
+                value = value - self.gradient_penalty * (weight * penalties).mean(1)
+            return -value.sum()
+
+        trained, _ = self._play(
+            members, rival, loss, lambda n_steps: implicit or n_steps > HEAD_START,
+            learning_rate=if_auto(self.learning_rate, 1e-3),
+            rival_learning_rate=if_auto(self.generator_learning_rate, 1e-3 if implicit else 5e-4),
+            seed=seed, refresh=refresh, device=device, kept=kept, progress=progress,
+        )  # fmt: skip
+        if implicit:
+            self._settle(members, rival, trained.energy, SETTLING_STEPS, seed + 1, device)
+            rival.cpu().requires_grad_(False)
+        else:
+            self._trained = copy.deepcopy(rival), coordinates
+        self._rival = rival.double(), coordinates
+        return trained
+
+    def _settle(self, members, rival, energy, n_steps, seed, device):
+        """Let the generator alone follow the bases, tilted by energies where there are any."""
+        log_base, features = self._views(members, device)
+        if energy is not None:
+            energy = copy.deepcopy(energy).float().to(device).requires_grad_(False)
+        rival.to(device).requires_grad_(True)
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def loss(rival, batch):
+            y, log_rival = rival.rsample(self.batch_size, generator)
+            f = 0.0 if energy is None else energy(features(y).clamp(-CLIP, CLIP))
+            return -variational_bound_terms(f, log_base(y), log_rival).mean(1).sum()
+
+        train(
+            rival, loss, [(torch.empty(0),)] * n_steps, learning_rate=SETTLING_RATE,
+            weight_decay=0.0, max_epochs=1, device=device,
+        )  # fmt: skip
+
+    def _report(self, members, trained, accepted, partition):
+        super()._report(members, trained, accepted, partition)
+        for name in ("_stages", "_trained"):
+            self.__dict__.pop(name, None)
+        rival = self.__dict__.pop("_rival", None)
+        if rival is None:  # nothing was trained
+            self.generator_ = FlowDensity(self._columns, members.noise)
+            draw = partial(draw_from_laws, members.noise)
+        else:
+            if self.generator == "flow":
+                self.generator_ = FlowDensity(self._columns, rival[1].laws(rival[0]))
+            else:
+                self.generator_ = ImplicitSampler(self._columns, *rival)
+            draw = partial(draw_from_rival, *(copy.deepcopy(p).to(self._device) for p in rival))
+        bound, error = self._bound(draw, members.generator)
+        self.log_partition_bound_ = bound.cpu().numpy()
+        self.log_partition_bound_std_error_ = error.cpu().numpy()
+
+    @torch.no_grad()
+    def _bound(self, draw, generator):
+        """Lower bounds on the log Z of all members, and their standard errors, (K,) each."""
+        model = self.model_
+        terms = []
+        for _ in range(BOUND_SAMPLES // BOUND_BLOCK):
+            x, log_generator = draw(BOUND_BLOCK, generator)
+            log_base = torch.stack([q.log_prob(r) for q, r in zip(model.bases, x, strict=True)])
+            f = torch.zeros_like(log_generator) if model.is_untilted else model.tilt(x)
+            terms.append(variational_bound_terms(f, log_base, log_generator))
+        terms = torch.cat(terms, dim=1)
+        return terms.mean(1), terms.std(1) / terms.shape[1] ** 0.5
+
+    def sample(self, n_samples=1, random_state=None, *, n_steps=None, start="base"):
+        """Draw new rows from the model.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+        random_state : int, RandomState instance or None, default=None
+            An int gives the same rows at every call.
+        n_steps : int, default=None
+            Steps of the Metropolis-adjusted Langevin algorithm under the model, from the start. By
+            default 100 from an implicit generator, whose draws nothing else corrects, and 0
+            otherwise.
+        start : {"base", "generator"}, default="base"
+            "base": rows that the base proposes, kept by their importance. "generator": rows that
+            the generator proposes; those of a flow are kept by their importance (of four draws for
+            every row), those of an implicit generator have no density and are taken as they are.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features), float64
+            In random order. For the draws of the generator as they are, see `generator_`.
+        """
+        if start not in ("base", "generator"):
+            raise ValueError(f"start={start!r} must be 'base' or 'generator'.")
+        implicit = start == "generator" and isinstance(
+            getattr(self, "generator_", None), ImplicitSampler
+        )
+        if n_steps is None:
+            n_steps = GENERATOR_MALA_STEPS if implicit else 0
+        if start == "base":
+            return super().sample(n_samples, random_state, n_steps=n_steps)
+        generator = self._sampling_generator(random_state, n_samples=n_samples, n_steps=n_steps)
+        seed = generator.initial_seed()
+        rows = self.generator_.sample(n_samples * (1 if implicit else PROPOSED), seed)
+        if not implicit:
+            log_weights = self._score(rows) - self.generator_.score_samples(rows)
+            weights = np.exp(log_weights - log_weights.max())
+            rng = np.random.RandomState(seed)
+            # systematic resampling: copies in proportion to the weights, up to one
+            edges = np.cumsum(weights) / weights.sum()
+            picked = np.searchsorted(
+                edges, (np.arange(n_samples) + rng.random_sample()) / n_samples
+            )
+            rows = rows[rng.permutation(np.minimum(picked, len(rows) - 1))]
+        x, _ = self._tensor(rows)
+        with limit_threads(1):
+            x = self._walk(x, n_steps, generator)
+        return self._columns.restore(x.cpu().numpy())

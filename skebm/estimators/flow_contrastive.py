@@ -1,0 +1,300 @@
+"""Flow-contrastive estimation."""
+
+import copy
+import math
+from dataclasses import replace
+from functools import partial
+from numbers import Real
+
+import numpy as np
+import torch
+
+from skebm._sklearn_compat import Interval
+from skebm.objectives import nce_losses
+
+from ._base import halves
+from ._flow_based import HEAD_START, FlowBasedDensity, FlowDensity, held_out_log_likelihood
+from ._model import CLIP
+from ._neural import if_auto, train_against_noise
+
+ACCURACY_MEMORY = 0.9
+"""Of the moving average of the discriminator's accuracy, per step."""
+
+REFINEMENT_RATE = 0.3
+"""Learning rate of the refinement, as a share of that of the game."""
+
+NOISE_RATIO = 4
+"""Samples of the frozen flow per row, in the refinement."""
+
+STAGES = ("flow", "flow_after_game", "energy_after_game", "energy_refined")
+
+
+class FlowContrastiveDensity(FlowBasedDensity):
+    r"""Normalised density by flow-contrastive estimation: an energy and a flow in one game.
+
+    .. math:: \log p(x) = \log q_0(x) + f(x) - \log Z \quad\text{(nats, in the units of X)}
+
+    A normalizing flow is fitted by maximum likelihood, and is the base q_0. Then a copy of it, the
+    noise q, plays against the energy: a discriminator
+
+    .. math:: D(x) = \sigma\left(\log q_0(x) + f(x) - c - \log q(x)\right)
+
+    tells rows from samples of the flow, with c a learned log Z [1]_. The energy raises
+
+    .. math:: V = E_{\mathrm{data}} \log D + E_q \log(1 - D),
+
+    which draws p to the data; the flow lowers it, which draws q to the data, so that its samples
+    are always the hard ones. At last the energy is refined against the flow at rest. Of all stages,
+    the flows among them, the state that is best on held-out rows is kept.
+
+    Parameters
+    ----------
+    flow : str, zuko flow or callable, default="coupling"
+        "coupling": coupling flow of rational-quadratic splines, quick in both directions. With zuko
+        installed also "nsf", "maf", "nice" and "gf" of its flows, or a flow of zuko without
+        context, or a callable that makes one from n_features. It sees Gaussianised columns.
+    generator_learning_rate : float, default=3e-4
+        Of the flow, in the game.
+    accuracy_threshold : float, default=0.5
+        The flow takes a step whenever the discriminator tells at least this share of rows and
+        samples apart rightly, on a moving average; below, the energy is given time.
+    refinement : bool, default=True
+        Whether noise-contrastive estimation against the flow at rest follows the game.
+    base : {"flow"} or None, default="flow"
+        None is the form of the paper: exp(f) / Z with a confining Gaussian of three standard
+        deviations in place of q_0, which is then also half of the noise of the refinement.
+    energy_model : str, torch.nn.Module or callable, default="auto"
+        "periodic" ("auto"): network on periodic embeddings of the columns. "mlp": network on
+        piecewise-linear embeddings. A module (instance, or a class or factory called with
+        n_features), (n, n_features) -> (n,) or (n, 1), which is copied and never trained itself.
+        Energies see Gaussianised columns clipped to five standard deviations.
+    n_members : int, default=4
+        Members of the cross-fitted ensemble. 1 is the plain model with a validation split.
+    hidden_layer_sizes : sequence of int, default=(128, 128)
+        Of the energies.
+    learning_rate : float or "auto", default="auto"
+        Of the energies in the game; "auto" is 3e-3. The refinement takes .3 of it.
+    weight_decay : float, default=1e-3
+        Of AdamW, for the energies.
+    batch_size : int, default=256
+        Rows, and samples of the flow, per member and step.
+    max_epochs : int or "auto", default="auto"
+        Passes over the rows, at most, of game and of refinement; "auto" is 30, or 1,000 steps if
+        that is more, and for the refinement as in :class:`~skebm.NCEDensity`. 0 is the flow alone.
+    early_stopping : bool, default=True
+        Whether to stop by, and keep the best state on, held-out normalised likelihood.
+    validation_fraction : float, default=0.1
+        Rows held out when `n_members` is 1. With more members every row is held out once.
+    patience : int, default=20
+        Epochs without improvement before a stage stops.
+    n_partition_samples : int or "auto", default="auto"
+        Samples per member for log Z. "auto" draws until its standard error is below .01 nats, and
+        anneals where the effective sample size stays below one per cent.
+    smoothing : float, "scott" or "multiscale", default=0.0
+        As in :class:`~skebm.NCEDensity`.
+    contamination : float or "auto", default="auto"
+        Share of the training rows that `predict` calls outliers. "auto" takes the threshold from
+        out-of-fold scores instead, so that 5 % of *new* rows of the same law fall below it.
+    callbacks : list of skorch callbacks, default=None
+        Called in the game and in the refinement.
+    device : str, default="auto"
+        "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps".
+    random_state : int, RandomState instance or None, default=None
+        An int makes fits bit-identical on one machine.
+    warm_start : bool, default=False
+        Whether a second `fit` keeps flow and columns, and goes on from the trained energies.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Attributes
+    ----------
+    flow_ : FlowDensity
+        The flow after the game, with `score_samples`, `score` and `sample`, in the units of X.
+    stages_ : dict
+        Held-out log-likelihood in nats per row, out of fold: of the ``flow`` fitted by maximum
+        likelihood, the ``flow_after_game``, the ``energy_after_game`` and the ``energy_refined``
+        (the best state so far; before recalibration).
+    log_partition_ : ndarray of shape (n_members,)
+        Measured log Z of every member, in nats; 0 where no tilt was accepted.
+    log_partition_std_error_ : ndarray of shape (n_members,)
+        Its standard error.
+    log_partition_learned_ : ndarray of shape (n_members,)
+        The c of the discriminator, where a tilt was accepted.
+    effective_sample_size_ : ndarray of shape (n_members,)
+        Effective number of samples behind log Z; inf where log Z is exact.
+    history_ : dict of ndarrays
+        ``n_iter``, ``held_out_log_likelihood`` (nats per row, out of fold, before recalibration;
+        the first entry is the base), ``train_loss`` and ``jensen_shannon``, the Jensen-Shannon
+        divergence between data and flow that the discriminator sees, log 2 + V / 2, in nats (NaN
+        in the refinement).
+    n_iter_ : int
+        Epochs of the state kept, those of game and refinement together; 0 if none was accepted.
+    offset_ : float
+        Threshold of `predict` on `score_samples`.
+    out_of_fold_scores_ : ndarray of shape (n_rows,)
+        Log-density of every training row (of positive weight) under the member that has not seen
+        it; NaN for rows that were never held out.
+    model_ : torch.nn.Module
+        The fitted density on standardised columns.
+    n_features_in_ : int
+        Number of columns seen in `fit`.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the columns, where X had any.
+
+    See Also
+    --------
+    NCEDensity : Contrast with samples of a base at rest; usually the better density, and sooner.
+
+    References
+    ----------
+    .. [1] Gao, R., Nijkamp, E., Kingma, D. P., Xu, Z., Dai, A. M. and Wu, Y. N. (2020). Flow
+           contrastive estimation of energy-based models. CVPR.
+
+    Examples
+    --------
+    >>> from skebm import FlowContrastiveDensity
+    >>> from skebm.datasets import make_two_moons
+    >>> X = make_two_moons(n_samples=400, random_state=0)
+    >>> density = FlowContrastiveDensity(n_members=1, max_epochs=5, random_state=0).fit(X)
+    >>> density.score_samples(X[:2]).shape
+    (2,)
+    >>> density.flow_.sample(3, random_state=0).shape
+    (3, 2)
+    """
+
+    _parameter_constraints: dict = {
+        **FlowBasedDensity._parameter_constraints,
+        "generator_learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "accuracy_threshold": [Interval(Real, 0, 1, closed="both")],
+        "refinement": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        *,
+        flow="coupling",
+        generator_learning_rate=3e-4,
+        accuracy_threshold=0.5,
+        refinement=True,
+        base="flow",
+        energy_model="auto",
+        n_members=4,
+        hidden_layer_sizes=(128, 128),
+        learning_rate="auto",
+        weight_decay=1e-3,
+        batch_size=256,
+        max_epochs="auto",
+        early_stopping=True,
+        validation_fraction=0.1,
+        patience=20,
+        n_partition_samples="auto",
+        smoothing=0.0,
+        contamination="auto",
+        callbacks=None,
+        device="auto",
+        random_state=None,
+        warm_start=False,
+        verbose=0,
+    ):
+        self.flow = flow
+        self.generator_learning_rate = generator_learning_rate
+        self.accuracy_threshold = accuracy_threshold
+        self.refinement = refinement
+        self.base = base
+        self.energy_model = energy_model
+        self.n_members = n_members
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.n_partition_samples = n_partition_samples
+        self.smoothing = smoothing
+        self.contamination = contamination
+        self.callbacks = callbacks
+        self.device = device
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+
+    def _train(self, members, seed, refresh, device, kept, progress):
+        flow, coordinates = self._start
+        flow = copy.deepcopy(flow).requires_grad_(True)
+        learning_rate = if_auto(self.learning_rate, 3e-3)
+        accuracy = torch.zeros((), device=device)
+
+        def loss(game, y, z, log_base, weight, drawn):
+            nonlocal accuracy
+            points, log_flow, log_base_there = drawn()
+            f = game.energy(torch.cat([z, points], dim=1).clamp(-CLIP, CLIP))
+            f_data, f_flow = f.split([z.shape[1], points.shape[1]], dim=1)
+            of_data = log_base + f_data - game.rival.log_prob(y)
+            of_flow = log_base_there + f_flow - log_flow
+            data, rivals = nce_losses(of_data, of_flow, game.log_partition)
+            with torch.no_grad():
+                c = game.log_partition[:, None]
+                right = ((of_data > c).float().mean() + (of_flow < c).float().mean()) / 2
+                accuracy = ACCURACY_MEMORY * accuracy + (1 - ACCURACY_MEMORY) * right
+            return ((weight * data).mean(1) + rivals.mean(1)).sum()
+
+        def plays(n_steps):
+            return n_steps > HEAD_START and bool(accuracy >= self.accuracy_threshold)
+
+        played, game = self._play(
+            members, flow, loss, plays, learning_rate=learning_rate,
+            rival_learning_rate=self.generator_learning_rate, seed=seed, refresh=refresh,
+            device=device, kept=kept, progress=progress,
+        )  # fmt: skip
+        self._trained = flow, coordinates
+        losses = played.history["train_loss"] / len(members)
+        played.history["jensen_shannon"] = math.log(2.0) - 0.5 * losses
+        self._stages["energy_after_game"] = members.mean_gain(played.held, played.pool).item()
+        log_partition = game.log_partition.detach().cpu().double()
+        if not self.refinement:
+            return replace(played, log_partition=log_partition)
+        members.noise = coordinates.laws(flow)
+        if self.base is None:
+            # f is learned where only the confining law has mass, too
+            members.noise = halves(members.noise, members.bases)
+        refined = train_against_noise(
+            members, played.energy.float(), partial(nce_losses, noise_ratio=NOISE_RATIO),
+            learns_partition=True, noise_ratio=NOISE_RATIO, batch_size=self.batch_size,
+            refresh=refresh, log_partition=log_partition,
+            learning_rate=REFINEMENT_RATE * learning_rate,
+            max_epochs=if_auto(self.max_epochs, None),
+            **self._training_options(device, progress),
+        )  # fmt: skip
+        self._stages["energy_refined"] = members.mean_gain(refined.held, refined.pool).item()
+        return _one_after_the_other(played, refined)
+
+    def _report(self, members, trained, accepted, partition):
+        super()._report(members, trained, accepted, partition)
+        laws = members.bases
+        if self.base is None:
+            flow, coordinates = self._start
+            laws = coordinates.laws(flow)
+        stages = {"flow": held_out_log_likelihood(members, laws)}
+        level = held_out_log_likelihood(members, members.bases)
+        for name, gain in self.__dict__.pop("_stages", {}).items():
+            stages[name] = level + gain
+        if "_trained" in vars(self):
+            flow, coordinates = vars(self).pop("_trained")
+            laws = coordinates.laws(flow)
+        self.flow_ = FlowDensity(self._columns, laws)
+        self.stages_ = {s: float(stages[s] + self._columns.log_det) for s in STAGES if s in stages}
+
+
+def _one_after_the_other(first, second):
+    """What two stages of training hand back, as one."""
+    n_first = int(first.history["n_iter"][-1])
+    rest = second.history | {"n_iter": n_first + second.history["n_iter"]}
+    nothing = np.full(len(second.history["gain"]), np.nan)
+    history = {
+        name: np.concatenate([values, rest.get(name, nothing)[1:]])
+        for name, values in first.history.items()
+    }
+    n_iter = first.n_iter if second.n_iter == 0 else n_first + second.n_iter
+    return replace(second, n_iter=n_iter, history=history)

@@ -1,0 +1,461 @@
+"""FlowContrastiveDensity: the game, what each of its stages is worth, and the flow it leaves."""
+
+import copy
+import math
+import pickle
+import warnings
+from functools import cache, partial
+
+import numpy as np
+import pytest
+import torch
+
+from skebm import FlowContrastiveDensity
+from skebm.datasets import Rings
+from skebm.estimators import _flow_based, flow_contrastive
+from skebm.estimators._flow_based import FlowBasedDensity
+
+QUICK = {
+    "n_members": 2, "hidden_layer_sizes": (32,), "learning_rate": 0.01, "max_epochs": 30,
+    "batch_size": 128, "patience": 1000, "random_state": 0,
+}  # fmt: skip
+
+pytestmark = pytest.mark.filterwarnings("ignore:the standard error of log Z")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_flows():
+    """Flows that fit in a fraction of a second, and leave the energies something to learn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_flow_based, "build_flow", partial(_flow_based.build_flow, **SMALL))
+        patch.setattr(_flow_based, "FLOW_EPOCHS", 10)
+        patch.setattr(flow_contrastive, "HEAD_START", 20)
+        yield
+
+
+SMALL = {"n_layers": 2, "hidden": (16,), "n_bins": 4}
+
+
+def density(**options):
+    return FlowContrastiveDensity(**QUICK | options)
+
+
+@cache
+def rings():
+    return Rings().sample(1000, random_state=0)
+
+
+@cache
+def new_rings():
+    return Rings().sample(4000, random_state=1)
+
+
+@cache
+def fitted(**options):
+    return density(**options).fit(rings())
+
+
+@cache
+def plane(low=-9.0, high=9.0, n=201):
+    """Cell centres, (n^2, 2), and the area of a cell."""
+    t = np.linspace(low, high, n)
+    return np.stack(np.meshgrid(t, t), -1).reshape(-1, 2), (t[1] - t[0]) ** 2
+
+
+def log_mass(log_density):
+    points, area = plane()
+    return math.log(np.exp(log_density(points)).sum() * area)
+
+
+# ---------------------------------------------------------------------- the game
+
+
+class GameSeen(Exception):
+    pass
+
+
+@pytest.mark.parametrize("base", ["flow", None])
+def test_the_value_of_the_game_is_that_of_the_paper(base, monkeypatch):
+    seen = {}
+
+    def play(self, members, rival, loss, plays, **options):
+        log_base, features = self._views(members, torch.device("cpu"))
+        generator = torch.Generator().manual_seed(1)
+
+        class Game(torch.nn.Module):
+            def energy(self, z):
+                assert z.abs().max() <= 5.0
+                return torch.sin(2 * z).sum(-1) + 0.3 * z.square().sum(-1)
+
+        game = Game()
+        game.rival = rival
+        for parameter in rival.parameters():  # no longer where it started
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        game.log_partition = torch.tensor([0.4, -0.7])
+        y = 1.5 * torch.randn(2, 50, 2, generator=generator)
+        weight = torch.rand(2, 50, generator=generator)
+        points, log_rival = rival.rsample(60, generator)
+        drawn = features(points), log_rival, log_base(points)
+        value = loss(game, y, features(y), log_base(y), weight, lambda: drawn)
+        # Gao et al. (2020), equation 9, with p = exp(-E - c): the energy raises, the flow lowers
+        # V = E log p / (p + q) + E log q / (p + q)
+        paper = 0.0
+        for k in range(2):
+            to_y = self._start[1].maps[k]
+            for rows, w, of_data in ((y[k], weight[k], True), (points[k], torch.ones(60), False)):
+                x = to_y.inverse(rows.double())
+                log_det = to_y(x)[1]
+                log_q = members.bases[k].log_prob(x) - log_det
+                z = members.features.transform(x)[0].float()
+                f = game.energy(z.clamp(-5, 5)[None])[0]
+                p = torch.exp(log_q + f - game.log_partition[k])
+                q = torch.exp(rival.log_prob(rows.expand(2, -1, -1))[k])
+                paper = paper + (w * torch.log((p if of_data else q) / (p + q))).mean()
+        seen["values"] = value.item(), -paper.item()
+        # opposite signs for the players come from the engine: one gradient, through samples, too
+        gradients = torch.autograd.grad(value, list(rival.parameters()), allow_unused=True)
+        seen["moved"] = sum(g.abs().sum().item() for g in gradients if g is not None)
+        raise GameSeen
+
+    monkeypatch.setattr(FlowBasedDensity, "_play", play)
+    with pytest.raises(GameSeen):
+        density(base=base).fit(rings())
+    assert seen["values"][0] == pytest.approx(seen["values"][1], rel=1e-4)
+    assert seen["moved"] > 0
+
+
+def test_jensen_shannon_is_of_the_value():
+    estimator = fitted()
+    history = estimator.history_
+    n_game = np.flatnonzero(np.isfinite(history["jensen_shannon"])).max()
+    assert n_game == QUICK["max_epochs"]
+    assert all(len(values) == 2 * QUICK["max_epochs"] + 1 for values in history.values())
+    assert history["n_iter"].tolist() == list(range(61))
+    divergence = history["jensen_shannon"]
+    assert np.isnan(divergence[0])
+    assert np.isnan(divergence[n_game + 1 :]).all()
+    divergence = divergence[1 : n_game + 1]
+    value = -history["train_loss"][1 : n_game + 1] / 2  # of two members
+    np.testing.assert_allclose(divergence, math.log(2) + value / 2)
+    assert (divergence > -0.05).all()
+    assert (divergence < math.log(2) + 0.05).all()
+    assert divergence[-1] > 0.02  # rings are no such flow
+
+
+def test_jensen_shannon_of_a_flow_that_is_right_is_nothing():
+    rows = np.random.default_rng(0).normal(size=(1000, 2))
+    estimator = density(learning_rate=0.002, max_epochs=10, refinement=False).fit(rows)
+    assert np.nanmax(np.abs(estimator.history_["jensen_shannon"])) < 0.02
+
+
+def test_the_game_moves_the_flow_and_does_not_ruin_it():
+    estimator, start = fitted(generator_learning_rate=0.003), fitted(max_epochs=0)
+    before, after = (e.flow_.score_samples(new_rings()) for e in (start, estimator))
+    assert np.abs(after - before).mean() > 0.01
+    assert after.mean() > before.mean() - 0.05
+
+
+# ---------------------------------------------------------------------- the density
+
+
+def test_energy_is_far_better_than_its_flow_on_rings():
+    estimator = fitted()
+    assert estimator.n_iter_ > 0
+    assert estimator.score(new_rings()) > fitted(max_epochs=0).score(new_rings()) + 0.2
+    assert estimator.score(new_rings()) > estimator.flow_.score(new_rings()) + 0.2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_never_much_below_its_flow(seed):
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_t(5, size=(120, 2)) @ [[1.0, 0.5], [0.0, 1.0]]
+    new = rng.standard_t(5, size=(3000, 2)) @ [[1.0, 0.5], [0.0, 1.0]]
+    estimator = density(random_state=seed, max_epochs=15).fit(rows)
+    flow = density(random_state=seed, max_epochs=0).fit(rows)
+    assert (estimator.score_samples(new) - flow.score_samples(new)).mean() > -0.01
+
+
+@pytest.mark.parametrize("base", ["flow", None])
+def test_density_and_flow_integrate_to_one(base):
+    estimator = fitted(base=base)
+    error = math.sqrt(np.square(estimator.log_partition_std_error_).sum()) / 2
+    assert abs(log_mass(estimator.score_samples)) < 0.02 + 3.0 * error
+    assert abs(log_mass(estimator.flow_.score_samples)) < 0.01
+
+
+def test_learned_log_z_is_the_measured_one():
+    estimator = fitted()
+    model = copy.deepcopy(estimator.model_)
+    model.calibrate(1.0, model.mode_weights[:0], [])  # of f before recalibration
+    with torch.no_grad():
+        _, log_weights = model.draw(20_000, torch.Generator().manual_seed(0))
+    measured = log_weights.logsumexp(1).numpy() - math.log(20_000)
+    np.testing.assert_allclose(estimator.log_partition_learned_, measured, atol=0.1)
+
+
+def test_without_a_base_it_is_a_density_all_the_same():
+    estimator = fitted(base=None)
+    assert estimator.n_iter_ > 0
+    # mass where the flow has none is taken away in the refinement
+    assert estimator.score(new_rings()) > estimator.base_score_samples(new_rings()).mean() + 1.0
+    stages = estimator.stages_
+    assert stages["flow"] == pytest.approx(fitted(max_epochs=0).stages_["flow"], abs=0.1)
+    assert stages["energy_refined"] > stages["energy_after_game"] + 0.2
+    alone = fitted(base=None, max_epochs=0)
+    assert alone.flow_.score(new_rings()) > alone.score(new_rings()) + 0.5
+    assert set(alone.stages_) == {"flow"}
+    assert alone.stages_["flow"] == pytest.approx(alone.flow_.score(new_rings()), abs=0.15)
+
+
+# ---------------------------------------------------------------------- stages
+
+
+def test_stages_only_rise():
+    estimator = fitted()
+    stages = estimator.stages_
+    assert list(stages) == ["flow", "flow_after_game", "energy_after_game", "energy_refined"]
+    assert all(type(value) is float for value in stages.values())
+    assert stages["flow"] <= stages["energy_after_game"] + 1e-6
+    assert stages["energy_after_game"] <= stages["energy_refined"] + 1e-6
+    level = estimator.history_["held_out_log_likelihood"]
+    assert level[0] == pytest.approx(stages["flow"], abs=1e-6)
+    assert np.nanmax(level[: QUICK["max_epochs"] + 1]) == pytest.approx(
+        stages["energy_after_game"], abs=1e-5
+    )
+    assert np.nanmax(level) == pytest.approx(stages["energy_refined"], abs=1e-5)
+    # the flow's is what its scores out of fold say
+    start = fitted(max_epochs=0)
+    assert start.stages_["flow"] == pytest.approx(start.out_of_fold_scores_.mean(), abs=1e-9)
+    assert stages["flow"] == pytest.approx(start.stages_["flow"], abs=1e-9)
+
+
+@pytest.mark.parametrize("early_stopping", [True, False])
+def test_without_refinement(early_stopping):
+    estimator = fitted(refinement=False, max_epochs=10, early_stopping=early_stopping)
+    assert set(estimator.stages_) == {"flow", "flow_after_game", "energy_after_game"}
+    assert all(math.isfinite(value) for value in estimator.stages_.values())
+    assert len(estimator.history_["n_iter"]) == 11
+    assert np.isfinite(estimator.history_["jensen_shannon"][1:]).all()
+    assert estimator.log_partition_learned_.shape == (2,)
+
+
+def test_without_early_stopping_nothing_warns():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        estimator = density(early_stopping=False, max_epochs=5).fit(rings())
+    assert estimator.n_iter_ in (0, 10)
+
+
+def test_no_epochs_are_the_flow_alone():
+    estimator = fitted(max_epochs=0)
+    scores = estimator.score_samples(new_rings())
+    np.testing.assert_allclose(estimator.flow_.score_samples(new_rings()), scores, atol=1e-9)
+    np.testing.assert_array_equal(estimator.base_score_samples(new_rings()), scores)
+    assert set(estimator.stages_) == {"flow"}
+    assert estimator.n_iter_ == 0
+    assert (estimator.log_partition_ == 0).all()
+    assert not hasattr(estimator, "log_partition_learned_")
+
+
+def test_a_flow_at_rest_stays_what_it_was():
+    estimator = fitted(accuracy_threshold=1.0, max_epochs=10)
+    np.testing.assert_array_equal(
+        estimator.flow_.score_samples(new_rings()),
+        fitted(max_epochs=0).flow_.score_samples(new_rings()),
+    )
+    assert estimator.stages_["flow_after_game"] == estimator.stages_["flow"]
+    moved = fitted(accuracy_threshold=0.0, max_epochs=10).flow_.score_samples(new_rings())
+    assert (moved != estimator.flow_.score_samples(new_rings())).all()
+
+
+def test_head_start_of_the_energy(monkeypatch):
+    monkeypatch.setattr(flow_contrastive, "HEAD_START", 10_000)
+    estimator = density(max_epochs=5, refinement=False).fit(rings())
+    np.testing.assert_array_equal(
+        estimator.flow_.score_samples(new_rings()),
+        fitted(max_epochs=0).flow_.score_samples(new_rings()),
+    )
+
+
+def test_a_flow_that_has_become_better_than_the_energy_is_the_model():
+    # an energy that cannot learn, against a flow that was stopped early
+    options = {
+        "learning_rate": 1e-6,
+        "refinement": False,
+        "accuracy_threshold": 0.0,
+        "max_epochs": 15,
+    }
+    estimator = fitted(generator_learning_rate=0.003, **options)
+    start = fitted(max_epochs=0)
+    if estimator.stages_["flow_after_game"] > estimator.stages_["flow"]:
+        assert estimator.n_iter_ == 0
+        np.testing.assert_allclose(
+            estimator.score_samples(new_rings()), estimator.flow_.score_samples(new_rings()),
+            atol=1e-9,
+        )  # fmt: skip
+    assert estimator.score(new_rings()) > start.score(new_rings()) - 1e-9
+
+
+# ---------------------------------------------------------------------- flow_
+
+
+def test_the_flow_is_a_density_in_the_units_of_X():
+    rows = np.insert(rings() * [100.0, 0.01] + [3e4, -7.0], 1, 5.0, axis=1)
+    new = np.insert(new_rings() * [100.0, 0.01] + [3e4, -7.0], 1, 5.0, axis=1)
+    flow = density(max_epochs=0).fit(rows).flow_
+    scores = flow.score_samples(new)
+    assert scores.shape == (4000,)
+    assert scores.dtype == np.float64
+    # scales 100 and .01 cancel
+    expected = fitted(max_epochs=0).flow_.score_samples(new_rings())
+    np.testing.assert_allclose(scores, expected, atol=0.2)
+    assert flow.score(new) == pytest.approx(scores.mean(), abs=1e-12)
+    drawn = flow.sample(50, random_state=0)
+    assert drawn.shape == (50, 3)
+    assert drawn.dtype == np.float64
+    assert (drawn[:, 1] == 5.0).all()
+    np.testing.assert_array_equal(drawn, flow.sample(50, random_state=0))
+    assert (drawn[:, 0] != flow.sample(50, random_state=1)[:, 0]).all()
+    assert flow.sample().shape == (1, 3)
+    new[:7, 1] += 1e-9
+    assert (flow.score_samples(new)[:7] == -np.inf).all()
+    assert np.isfinite(flow.score_samples(new)[7:]).all()
+
+
+def test_samples_of_the_flow_follow_it():
+    # mean of its log-density: by samples, and by quadrature
+    flow = fitted().flow_
+    points, area = plane()
+    scores = flow.score_samples(points)
+    expected = (np.exp(scores) * scores).sum() * area
+    drawn = flow.score_samples(flow.sample(4000, random_state=0))
+    assert drawn.mean() == pytest.approx(expected, abs=4 * drawn.std() / 4000**0.5 + 0.01)
+
+
+def test_the_flow_refuses_what_it_cannot_score():
+    flow = fitted(max_epochs=0).flow_
+    for rows, message in (
+        (np.zeros((3, 3)), "3 features.*expecting 2"), (np.zeros(2), "2D array"),
+        (np.full((2, 2), np.nan), "NaN"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            flow.score_samples(rows)
+    for n in (0, -1, 2.5, "ten"):
+        with pytest.raises(ValueError, match="n_samples"):
+            flow.sample(n)
+
+
+@pytest.mark.parametrize("name", ["nsf", "class"])
+def test_flows_of_zuko(name, monkeypatch):
+    zuko = pytest.importorskip("zuko")
+    small = {"transforms": 1, "hidden_features": (8,)}
+    monkeypatch.setattr(_flow_based, "build_flow", partial(_flow_based.build_flow.func, **small))
+    monkeypatch.setattr(_flow_based, "FLOW_EPOCHS", 2)
+    options = {
+        "flow": zuko.flows.NICE if name == "class" else name,
+        "max_epochs": 2, "n_partition_samples": 1000,
+    }  # fmt: skip
+    estimator = density(**options).fit(rings()[:200])
+    assert np.isfinite(estimator.score_samples(new_rings())).all()
+    assert estimator.flow_.sample(5, random_state=0).shape == (5, 2)
+    again = density(**options).fit(rings()[:200])
+    np.testing.assert_array_equal(
+        again.score_samples(new_rings()), estimator.score_samples(new_rings())
+    )
+
+
+# ---------------------------------------------------------------------- state
+
+
+def test_pickle():
+    estimator = fitted()
+    data = pickle.dumps(estimator)
+    assert len(data) < 300_000
+    assert b"skorch" not in data
+    other = pickle.loads(data)
+    rows = new_rings()[:100]
+    np.testing.assert_array_equal(other.score_samples(rows), estimator.score_samples(rows))
+    for one, two in ((other, estimator), (other.flow_, estimator.flow_)):
+        np.testing.assert_array_equal(one.sample(9, random_state=0), two.sample(9, random_state=0))
+    np.testing.assert_array_equal(
+        other.flow_.score_samples(rows), estimator.flow_.score_samples(rows)
+    )
+
+
+def test_refit_keeps_nothing_of_the_first():
+    for options in ({"max_epochs": 0}, {"base": None, "max_epochs": 3}, {"max_epochs": 3}):
+        estimator = density(max_epochs=3).fit(rings()[:100])
+        estimator.set_params(**options).fit(rings()[:100])
+        plain = density(**{"max_epochs": 3} | options).fit(rings()[:100])
+        assert set(vars(estimator)) == set(vars(plain))
+        assert not {"_trained", "_stages"} & set(vars(estimator))
+        assert estimator.stages_ == plain.stages_
+        np.testing.assert_array_equal(
+            estimator.score_samples(new_rings()), plain.score_samples(new_rings())
+        )
+
+
+@pytest.mark.parametrize("base", ["flow", None])
+def test_warm_start_goes_on_with_the_same_flow(base):
+    estimator = density(base=base, max_epochs=5, warm_start=True).fit(rings())
+    first, level = estimator.stages_, estimator.score(new_rings())
+    estimator.fit(rings())
+    assert estimator.stages_["flow"] == pytest.approx(first["flow"], abs=0.1)  # other folds
+    assert estimator.score(new_rings()) > level - 0.02
+    estimator.set_params(max_epochs=0).fit(rings())
+    start = density(base=base, max_epochs=0).fit(rings())
+    np.testing.assert_allclose(
+        estimator.flow_.score_samples(new_rings()), start.flow_.score_samples(new_rings()),
+        atol=1e-9,
+    )  # fmt: skip
+
+
+def test_a_fit_that_fails_in_the_game_leaves_the_estimator_as_it_was(monkeypatch):
+    estimator = density(max_epochs=3).fit(rings()[:100])
+    state = dict(vars(estimator))
+    for step in ("_play", "_fit_flow", "_report"):
+        with monkeypatch.context() as patch:
+            patch.setattr(FlowContrastiveDensity, step, lambda *args, **kwargs: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                estimator.fit(rings())
+        assert vars(estimator) == state
+
+
+# ---------------------------------------------------------------------- odd rows
+
+
+def test_weights_ties_and_one_column():
+    rng = np.random.default_rng(0)
+    rows = np.r_[rng.poisson(3.0, 300), rng.poisson(12.0, 100)].astype(float)[:, None]
+    weight = np.r_[np.full(300, 0.2), np.full(100, 3.0)]
+    estimator = density(max_epochs=10).fit(rows, sample_weight=weight)
+    assert np.isfinite(estimator.score_samples(rows)).all()
+    for model in (estimator, estimator.flow_):
+        share = (model.sample(3000, random_state=0) > 7.0).mean()
+        assert share == pytest.approx(np.average(rows[:, 0] > 7, weights=weight), abs=0.08)
+        # no spikes at the integers
+        assert model.score_samples(rows).max() < math.log(0.3)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("n", [2, 3, 7, 20])
+@pytest.mark.parametrize("base", ["flow", None])
+def test_few_rows(n, base):
+    estimator = density(n_members=4, max_epochs=3, base=base).fit(rings()[:n])
+    assert np.isfinite(estimator.score_samples(new_rings())).all()
+    assert np.isfinite(estimator.flow_.score_samples(new_rings())).all()
+    assert estimator.sample(5, random_state=0).shape == (5, 2)
+
+
+def test_out_of_fold_scores_are_those_of_new_rows():
+    """Neither the flows nor their coordinates have seen the rows that they are judged on."""
+    rng = np.random.default_rng(0)
+    gaps, flagged = [], []
+    for seed in range(3):
+        X, fresh = rng.normal(size=(60, 8)), rng.normal(size=(2000, 8))
+        estimator = density(max_epochs=0, random_state=seed).fit(X)
+        gaps.append(estimator.out_of_fold_scores_.mean() - estimator.score(fresh))
+        flagged.append((estimator.predict(fresh) < 0).mean())
+    # the mean of members scores new rows a little better than the one member a held-out row has
+    assert np.mean(gaps) < 0.25
+    assert np.mean(flagged) < 0.1
