@@ -21,6 +21,7 @@ from ._neural import (
     build_energy,
     few_copies,
     if_auto,
+    padded,
     rows_judged,
     train_networks,
 )
@@ -167,14 +168,9 @@ class FlowBasedDensity(BaseTiltedDensity):
             batch_size=self.batch_size,
             generator=generator,
         )
-        longest = max(len(held) for _, held in splits)
-        # shorter folds repeat their last row, with weight zero
-        index = torch.stack([torch.cat([h, h[-1:].expand(longest - len(h))]) for _, h in splits])
-        held_weight = torch.stack(
-            [torch.cat([weight[h], weight.new_zeros(longest - len(h))]) for _, h in splits]
-        )
+        held, lengths = padded([r[h.to(device)] for r, (_, h) in zip(rows, splits, strict=True)])
+        held_weight = torch.cat([weight[h] for _, h in splits])
         held_weight = held_weight / held_weight.sum()
-        held = torch.stack([r[i] for r, i in zip(rows, index.to(device), strict=True)])
 
         def loss(flow, batch):
             points, w = batch
@@ -182,7 +178,9 @@ class FlowBasedDensity(BaseTiltedDensity):
 
         def evaluate(flow):
             parts = [flow.log_prob(c) for c in held.split(JUDGED_AT_ONCE, dim=1)]
-            return (held_weight * torch.cat(parts, dim=1).cpu().double()).sum().item()
+            logs = torch.cat(parts, dim=1).cpu().double()
+            logs = torch.cat([row[:n] for row, n in zip(logs, lengths, strict=True)])
+            return (held_weight @ logs).item()
 
         with torch.enable_grad():
             train(

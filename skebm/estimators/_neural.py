@@ -98,7 +98,7 @@ def train_networks(
     -------
     Trained
     """
-    held_z, lengths = _padded([members.z[held] for _, held in members.splits])
+    held_z, lengths = padded([members.z[held] for _, held in members.splits])
     held_z, pool_z = held_z.float().to(device), members.pool_z.float().to(device)
 
     def judge(module):
@@ -248,7 +248,7 @@ def train_against_noise(
     return replace(trained, log_partition=module.log_partition.detach().cpu().double())
 
 
-def _padded(tensors):
+def padded(tensors):
     """Stack (n_k, d) tensors of slightly different lengths, the last row repeated."""
     lengths = [len(t) for t in tensors]
     longest = max(lengths)
