@@ -1,95 +1,37 @@
-"""The shell of every estimator: validation, members, log Z, sampling, outlier detection."""
+"""The shell of every estimator: validation, scores, outlier detection, pickling."""
 
 import copy
-import math
-import warnings
 from abc import ABC, abstractmethod
 from numbers import Integral, Real
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, DensityMixin, OutlierMixin
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch.distributions import Distribution
 
-from skebm._sklearn_compat import (
-    HasMethods,
-    Interval,
-    StrOptions,
-    _check_sample_weight,
-    _fit_context,
-)
-from skebm.bases import CANDIDATES, MAX_FIT_ROWS, MarginalGaussianization, StackedBase
-from skebm.exceptions import LowEffectiveSampleSizeWarning
-from skebm.partition import (
-    MIN_ESS_SHARE,
-    LogPartition,
-    adaptive_importance_sampling,
-    estimate,
-)
-from skebm.samplers import mala, run
+from skebm._sklearn_compat import Interval, StrOptions, _check_sample_weight, _fit_context
 
-from ._classifiers import ClassifierEnergy
-from ._columns import Columns
-from ._laws import resolve_law
-from ._members import Members, Trained, guard, make_splits, recalibrate
-from ._model import FeatureMap, ScaleAverage, TiltedMixture
-from ._progress import Progress
 from ._threads import limit_threads
 
-TARGET_STD_ERROR = 0.01
-"""Standard error of log Z, in nats, that ``n_partition_samples="auto"`` aims at."""
-
-MAX_PARTITION_SAMPLES = 400_000
-MAX_BLEND_SAMPLES = 32_768
 SCORED_ROWS = 8192
 """Rows that are scored at once, so that memory does not grow with n."""
 
 SMOOTHED_ROWS = 4_000
 """Smoothing makes perturbed copies of few rows, until there are about this many."""
 
-COARSE_SMOOTHING = 0.5
-"""Coarsest scale of ``smoothing="multiscale"``; the others are 0 and Scott's."""
-
-MAX_COPIES = 10.0
-"""Sampling: weights above this multiple of their mean give repeated rows."""
-
-SCORE_SOFTNESS = 0.25
-"""Softness of the trees in `stein_score` where the chosen ones are hard."""
-
 AUTO_CONTAMINATION = 0.05
 """``contamination="auto"``: share of new rows of the same law that `predict` calls outliers."""
 
-LAW = [StrOptions({"auto", *CANDIDATES}), list, tuple, Distribution,
-        HasMethods(["score_samples", "sample"])]  # fmt: skip
 
+class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
+    """What all estimators share; a family of them adds `_fit`, `_score`, `_score_with_std`.
 
-def _has_gradient(estimator):
-    """Whether the fitted (or to be fitted) energy can be differentiated."""
-    model = getattr(estimator, "model_", None)
-    if model is None:
-        return not estimator._energy_is_opaque()
-    members = getattr(model.energy, "members", ())
-    return not any(isinstance(f, ClassifierEnergy) for f in members)
-
-
-class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
-    """What all estimators share; an estimator adds `__init__` and `_train`.
-
-    Parameters are documented in the estimators, whose signatures scikit-learn reads.
+    Parameters are documented in the estimators, whose signatures scikit-learn reads. A fitted one
+    has `_columns` and `model_`, a module on standardised columns.
     """
 
     _parameter_constraints: dict = {
-        "base": [*LAW, None],
-        "energy_model": [
-            StrOptions({"auto", "mlp", "periodic"}),
-            callable,
-            torch.nn.Module,
-        ],  # fmt: skip
-        "n_members": [Interval(Integral, 1, None, closed="left")],
         "hidden_layer_sizes": ["array-like"],
         "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
@@ -98,8 +40,7 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "patience": [Interval(Integral, 1, None, closed="left")],
-        "n_partition_samples": [StrOptions({"auto"}), Interval(Integral, 100, None, closed="left")],
-        "smoothing": [StrOptions({"scott", "multiscale"}), Interval(Real, 0, None, closed="left")],
+        "smoothing": [StrOptions({"scott"}), Interval(Real, 0, None, closed="left")],
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
         "callbacks": [list, tuple, None],
         "device": [str, torch.device],
@@ -108,48 +49,22 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         "verbose": ["verbose"],
     }
 
-    # ------------------------------------------------------------------ what an estimator adds
+    # ------------------------------------------------------------------ what a family adds
 
     @abstractmethod
-    def _train(self, members, seed, refresh, device, kept, progress):
-        """Train energies on `members` and return a `Trained`; `kept` is a model to go on from."""
+    def _fit(self, X, sample_weight, n_threads):
+        """Set everything that ends in an underscore; training may use `n_threads`."""
 
-    def _energy_is_opaque(self):
-        """Whether `energy_model` gives an energy without gradient."""
-        return False
+    @abstractmethod
+    def _score(self, X):
+        """Log-density of validated rows, in the units of X."""
 
-    def _recalibrates(self):
-        """Whether temperature and mode weights are set by held-out likelihood."""
-        return True
+    @abstractmethod
+    def _score_with_std(self, X):
+        """Log-density of validated rows, and its standard error."""
 
     def _check_parameters(self):
         """Raise where parameters contradict each other: before anything is fitted."""
-
-    def _modes(self, x, weight, n_rows, splits, bases, generator):
-        """Laws, one per member, whose components recalibration may weight; None: the bases'."""
-        return None
-
-    def _noise(self):
-        """Law given for the noise; None for the base, or for "auto" where there is none."""
-        return None
-
-    def _laws(self, law, x, weight, splits, generator, seed, progress):
-        """Bases, proposals and noise (or None), one per member; ``law(value, where)`` resolves."""
-        bases = law(self.base, "base")
-        if self._noise() is not None:
-            noise = law(self._noise(), "noise")
-            # noise need not cover the base; log Z and samples come from both
-            return bases, halves(noise, bases), noise
-        if self.base is not None:
-            return bases, bases, None
-        # half of the noise lies where only the confining law has mass: f is then learned, and log Z
-        # measured, there too
-        return bases, halves(law("auto", "noise"), bases), None
-
-    def _transform(self, x, weight, generator):
-        """Bijection to the coordinates of the energies."""
-        some = torch.randperm(len(x), generator=generator)[:MAX_FIT_ROWS]
-        return MarginalGaussianization.fit(x[some].numpy(), sample_weight=weight[some].numpy())
 
     # ------------------------------------------------------------------ fit
 
@@ -182,257 +97,26 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             raise
         return self
 
-    def _fit(self, X, sample_weight, n_threads):
-        self._check_parameters()
-        # a blend of scales (smoothing="multiscale") has nothing to go on from
-        warm = self.warm_start and isinstance(
-            getattr(getattr(self, "model_", None), "features", None), FeatureMap
-        )
-        kept = copy.deepcopy(self.model_).to("cpu") if warm else None
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, reset=kept is None)
+    def _usable_rows(self, X, sample_weight, *, reset):
+        """X as an array, its rows of positive weight, and their weights, of mean one."""
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, reset=reset)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         used = weight > 0
         if used.sum() < 2:
             raise ValueError("sample_weight must be positive for at least 2 samples.")
-        rows, weight = X[used], weight[used] / weight[used].mean()
-        names = getattr(self, "feature_names_in_", range(X.shape[1]))
-        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-        generator = torch.Generator().manual_seed(seed)
-        device = resolve_device(self.device)
-        if kept is not None and kept.n_members != min(self.n_members, len(rows)):
-            kept = None  # other folds, other members: nothing to go on from
-        columns = Columns.learn(rows, names) if kept is None else self._columns
-        with Progress(self.verbose) as progress, torch.no_grad():
-            if self.smoothing == "multiscale":
-                members, model = self._blend(rows, weight, columns, generator, seed, progress)
-                trained, accepted = Trained.nothing(members), False
-            else:
-                members, refresh = self._make_members(
-                    rows, weight, columns, kept, generator, seed, progress
-                )
-                members.n_threads = n_threads
-                model, trained, accepted = self._tilt(
-                    members, kept, seed, refresh, device, progress
-                )
-            partition = self._measure(model, generator, progress)
-        self._columns = columns
-        self.model_ = model.to("cpu" if device.type == "mps" else device)
-        self._report(members, trained, accepted, partition)
-        self._set_threshold(rows, members, X)
+        return X, X[used], weight[used] / weight[used].mean()
 
-    def _make_members(self, rows, weight, columns, kept, generator, seed, progress):
-        """Splits, perturbed rows, bases, features: everything before training."""
-        x, _ = columns.standardize(rows)
-        h = _scott(x) if self.smoothing == "scott" else float(self.smoothing)
-        folds = make_splits(len(x), self.n_members, self.validation_fraction, generator)
-        draw, row_weight, splits = _copies(x, weight, folds, columns, h)
-        x_fit = draw(seed)
+    def _column_names(self, X):
+        return getattr(self, "feature_names_in_", range(X.shape[1]))
 
-        def law(value, where):
-            return resolve_law(
-                value, where, x_fit, row_weight, splits, columns, generator, progress
-            )
+    def _draw_seed(self, random_state):
+        return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
-        if kept is not None:
-            bases, proposals = list(kept.bases), list(kept.proposals)
-            noise = None if self._noise() is None else law(self._noise(), "noise")
-            features = kept.features
-        else:
-            bases, proposals, noise = self._laws(
-                law, x_fit, row_weight, splits, generator, seed, progress
-            )
-            features = FeatureMap(self._transform(x_fit, row_weight, generator))
-        modes = self._modes(x_fit, row_weight, len(x), splits, bases, generator)
-        members = Members(
-            x_fit, row_weight, splits, bases, proposals, features, generator, noise,
-            modes=modes, n_rows=len(x),
-        )  # fmt: skip
-        if h == 0 and not columns.has_ties:
-            return members, None
-
-        def refresh(generator):
-            return draw(int(torch.randint(2**31 - 1, (), generator=generator)))
-
-        return members, refresh
-
-    def _blend(self, rows, weight, columns, generator, seed, progress):
-        """``smoothing="multiscale"``: the geometric mean of the bases at several scales."""
-        if self.base is None or self._noise() is not None:
-            raise ValueError(
-                'smoothing="multiscale" blends bases: it needs a base, and noise=None.'
-            )
-        x, _ = columns.standardize(rows)
-        folds = make_splits(len(x), self.n_members, self.validation_fraction, generator)
-        scales = []
-        for h in (0.0, _scott(x), COARSE_SMOOTHING):
-            draw, row_weight, splits = _copies(x, weight, folds, columns, h)
-            scales.append(
-                resolve_law(self.base, f"base, smoothing {h:.2g}", draw(seed), row_weight, splits,
-                            columns, generator, progress)
-            )  # fmt: skip
-        # their arithmetic mean is normalised, easy to sample, and nowhere below the geometric one
-        bases = [StackedBase(laws, [1.0] * len(laws)) for laws in zip(*scales, strict=True)]
-        draw, row_weight, splits = _copies(x, weight, folds, columns, 0.0)
-        members = Members(
-            draw(seed), row_weight, splits, bases, bases, torch.nn.Identity(), generator
-        )
-        return members, TiltedMixture(bases, bases, torch.nn.Identity(), ScaleAverage(bases))
-
-    def _tilt(self, members, kept, seed, refresh, device, progress):
-        """Train, accept, recalibrate, guard."""
-        if self.max_epochs == 0:
-            trained = Trained.nothing(members)
-        else:
-            with torch.enable_grad():
-                trained = self._train(members, seed, refresh, device, kept, progress)
-        # a warm start that finds nothing better stays at the tilt it came with, and the weights of
-        # modes may be wrong where training found nothing
-        tilted = (
-            trained.n_iter > 0
-            or (kept is not None and not kept.is_untilted)
-            or (members.modes is not None and members.modes is not members.bases)
-        )
-        accepted = False
-        if tilted and trained.energy is not None:
-            temperature, mode_weights = 1.0, torch.zeros(0, dtype=torch.float64)
-            pool, gain = trained.pool, members.gain(trained.held, trained.pool)
-            if self._recalibrates():
-                temperature, mode_weights, gain = recalibrate(members, trained.held, trained.pool)
-                pool = temperature * trained.pool
-                if len(mode_weights):
-                    pool = pool + members.responsibilities()[1] @ mode_weights
-            accepted = self.base is None or members.accepts(gain, pool)
-        if not accepted:
-            untilted = TiltedMixture(members.bases, members.bases, members.features, None)
-            return untilted, trained, False
-        model = TiltedMixture(members.bases, members.proposals, members.features, trained.energy)
-        factor = guard(members, pool)
-        model.calibrate(factor * temperature, factor * mode_weights, members.modes)
-        return model, trained, True
-
-    def _measure(self, model, generator, progress):
-        """Log Z of every member by importance sampling, on fresh samples."""
-        progress.stage("log Z")
-        n_members = model.n_members
-        # the errors of the members are independent and average out
-        target = TARGET_STD_ERROR * math.sqrt(n_members)
-        if self.n_partition_samples == "auto":
-            # a blend of scales is for ranking: its log Z is not worth more in many columns
-            most = MAX_BLEND_SAMPLES if self.smoothing == "multiscale" else MAX_PARTITION_SAMPLES
-            options = {"target_std_error": target, "max_samples": most}
-        else:
-            options = {"target_std_error": 0.0, "max_samples": self.n_partition_samples}
-            options["batch_size"] = max(1, min(8192, self.n_partition_samples // 2))
-        if model.is_untilted:
-            exact = torch.zeros(n_members, dtype=torch.float64)
-            return LogPartition(exact, exact, torch.full_like(exact, math.inf), 0, "exact")
-        partition = adaptive_importance_sampling(
-            lambda n, g: model.draw(n, g)[1], generator, **options
-        )
-        if self.n_partition_samples == "auto":
-            partition = self._anneal_where_needed(model, partition, target, generator, progress)
-        model.log_partition = partition.value
-        model.log_partition_std_error = partition.std_error
-        error = partition.std_error.square().sum().sqrt().item() / n_members
-        share = (partition.ess / partition.n_samples).min().item()
-        if partition.method == "importance sampling" and share < MIN_ESS_SHARE:
-            warnings.warn(
-                f"log Z rests on an effective sample size of {share:.2%}: its standard error "
-                f'({error:.3g} nats) is not to be trusted. Take n_partition_samples="auto", which '
-                "anneals where the base covers the data badly, or another base.",
-                LowEffectiveSampleSizeWarning,
-                stacklevel=5,
-            )
-        elif error > TARGET_STD_ERROR * 1.05:
-            warnings.warn(
-                f"the standard error of log Z is {error:.3g} nats, above {TARGET_STD_ERROR}"
-                + (
-                    ", although it was annealed; another base would help."
-                    if partition.method == "annealed"
-                    else f", after {partition.n_samples} samples per member; raise "
-                    "n_partition_samples."
-                ),
-                LowEffectiveSampleSizeWarning,
-                stacklevel=5,
-            )
-        return partition
-
-    def _anneal_where_needed(self, model, partition, target, generator, progress):
-        """Measure again, by sequential Monte Carlo and bridge sampling, where the ESS is too low.
-
-        The model then goes on as before; its samples are still proposed by the base.
-        """
-        low = (partition.ess < MIN_ESS_SHARE * partition.n_samples).nonzero()[:, 0].tolist()
-        # gradients of a blend of kernel densities are slow, and its log Z is worth less
-        options = (
-            {"n_particles": 512, "max_particles": 512} if self.smoothing == "multiscale" else {}
-        )
-        for done, k in enumerate(low):
-            progress.stage("log Z, annealed", done, len(low))
-            single = model.member(k)
-
-            def log_density(x, single=single):
-                return single.bases[0].log_prob(x) + single.tilt(x[None])[0]
-
-            try:
-                again = estimate(
-                    log_density, model.proposals[k], generator,
-                    target_std_error=target, max_samples=0, **options,
-                )  # fmt: skip
-            except ValueError:  # no path from the proposal to the model
-                return partition
-            # importance sampling is unbiased: far above means that annealing has missed a region
-            missed = (partition.value[k] - again.value).item()
-            error = again.std_error
-            if missed > 3.0 * math.hypot(error, partition.std_error[k].item()):
-                error = max(error, missed)
-            partition.value[k], partition.std_error[k] = again.value, error
-            partition.ess[k] = again.ess
-        return partition._replace(method="annealed") if low else partition
-
-    def _report(self, members, trained, accepted, partition):
-        """Public attributes of a fit."""
-        weight = torch.cat(members.held_weights).numpy()
-        base = torch.cat(
-            [
-                q.log_prob(members.x[held])
-                for q, (_, held) in zip(members.bases, members.splits, strict=True)
-            ]
-        )
-        level = np.average(base.numpy(), weights=weight) + self._columns.log_det
-        history = dict(trained.history)
-        history["held_out_log_likelihood"] = level + history.pop("gain")
-        self.history_ = history
-        self.n_iter_ = trained.n_iter if accepted else 0
-        self.log_partition_ = partition.value.numpy()
-        self.log_partition_std_error_ = partition.std_error.numpy()
-        self.effective_sample_size_ = partition.ess.numpy()
-        self.__dict__.pop("log_partition_learned_", None)
-        if accepted and trained.log_partition is not None:
-            self.log_partition_learned_ = trained.log_partition.numpy()
-            measured = members.log_partition(trained.pool)
-            # before recalibration: that is the f whose log Z was learned
-            gap = (trained.log_partition - measured).abs().max().item()
-            if gap > 0.5:
-                warnings.warn(
-                    f"the learned log Z differs from the measured one by {gap:.2f} nats; the "
-                    "measured one is used. Train longer, or lower learning_rate.",
-                    ConvergenceWarning,
-                    stacklevel=5,
-                )
-
-    def _set_threshold(self, rows, members, X):
-        """Out-of-fold scores of the training rows, and the threshold of `predict`."""
-        with torch.no_grad():
-            x = torch.as_tensor(self._columns.standardize(rows)[0], device=self._device)
-            scores = np.full(len(rows), np.nan)
-            for k, (_, held) in enumerate(members.splits):
-                log_density = self.model_.log_member(k, x[held.to(x.device)])
-                scores[held.numpy()] = log_density.cpu().numpy() + self._columns.log_det
+    def _set_offset(self, scores, weight, X):
+        """Threshold of `predict`, from out-of-fold scores (NaN where there are none)."""
         self.out_of_fold_scores_ = scores
         if self.contamination == "auto":
             held = ~np.isnan(scores)
-            weight = members.weight[: len(rows)].numpy()
             self.offset_ = _weighted_quantile(scores[held], weight[held], AUTO_CONTAMINATION)
         else:
             self.offset_ = float(np.percentile(self._score(X), 100.0 * self.contamination))
@@ -445,22 +129,11 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
     @property
     def _device(self):
-        return self.model_.log_partition.device
+        return next(self.model_.buffers()).device
 
     def _tensor(self, X):
         x, met = self._columns.standardize(X)
         return torch.as_tensor(x, device=self._device), met
-
-    def _on_rows(self, function, X):
-        """Log-density-like `function` of standardised rows; -inf where a constant column moved."""
-        x, met = self._tensor(X)
-        with torch.no_grad(), limit_threads(1):
-            values = torch.cat([function(c) for c in x.split(SCORED_ROWS)]).cpu().numpy()
-            values += self._columns.log_det
-        return np.where(met, values, -np.inf)
-
-    def _score(self, X):
-        return self._on_rows(self.model_.log_prob, X)
 
     def score_samples(self, X, return_std=False):
         """Log-density of every row, normalised.
@@ -469,7 +142,8 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         ----------
         X : array-like of shape (n_samples, n_features)
         return_std : bool, default=False
-            Also return the standard error that the errors of log Z put on the log-density.
+            Also return the standard error of the log-density: what the error of log Z, or of the
+            integral over latent variables, puts on it.
 
         Returns
         -------
@@ -480,11 +154,7 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             Only if `return_std`; in nats.
         """
         X = self._validate(X)
-        scores = self._score(X)
-        if not return_std:
-            return scores
-        with torch.no_grad():
-            return scores, self.model_.log_prob_std(self._tensor(X)[0]).cpu().numpy()
+        return self._score_with_std(X) if return_std else self._score(X)
 
     def score(self, X, y=None, sample_weight=None):
         """Mean log-density of the rows of X.
@@ -509,150 +179,14 @@ class BaseTiltedDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             )
         return float(np.average(scores, weights=sample_weight))
 
-    def base_score_samples(self, X):
-        """Log-density of every row under the base alone, without the tilt.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-
-        Returns
-        -------
-        ndarray of shape (n_samples,), float64
-            In nats, in the units of X. What `score_samples` adds to it is what the energy learned.
-        """
-        X = self._validate(X)
-        return self._on_rows(self.model_.base_log_prob, X)
-
-    def energy(self, X):
-        """Energy of every row: minus the log-density, up to a constant of the fitted model.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-
-        Returns
-        -------
-        ndarray of shape (n_samples,), float64
-            In nats; with ``n_members=1`` it is -(log q + f).
-        """
-        return -(self.score_samples(X) + self.log_partition_.mean())
-
-    @available_if(_has_gradient)
-    def stein_score(self, X):
-        """Gradient of the log-density at every row.
-
-        Where the chosen energy is a sum of hard trees, whose gradient is zero almost everywhere,
-        the gradient is that of the same trees with softness 0.25.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_features), float64
-            In nats per unit of X; 0 along columns that were constant in `fit`.
-        """
-        X = self._validate(X)
-        gradient = np.zeros(X.shape)
-        score = self._differentiable_model().score(self._tensor(X)[0]).cpu().numpy()
-        gradient[:, self._columns.varying] = score / self._columns.scale
-        return gradient
-
-    def _differentiable_model(self):
-        """The model, with soft trees in place of hard ones."""
-        if getattr(self.model_.energy, "softness", None) != 0.0:
-            return self.model_
-        model = copy.deepcopy(self.model_)
-        model.energy.set_softness(SCORE_SOFTNESS)
-        return model
-
     # ------------------------------------------------------------------ sampling
 
-    def sample(self, n_samples=1, random_state=None, *, n_steps=0):
-        """Draw new rows from the model.
-
-        Rows are proposed by the base and kept by importance: a proposal of weight w appears
-        floor(w / c + U) times, U uniform, so that expected numbers are proportional to w. With
-        c = 10 times the mean weight (less where weights are bounded by less) few rows are repeated.
-
-        Parameters
-        ----------
-        n_samples : int, default=1
-        random_state : int, RandomState instance or None, default=None
-            An int gives the same rows at every call.
-        n_steps : int, default=0
-            Steps of the Metropolis-adjusted Langevin algorithm from those rows, which leave the
-            model as it is and move repeated rows apart. Where the energy has no gradient (hard
-            trees, classifiers) the proposals follow the gradient of the base.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_features), float64
-            In random order.
-        """
-        generator = self._sampling_generator(random_state, n_samples=n_samples, n_steps=n_steps)
-        with torch.no_grad(), limit_threads(1):
-            x = self._shuffled(self._draw(self._member_sizes(n_samples, generator), generator),
-                               generator)  # fmt: skip
-        return self._columns.restore(self._walk(x, n_steps, generator).cpu().numpy())
-
-    def _walk(self, x, n_steps, generator):
-        """Steps of MALA under the model, from rows on standardised columns."""
-        if not n_steps:
-            return x
-        chains = run(
-            mala, x, self.model_.log_prob, generator, n_steps=n_steps,
-            n_burn_in=max(20, n_steps // 2), step_size=x.shape[1] ** (-1.0 / 3.0),
-        )  # fmt: skip
-        return chains.samples[-1]
-
-    def _sampling_generator(self, random_state, *, n_samples, n_steps):
+    def _sampling_generator(self, random_state, *, n_samples, n_steps=0):
         check_is_fitted(self)
         for name, value, least in (("n_samples", n_samples, 1), ("n_steps", n_steps, 0)):
             if not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")
-        seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
-        return torch.Generator(self._device).manual_seed(int(seed))
-
-    def _member_sizes(self, n, generator):
-        """How many of n rows come from each member, (K,)."""
-        n_members = self.model_.n_members
-        which = torch.randint(n_members, (int(n),), generator=generator, device=self._device)
-        return which.bincount(minlength=n_members)
-
-    @staticmethod
-    def _shuffled(parts, generator):
-        x = torch.cat(parts)
-        return x[torch.randperm(len(x), generator=generator, device=x.device)]
-
-    def _draw(self, sizes, generator):
-        """Rows of every member by importance, a list of K tensors (sizes[k], d)."""
-        model, n_members = self.model_, self.model_.n_members
-        drawn = [[] for _ in range(n_members)]
-        missing = sizes.clone()
-        cap = None
-        while (missing > 0).any():
-            if model.is_untilted:
-                for k in range(n_members):
-                    drawn[k].append(model.bases[k].sample(int(missing[k]), generator))
-                break
-            n_proposed = int(1.1 * missing.max() * (cap or 2.0))  # one in cap is kept
-            n_proposed = max(1024, min(n_proposed, 65_536))
-            x, log_weights = model.draw(n_proposed, generator)
-            weights = (log_weights - model.log_partition[:, None]).exp()
-            if cap is None:
-                cap = weights.max().clamp(1.0, MAX_COPIES).item()
-            uniform = torch.rand(
-                weights.shape, generator=generator, dtype=torch.float64, device=weights.device
-            )
-            copies = (weights / cap + uniform).floor().long()
-            for k in range(n_members):
-                rows = x[k].repeat_interleave(copies[k], dim=0)[: int(missing[k])]
-                drawn[k].append(rows)
-                missing[k] -= len(rows)
-        return [torch.cat(parts) for parts in drawn]
+        return torch.Generator(self._device).manual_seed(self._draw_seed(random_state))
 
     # ------------------------------------------------------------------ outlier detector
 
@@ -716,19 +250,13 @@ def _weighted_quantile(values, weight, level):
     return float(np.interp(level, position, values[order]))
 
 
-def halves(laws, others):
-    """Mixtures of two laws in equal parts, one per member."""
-    pairs = zip(laws, others, strict=True)
-    return [StackedBase([law, other], [0.5, 0.5]) for law, other in pairs]
-
-
-def _scott(x):
+def scott(x):
     """Scott's rule, in standard deviations."""
     n, d = x.shape
     return n ** (-1.0 / (d + 4))
 
 
-def _copies(x, weight, folds, columns, h):
+def perturbed_copies(x, weight, folds, columns, h):
     """Perturbed copies of the rows, their weights, and the folds of the copies.
 
     Without smoothing there is one copy. All copies of a row lie in one fold; the first alone is

@@ -118,13 +118,20 @@ class Opponent:
     module : nn.Module
         Part of the module that is trained; the rest of it lowers the loss.
     learning_rate : float
-    plays : callable
-        ``plays()`` -> bool, asked once per step: whether the opponent takes this one, too.
+    plays : callable, optional
+        ``plays()`` -> bool, asked once per step: whether the opponent takes this one, too. It
+        always does by default.
+    n_solo_steps : int, default=0
+        Steps that it takes alone before each step of the game.
+    solo_loss : callable, optional
+        ``solo_loss(module)`` -> scalar tensor: what it raises in those, on rows of its own choice.
     """
 
     module: nn.Module
     learning_rate: float
-    plays: Callable[[], bool]
+    plays: Callable[[], bool] = lambda: True
+    n_solo_steps: int = 0
+    solo_loss: Callable[[nn.Module], Tensor] | None = None
 
 
 def train(
@@ -224,20 +231,23 @@ def train(
 class _Player:
     """An optimiser with clipped gradients, a warm-up and a cosine.
 
-    The last two are factors on the rates in force: a user's scheduler keeps its say.
+    The last two are factors on the rates in force: a user's scheduler keeps its say. The warm-up
+    counts the player's own steps, the cosine those of the training: whoever sits out now and then
+    ends with everybody else.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, n_steps: int):
-        self.optimizer, self.n_steps = optimizer, n_steps
+        self.optimizer = optimizer
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.n_warm_up = max(1, min(WARM_UP_STEPS, n_steps // 10))
-        self.step, self.factor = 0, 1.0
+        self.n_taken, self.factor = 0, 1.0
 
-    def take_step(self) -> None:
+    def take_step(self, progress: float) -> None:
+        """Step by the gradients in place; `progress` of the training is in [0, 1)."""
         nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
-        cosine = 0.5 * (1 + math.cos(math.pi * self.step / self.n_steps))
-        self.step += 1
-        factor = min(1.0, self.step / self.n_warm_up) * cosine
+        self.n_taken += 1
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        factor = min(1.0, self.n_taken / self.n_warm_up) * cosine
         for group in self.optimizer.param_groups:
             group["lr"] *= factor / self.factor
         self.factor = factor
@@ -282,7 +292,8 @@ def _net_class() -> type:
                     yield name, parameter
 
         def fit_loop(self, X, y=None, epochs=None, **fit_params):
-            players = [_Player(self.optimizer_, self.max_epochs * len(self.batches))]
+            self.n_steps, self.n_done = self.max_epochs * len(self.batches), 0
+            players = [_Player(self.optimizer_, self.n_steps)]
             if self.opponent is not None:
                 optimizer = torch.optim.AdamW(
                     self.opponent.module.parameters(),
@@ -290,7 +301,7 @@ def _net_class() -> type:
                     weight_decay=0.0,
                     fused=True,
                 )
-                players.append(_Player(optimizer, self.max_epochs * len(self.batches)))
+                players.append(_Player(optimizer, self.n_steps))
             self.players = players
             self.averaged = _AveragedWeights(self.module_)
             self.best_epoch, self.best_gain, self.best_state = 0, -math.inf, None
@@ -322,17 +333,22 @@ def _net_class() -> type:
                 # bookkeeping per batch costs as much as a small step: only when somebody listens
                 if self.callbacks_:
                     self.notify("on_batch_begin", batch=batch, training=training)
+                progress = self.n_done / self.n_steps
+                self.n_done += 1
+                if self.opponent is not None:
+                    for _ in range(self.opponent.n_solo_steps):
+                        self.players[1].optimizer.zero_grad()
+                        self.opponent.solo_loss(self.module_).backward()
+                        self.raise_by_opponent(progress)
                 for player in self.players:
                     player.optimizer.zero_grad()
                 step = step_fn(batch)
                 if self.callbacks_:
                     named = list(self.get_all_learnable_params())
                     self.notify("on_grad_computed", named_parameters=named, batch=batch)
-                self.players[0].take_step()
+                self.players[0].take_step(progress)
                 if self.opponent is not None and self.opponent.plays():
-                    for parameter in self.players[1].parameters:
-                        parameter.grad.neg_()
-                    self.players[1].take_step()
+                    self.raise_by_opponent(progress)
                 self.averaged.update()
                 total += step["loss"]
                 if self.callbacks_:
@@ -344,6 +360,11 @@ def _net_class() -> type:
                 raise DivergenceError(f"The training loss became {mean}; {WHAT_TO_LOWER}")
             self.history.record(f"{prefix}_loss", mean)
             self.history.record(f"{prefix}_batch_count", len(iterator))
+
+        def raise_by_opponent(self, progress):
+            for parameter in self.players[1].parameters:
+                parameter.grad.neg_()
+            self.players[1].take_step(progress)
 
         def train_step_single(self, batch, **fit_params):
             loss = self.loss(self.module_, batch)

@@ -13,7 +13,7 @@ from skebm._sklearn_compat import StrOptions
 from skebm.bases import StackedBase, TransformedBase
 from skebm.bases._flows import build_flow
 
-from ._base import BaseTiltedDensity, halves, resolve_device
+from ._base import resolve_device
 from ._engine import MemberBatches, Opponent, train
 from ._model import TiltedMixture
 from ._neural import (
@@ -26,6 +26,7 @@ from ._neural import (
     train_networks,
 )
 from ._threads import limit_threads
+from ._tilted import BaseTiltedDensity, halves
 
 FLOW_LEARNING_RATE = 2e-3
 """Of the fit by maximum likelihood."""

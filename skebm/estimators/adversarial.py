@@ -293,10 +293,10 @@ class AdversarialEBM(FlowBasedDensity):
             rival_learning_rate=if_auto(self.generator_learning_rate, 1e-3 if implicit else 5e-4),
             seed=seed, refresh=refresh, device=device, kept=kept, progress=progress,
         )  # fmt: skip
-        if implicit:
-            self._settle(members, rival, trained.energy, SETTLING_STEPS, seed + 1, device)
-            rival.cpu().requires_grad_(False)
-        else:
+        # what the game leaves behind has followed an energy that still moved
+        self._settle(members, rival, trained.energy, SETTLING_STEPS, seed + 1, device)
+        rival.cpu().requires_grad_(False)
+        if not implicit:
             self._trained = copy.deepcopy(rival), coordinates
         self._rival = rival.double(), coordinates
         return trained

@@ -15,13 +15,13 @@ from skebm.diagnostics import split_r_hat
 from skebm.energies import SpectralBound
 from skebm.objectives import contrastive_divergence_losses
 
-from ._base import BaseTiltedDensity
 from ._chains import SAMPLERS, Chains, fit_stand_in
 from ._engine import MemberBatches
 from ._members import data_modes
 from ._model import CLIP, TiltedMixture
 from ._neural import EnergyAlone, build_energy, few_copies, if_auto, rows_judged, train_networks
 from ._threads import limit_threads
+from ._tilted import BaseTiltedDensity
 
 EPOCHS, STEPS = 30, 1000
 """``max_epochs="auto"``: whichever lasts longer. The learning rate must have come down before the

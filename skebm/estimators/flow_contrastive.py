@@ -12,10 +12,10 @@ import torch
 from skebm._sklearn_compat import Interval
 from skebm.objectives import nce_losses
 
-from ._base import halves
 from ._flow_based import HEAD_START, FlowBasedDensity, FlowDensity, held_out_log_likelihood
 from ._model import CLIP
 from ._neural import if_auto, train_against_noise
+from ._tilted import halves
 
 ACCURACY_MEMORY = 0.9
 """Of the moving average of the discriminator's accuracy, per step."""

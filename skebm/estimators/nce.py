@@ -9,9 +9,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from skebm._sklearn_compat import HasMethods, Interval, StrOptions
 from skebm.objectives import nce_losses, ranking_nce_losses, self_normalized_losses
 
-from ._base import LAW, BaseTiltedDensity
 from ._classifiers import train_classifiers
 from ._neural import build_energy, train_against_noise
+from ._tilted import LAW, BaseTiltedDensity
 
 MANY_ROWS = 5_000
 """Above this many rows boosting defaults to less noise and larger steps."""

@@ -15,11 +15,11 @@ from skebm.objectives import (
     sliced_score_matching_losses,
 )
 
-from ._base import BaseTiltedDensity
 from ._engine import MemberBatches
 from ._members import data_modes
 from ._model import CLIP, feature_scores
 from ._neural import EnergyAlone, build_energy, few_copies, if_auto, rows_judged, train_networks
+from ._tilted import BaseTiltedDensity
 
 EXACT_FEATURES = 10
 """``method="auto"``: up to this many varying columns the Laplacian is computed, beyond sampled."""

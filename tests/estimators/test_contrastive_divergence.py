@@ -19,7 +19,7 @@ from skebm import ContrastiveDivergenceEBM
 from skebm.datasets import TwoMoons
 from skebm.energies import MLPEnergy
 from skebm.estimators import contrastive_divergence
-from skebm.estimators._base import BaseTiltedDensity
+from skebm.estimators._tilted import BaseTiltedDensity
 
 SAMPLERS = ("hmc", "mala", "random_walk", "ula")
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
