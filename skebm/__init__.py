@@ -5,6 +5,7 @@ from skebm.estimators import (
     AdversarialEBM,
     ContrastiveDivergenceEBM,
     FlowContrastiveDensity,
+    ImplicitVAE,
     NCEDensity,
     ScoreMatchingEBM,
 )
@@ -13,6 +14,7 @@ __all__ = [
     "AdversarialEBM",
     "ContrastiveDivergenceEBM",
     "FlowContrastiveDensity",
+    "ImplicitVAE",
     "NCEDensity",
     "ScoreMatchingEBM",
     "__version__",

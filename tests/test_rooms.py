@@ -19,6 +19,7 @@ RANK = {
     "partition": 3,
     "diagnostics": 3,
     "samplers": 2,
+    "latents": 3,
     "objectives": 2,
     "energies": 1,
     "bases": 1,

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from skebm.energies._jets import Source
-from skebm.energies._stack import ModuleStack, _seeded_global_rng
+from skebm.energies._stack import ModuleStack, seeded_global_rng
 
 __all__ = ["derivatives"]
 
@@ -172,7 +172,7 @@ def _through_members(energy, z, directions):
         z, directions = z.unsqueeze(0), None if directions is None else directions.unsqueeze(0)
     source = Source(z, directions)
     energy._next_seed += energy.training
-    with _seeded_global_rng(energy._next_seed, z.device) if energy.training else nullcontext():
+    with seeded_global_rng(energy._next_seed, z.device) if energy.training else nullcontext():
         values = [u(rows) for u, rows in zip(energy.members, source.jet(), strict=True)]
     values = torch.stack([value.reshape(z.shape[1]) for value in values])
     return energy.gain.unsqueeze(-1) * values, source

@@ -108,8 +108,10 @@ class ModuleStack(StackedEnergy):
 
     def __init__(self, energy_model, n_features: int, n_members: int = 1, *, seed: int = 0):
         super().__init__(n_features, n_members)
-        with _seeded_global_rng(seed):
-            members = [_build(energy_model, n_features) for _ in range(n_members)]
+        with seeded_global_rng(seed):
+            members = [
+                build_module(energy_model, "energy_model", n_features) for _ in range(n_members)
+            ]
             self.members = nn.ModuleList(members).to("cpu", torch.float32)
             self.gain = nn.Parameter(torch.zeros(n_members))
             self._probe()
@@ -119,7 +121,7 @@ class ModuleStack(StackedEnergy):
         if not self.training:
             return self._evaluate(z)
         self._next_seed += 1
-        with _seeded_global_rng(self._next_seed, z.device):
+        with seeded_global_rng(self._next_seed, z.device):
             return self._evaluate(z)
 
     def member(self, k: int) -> "ModuleStack":
@@ -146,19 +148,22 @@ class ModuleStack(StackedEnergy):
         self.train()
 
 
-def _build(energy_model, n_features: int) -> nn.Module:
-    if isinstance(energy_model, nn.Module):
-        return copy.deepcopy(energy_model)
-    if not callable(energy_model):
+def build_module(model, name: str, *sizes: int) -> nn.Module:
+    """Copy of a user's module, or what the class or factory `model` makes of `sizes`.
+
+    `name` is that of the parameter, for the errors.
+    """
+    if isinstance(model, nn.Module):
+        return copy.deepcopy(model)
+    call = f"{name}({', '.join(map(str, sizes))})"
+    if not callable(model):
         raise ValueError(
-            "energy_model must be a torch.nn.Module (class or instance) or a factory called with "
-            f"the number of features, got {energy_model!r}."
+            f"{name} must be a torch.nn.Module (class or instance) or a factory called as {call}, "
+            f"got {model!r}."
         )
-    module = energy_model(n_features)
+    module = model(*sizes)
     if not isinstance(module, nn.Module):
-        raise ValueError(
-            f"energy_model({n_features}) must return a torch.nn.Module, got {module!r}."
-        )
+        raise ValueError(f"{call} must return a torch.nn.Module, got {module!r}.")
     return module
 
 
@@ -178,7 +183,7 @@ _GLOBAL_RNG_LOCK = threading.RLock()
 
 
 @contextmanager
-def _seeded_global_rng(seed: int, device: torch.device | None = None):
+def seeded_global_rng(seed: int, device: torch.device | None = None):
     """Run a block with torch's global generators seeded, and put them back as they were."""
     on_cuda = device is not None and device.type == "cuda"
     with _GLOBAL_RNG_LOCK, torch.random.fork_rng(devices=[device] if on_cuda else []):

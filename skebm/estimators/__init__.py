@@ -3,6 +3,7 @@
 from skebm.estimators.adversarial import AdversarialEBM
 from skebm.estimators.contrastive_divergence import ContrastiveDivergenceEBM
 from skebm.estimators.flow_contrastive import FlowContrastiveDensity
+from skebm.estimators.implicit_vae import ImplicitVAE
 from skebm.estimators.nce import NCEDensity
 from skebm.estimators.score_matching import ScoreMatchingEBM
 
@@ -10,6 +11,7 @@ __all__ = [
     "AdversarialEBM",
     "ContrastiveDivergenceEBM",
     "FlowContrastiveDensity",
+    "ImplicitVAE",
     "NCEDensity",
     "ScoreMatchingEBM",
 ]

@@ -2,6 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from itertools import chain
 from numbers import Integral, Real
 
 import numpy as np
@@ -129,7 +130,7 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
     @property
     def _device(self):
-        return next(self.model_.buffers()).device
+        return next(chain(self.model_.parameters(), self.model_.buffers())).device
 
     def _tensor(self, X):
         x, met = self._columns.standardize(X)

@@ -16,16 +16,28 @@ from skebm.objectives.score_matching import (
     score_matching_losses,
     sliced_score_matching_losses,
 )
+from skebm.objectives.variational import (
+    calibrated_scores,
+    entropy_surrogates,
+    gaussian_divergences,
+    sliced_score_network_losses,
+    stein_scores,
+)
 
 __all__ = [
+    "calibrated_scores",
     "contrastive_divergence_losses",
     "denoising_score_matching_losses",
     "draw_directions",
+    "entropy_surrogates",
+    "gaussian_divergences",
     "gradient_penalties",
     "nce_losses",
     "ranking_nce_losses",
     "score_matching_losses",
     "self_normalized_losses",
     "sliced_score_matching_losses",
+    "sliced_score_network_losses",
+    "stein_scores",
     "variational_bound_terms",
 ]

@@ -13,16 +13,20 @@ from skebm.partition._importance import (
     adaptive_importance_sampling,
     importance_sampling,
 )
+from skebm.partition._posterior import Marginals, RowStreams, marginal_likelihoods
 
 __all__ = [
     "MIN_ESS_SHARE",
     "LogPartition",
+    "Marginals",
     "ParticleRun",
+    "RowStreams",
     "Tuning",
     "adaptive_importance_sampling",
     "annealed_importance_sampling",
     "bridge_sampling",
     "estimate",
     "importance_sampling",
+    "marginal_likelihoods",
     "sequential_monte_carlo",
 ]

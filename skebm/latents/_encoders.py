@@ -1,0 +1,120 @@
+"""Encoders: laws of latent variables given rows that can be sampled."""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["GaussianEncoder", "ImplicitEncoder"]
+
+MIN_LOG_SCALE, MAX_LOG_SCALE = -10.0, 3.0
+SIGN = 2.0  # size of the random signs; with signs of one, modes stayed together
+
+
+class GaussianEncoder(nn.Module):
+    r"""Independent normal latent variables, :math:`z = m(x) + s(x) \epsilon`.
+
+    Parameters
+    ----------
+    network : nn.Module
+        (..., d) -> (..., 2 k): m and log s.
+    n_components : int
+        k.
+    """
+
+    def __init__(self, network: nn.Module, n_components: int):
+        super().__init__()
+        self.network, self.n_components = network, n_components
+
+    @property
+    def n_noise(self) -> int:
+        """Random numbers behind one draw."""
+        return self.n_components
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Location m and log s, (..., d) -> (..., k), (..., k)."""
+        location, log_scale = self.network(x).chunk(2, dim=-1)
+        return location, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
+
+    def noise(self, *shape: int, generator: torch.Generator, dtype=torch.float32) -> Tensor:
+        """What draws are made of, (*shape, n_noise)."""
+        like = {"dtype": dtype, "device": generator.device}
+        return torch.randn(*shape, self.n_noise, generator=generator, **like)
+
+    def draw(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Latent variables of rows (n, d) from noise (M, n_noise) that all share, (n, M, k)."""
+        location, log_scale = self(x)
+        return location[:, None] + log_scale.exp()[:, None] * self.standardized(x, noise)
+
+    def standardized(self, x: Tensor, noise: Tensor) -> Tensor:
+        """u = (z - m) / s for rows (n, d) and noise (M, n_noise) or (n, M, n_noise)."""
+        return noise.expand(len(x), *noise.shape[-2:])
+
+    def moments(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (n, k) and covariance (n, k, k) of the latent variables of rows (n, d).
+
+        Exact here; from the draws that `noise`, (M, n_noise), makes where there is no formula.
+        """
+        location, log_scale = self(x)
+        return location, (2 * log_scale).exp().diag_embed()
+
+
+class ImplicitEncoder(GaussianEncoder):
+    r"""Latent variables of any law, :math:`z = m(x) + s(x)\, u`, with no density.
+
+    .. math:: u = \epsilon + g(x, \epsilon', b)
+
+    where epsilon and epsilon' are normal, b are random signs (which let the law fall into pieces),
+    and g is a network that starts at zero: at the start this is the :class:`GaussianEncoder`. The
+    epsilon that g does not see keeps the law of u smooth, so that its score can be learned (an
+    encoder that could shape all of its noise ran ahead of its score, into laws of no width). The
+    entropy is sum(log s) + H(u | x), so that only u needs a score,
+
+    .. math:: \nabla_u \log q(u \mid x) \approx h(x, u) - u .
+
+    Parameters
+    ----------
+    network, n_components
+        As of :class:`GaussianEncoder`.
+    residual : nn.Module
+        g, (..., d + 2 k) -> (..., k), of rows, normal noise and signs.
+    score_network : nn.Module or None
+        h, (..., d + k) -> (..., k); None where the score is estimated otherwise.
+    """
+
+    def __init__(self, network, n_components, residual, score_network):
+        super().__init__(network, n_components)
+        self.residual, self.score_network = residual, score_network
+
+    @property
+    def n_noise(self) -> int:
+        return 3 * self.n_components
+
+    def noise(self, *shape, generator, dtype=torch.float32):
+        noise = super().noise(*shape, generator=generator, dtype=dtype)
+        normal, signs = noise.split([2 * self.n_components, self.n_components], dim=-1)
+        return torch.cat([normal, SIGN * signs.sign()], dim=-1)
+
+    def standardized(self, x, noise):
+        noise = noise.expand(len(x), *noise.shape[-2:])
+        own, rest = noise.split([self.n_components, 2 * self.n_components], dim=-1)
+        return own + self.residual(self._beside(x, rest))
+
+    def moments(self, x, noise):
+        location, log_scale = self(x)
+        scale = log_scale.exp()
+        u = self.standardized(x, noise)
+        mean = u.mean(1)
+        centered = u - mean[:, None]
+        covariance = centered.mT @ centered / len(noise)
+        # few draws: towards the Gaussian encoder
+        k = self.n_components
+        share = k / (len(noise) + k)
+        covariance = covariance.lerp(torch.eye(k).to(u), share)
+        return location + scale * mean, scale[..., None] * covariance * scale[:, None]
+
+    def score(self, x: Tensor, u: Tensor) -> Tensor:
+        """Learned score of u given rows, (n, d) and (n, M, k) -> (n, M, k)."""
+        return self.score_network(self._beside(x, u)) - u
+
+    @staticmethod
+    def _beside(x, values):
+        return torch.cat([x[:, None].expand(-1, values.shape[1], -1), values], dim=-1)

@@ -1,0 +1,103 @@
+"""Laws of a row given the output of a decoder."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import ContinuousBernoulli
+from torch.nn import functional
+
+__all__ = ["BernoulliLikelihood", "GaussianLikelihood"]
+
+MIN_NOISE = 1e-3
+"""Least standard deviation of the noise, in standard deviations of the column."""
+
+
+class GaussianLikelihood(nn.Module):
+    """Independent normal columns around the output of the decoder, with learned variances.
+
+    Parameters
+    ----------
+    variance : Tensor of shape (d,)
+        What the variances start from.
+    """
+
+    def __init__(self, variance: Tensor):
+        super().__init__()
+        excess = (variance - MIN_NOISE**2).clamp_min(MIN_NOISE**2)
+        self.log_variance = nn.Parameter(excess.log())
+
+    @property
+    def variance(self) -> Tensor:
+        """Variances of the columns, (d,)."""
+        return self.log_variance.exp() + MIN_NOISE**2
+
+    def supports(self, x: Tensor) -> Tensor:
+        """Whether rows have a density above zero, (n, d) -> (n,)."""
+        return torch.ones(len(x), dtype=torch.bool, device=x.device)
+
+    def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
+        """Log-density of rows, (..., d) and (..., d) -> (...)."""
+        variance = self.variance
+        constant = 0.5 * (2 * math.pi * variance).log().sum()
+        return -0.5 * ((x - output).square() / variance).sum(-1) - constant
+
+    def mean(self, output: Tensor) -> Tensor:
+        """Mean of the rows, (..., d)."""
+        return output
+
+    def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """One row for each output, (..., d)."""
+        like = {"dtype": output.dtype, "device": output.device}
+        noise = torch.randn(output.shape, generator=generator, **like)
+        return output + self.variance.sqrt() * noise
+
+
+class BernoulliLikelihood(nn.Module):
+    """Independent columns in [0, 1] whose logits are the output of the decoder.
+
+    Rows of zeros and ones have a probability. Values in between have the density of the continuous
+    Bernoulli law (Loaiza-Ganem & Cunningham 2019), which is normalised on [0, 1].
+
+    Parameters
+    ----------
+    binary : bool
+        Whether columns are 0 or 1, and nothing in between.
+
+    References
+    ----------
+    Loaiza-Ganem, G. and Cunningham, J. P. (2019). The continuous Bernoulli: fixing a pervasive
+    error in variational autoencoders. NeurIPS. https://arxiv.org/abs/1907.06845
+    """
+
+    def __init__(self, binary: bool):
+        super().__init__()
+        self.binary = binary
+
+    def supports(self, x: Tensor) -> Tensor:
+        """Whether rows have a probability or density above zero, (n, d) -> (n,)."""
+        inside = (x == 0) | (x == 1) if self.binary else (x >= 0) & (x <= 1)
+        return inside.all(-1)
+
+    def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
+        """Log-probability or log-density of rows, (..., d) and (..., d) -> (...)."""
+        x, output = torch.broadcast_tensors(x, output)
+        if not self.binary:
+            return self._law(output).log_prob(x).sum(-1)
+        return -functional.binary_cross_entropy_with_logits(output, x, reduction="none").sum(-1)
+
+    def mean(self, output: Tensor) -> Tensor:
+        """Mean of the rows, (..., d)."""
+        return output.sigmoid() if self.binary else self._law(output).mean
+
+    def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """One row for each output, (..., d)."""
+        like = {"dtype": output.dtype, "device": output.device}
+        uniform = torch.rand(output.shape, generator=generator, **like)
+        if self.binary:
+            return (uniform < output.sigmoid()).to(output)
+        return self._law(output).icdf(uniform)
+
+    @staticmethod
+    def _law(output):
+        return ContinuousBernoulli(logits=output, validate_args=False)

@@ -1,0 +1,95 @@
+"""Networks between rows and latent variables: perceptrons, and modules of the user."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from skebm.energies._stack import build_module, seeded_global_rng
+
+__all__ = ["perceptron", "user_network"]
+
+
+def perceptron(
+    n_inputs: int, n_outputs: int, hidden_layer_sizes: Sequence[int], *, seed: int
+) -> nn.Module:
+    """Linear, LayerNorm, SiLU, ..., linear; the last layer starts at zero, so the network does.
+
+    Parameters
+    ----------
+    n_inputs, n_outputs : int
+    hidden_layer_sizes : sequence of int
+    seed : int
+        Of the initial weights.
+
+    Returns
+    -------
+    nn.Module
+        (..., n_inputs) -> (..., n_outputs).
+    """
+    layers, width = [], n_inputs
+    with seeded_global_rng(seed):
+        for n_units in hidden_layer_sizes:
+            layers += [nn.Linear(width, n_units), nn.LayerNorm(n_units), nn.SiLU()]
+            width = n_units
+        last = nn.Linear(width, n_outputs)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last)
+
+
+def user_network(model, name: str, n_inputs: int, n_outputs: int, *, seed: int) -> nn.Module:
+    """Copy of a user's module, or what the user's class or factory makes, in float32 on the CPU.
+
+    Random numbers that it draws in training mode (dropout) come from a private stream.
+
+    Parameters
+    ----------
+    model : nn.Module or callable
+        A callable is called with (n_inputs, n_outputs).
+    name : str
+        Of the parameter that it was given as, for the errors.
+    n_inputs, n_outputs : int
+    seed : int
+
+    Returns
+    -------
+    nn.Module
+        (..., n_inputs) -> (..., n_outputs).
+
+    Raises
+    ------
+    ValueError
+        If `model` is neither, or does not map (n, n_inputs) to (n, n_outputs).
+    """
+    with seeded_global_rng(seed):
+        module = build_module(model, name, n_inputs, n_outputs).to("cpu", torch.float32)
+    network = _UserNetwork(module, n_outputs, seed)
+    module.eval()
+    try:
+        with torch.no_grad():
+            got = module(torch.zeros(3, n_inputs))
+    except RuntimeError as error:  # torch on products of shapes that do not match
+        raise ValueError(f"{name} failed on rows of shape (3, {n_inputs}): {error}") from error
+    if not isinstance(got, Tensor) or got.shape != (3, n_outputs):
+        shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+        raise ValueError(
+            f"{name} must map (n, {n_inputs}) to (n, {n_outputs}); for n=3 it returned {shape}."
+        )
+    return network.train()
+
+
+class _UserNetwork(nn.Module):
+    def __init__(self, module: nn.Module, n_outputs: int, seed: int):
+        super().__init__()
+        self.module, self.n_outputs, self._next_seed = module, n_outputs, seed + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)  # modules of users, of images say, need not know leading axes
+        if self.training:
+            self._next_seed += 1
+            with seeded_global_rng(self._next_seed, x.device):
+                values = self.module(rows)
+        else:
+            values = self.module(rows)
+        return values.view(*x.shape[:-1], self.n_outputs)

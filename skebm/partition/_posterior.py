@@ -1,0 +1,303 @@
+r"""Marginal likelihoods: one integral over latent variables for each row.
+
+.. math:: p(x) = \int p(x, z)\, dz = E_{z \sim r} \frac{p(x, z)}{r(z)}
+
+by importance sampling from a proposal r that is adapted to the posterior of every row, and by
+annealed importance sampling where that is not enough. It is the partition function of
+z -> p(x, z).
+"""
+
+import hashlib
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from skebm.partition._annealing import annealed_importance_sampling
+from skebm.partition._importance import importance_sampling
+
+DEGREES = 8
+"""Degrees of freedom of the t proposal."""
+
+PRIOR_SHARE = 0.2
+"""Share of the draws that come from N(0, I): they find modes that the rest has missed."""
+
+INFLATION = 1.3
+"""Of the covariance of the proposal over that of the draws it was fitted to."""
+
+ADAPTED, MAX_ROUNDS = 0.3, 4
+"""Rows are adapted until this share of their draws is effective, or for so many rounds."""
+
+FITTED_SHARE = 0.15
+"""Weights are flattened until this share of the draws is effective before moments are taken."""
+
+MIN_SHARE = 0.05
+"""Below this effective share a row is annealed."""
+
+MAX_EVALUATIONS = 2**16
+"""Latent vectors that are evaluated at once."""
+
+ANNEALING = {"n_particles": 256, "n_temperatures": 40, "n_pilot": 256}
+
+
+class Marginals(NamedTuple):
+    """Measured log-likelihoods.
+
+    Attributes
+    ----------
+    value : Tensor of shape (n,)
+        log p(x), in nats.
+    std_error : Tensor of shape (n,)
+        Its standard error.
+    ess_share : Tensor of shape (n,)
+        Effective share of the draws.
+    annealed : Tensor of bool of shape (n,)
+        Whether the row was annealed.
+    """
+
+    value: torch.Tensor
+    std_error: torch.Tensor
+    ess_share: torch.Tensor
+    annealed: torch.Tensor
+
+
+class RowStreams:
+    """Random numbers that belong to a row, whatever other rows are there.
+
+    The key of a stream is the row itself, rounded to six decimals.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, d)
+    seed : int
+    """
+
+    def __init__(self, x: torch.Tensor, seed: int):
+        self.device, self.seed = x.device, seed
+        rounded = np.round(x.double().cpu().numpy(), 6) + 0.0  # no negative zeros
+        self.keys = [
+            int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "little")
+            for row in rounded
+        ]
+
+    def draw(self, rows: torch.Tensor, stage: int, n: int, k: int):
+        """Standard normal (m, n, k) and chi-squared (m, n) numbers for the chosen rows."""
+        normal = np.empty((len(rows), n, k))
+        square = np.empty((len(rows), n))
+        for i, row in enumerate(rows.tolist()):
+            stream = self._stream(row, stage)
+            stream.standard_normal(out=normal[i])
+            square[i] = stream.chisquare(DEGREES, n)
+        return (torch.as_tensor(a, device=self.device) for a in (normal, square))
+
+    def generator(self, row: int, stage: int) -> torch.Generator:
+        """Generator of torch for one row."""
+        seed = int(self._stream(row, stage).integers(2**62))
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def _stream(self, row, stage):
+        key = np.array([self.keys[row], (self.seed << 8) + stage], dtype=np.uint64)
+        return np.random.Generator(np.random.Philox(key=key))
+
+
+class Proposal(nn.Module):
+    """For every row a t law, mixed with the standard normal one.
+
+    Parameters
+    ----------
+    location : Tensor of shape (n, k)
+    scale_tril : Tensor of shape (n, k, k)
+    """
+
+    def __init__(self, location: torch.Tensor, scale_tril: torch.Tensor):
+        super().__init__()
+        self.location, self.scale_tril = location, scale_tril
+
+    def transport(self, normal, square):
+        """Draws (n, m, k) from random numbers; the first ones are from the normal law."""
+        n_prior = math.ceil(PRIOR_SHARE * normal.shape[1])
+        near = normal[:, n_prior:] * (DEGREES / square[:, n_prior:]).sqrt()[..., None]
+        near = self.location[:, None] + near @ self.scale_tril.mT
+        return torch.cat([normal[:, :n_prior], near], dim=1)
+
+    def log_prob(self, z):
+        """Log-density, (n, m, k) -> (n, m); a single row also takes (m, k) -> (m,)."""
+        if z.ndim == 2:
+            return self.log_prob(z[None])[0]
+        k = z.shape[-1]
+        white = torch.linalg.solve_triangular(
+            self.scale_tril, (z - self.location[:, None]).mT, upper=False
+        )
+        log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        half = 0.5 * (DEGREES + k)
+        constant = (
+            math.lgamma(half) - math.lgamma(0.5 * DEGREES) - 0.5 * k * math.log(DEGREES * math.pi)
+        )
+        near = constant - log_det[:, None] - half * (white.square().sum(-2) / DEGREES).log1p()
+        prior = -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+        return torch.logaddexp(near + math.log(1 - PRIOR_SHARE), prior + math.log(PRIOR_SHARE))
+
+    def sample(self, n, generator):
+        """Draws of a single row, (n, k), in random order."""
+        like = {"generator": generator, "dtype": self.location.dtype, "device": generator.device}
+        normal = torch.randn(1, n, self.location.shape[1], **like)
+        square = torch.randn(1, n, DEGREES, **like).square().sum(-1)
+        return self.transport(normal, square)[0][
+            torch.randperm(n, generator=generator, device=generator.device)
+        ]
+
+    def refitted(self, z, log_weights):
+        """Proposal with the moments of weighted draws, (n, m, k) and (n, m)."""
+        weights = _flattened(log_weights)
+        location = (weights[..., None] * z).sum(1)
+        centered = z - location[:, None]
+        covariance = centered.mT @ (weights[..., None] * centered)
+        n_effective = 1 / weights.square().sum(1)
+        return Proposal.of_moments(location, covariance, n_effective)
+
+    @classmethod
+    def of_moments(cls, location, covariance, n_effective):
+        """Proposal around moments taken from so many draws."""
+        k = location.shape[-1]
+        diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+        # few draws: towards the diagonal, so that it is regular
+        share = torch.as_tensor(k / (n_effective + k)).to(location).view(-1, 1, 1)
+        covariance = covariance.lerp(diagonal.diag_embed(), share)
+        floor = 1e-6 + 1e-3 * diagonal.mean(-1, keepdim=True)
+        covariance = INFLATION * covariance + floor.expand_as(diagonal).diag_embed()
+        return cls(location, torch.linalg.cholesky(covariance))
+
+    def take(self, rows):
+        """The proposals of some rows."""
+        return Proposal(self.location[rows], self.scale_tril[rows])
+
+
+def marginal_likelihoods(
+    log_joint, location, covariance, streams, *, n_samples=500, n_adaptation=None
+):
+    r"""Measure log p(x) for every row, with its standard error.
+
+    Draws of a t law (8 degrees of freedom) around the given moments, and one in five of the
+    standard normal law, are weighted; the t law is fitted to the weighted draws, and so on, until
+    enough of them are effective. The estimate is made of fresh draws. Rows with an effective share
+    below .05 are then annealed.
+
+    Parameters
+    ----------
+    log_joint : callable
+        ``log_joint(rows, z)`` -> log p(x, z), for indices of rows (m,) and latent variables
+        (m, S, k) -> (m, S).
+    location : Tensor of shape (n, k)
+        Approximate posterior means.
+    covariance : Tensor of shape (n, k, k)
+        Approximate posterior covariances.
+    streams : RowStreams
+    n_samples : int, default=500
+        Draws behind an estimate, per row.
+    n_adaptation : int, optional
+        Draws in each round of adaptation; by default 200 and 20 for each latent variable. 0 takes
+        the moments as they are, and anneals nothing.
+
+    Returns
+    -------
+    Marginals
+
+    Notes
+    -----
+    E[p(x) estimate] = p(x) exactly, so that the log lies below log p(x) on average, by about half
+    the squared standard error.
+
+    References
+    ----------
+    Bugallo, M. F. et al. (2017). Adaptive importance sampling: the past, the present, and the
+    future. IEEE Signal Processing Magazine 34(4). Hesterberg, T. (1995). Weighted average
+    importance sampling and defensive mixture distributions. Technometrics 37(2).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.partition import RowStreams, marginal_likelihoods
+    >>> x = torch.tensor([[0.0], [3.0]], dtype=torch.float64)
+    >>> def log_joint(rows, z):  # z ~ N(0, 1), x = z + noise of variance 1: x ~ N(0, 2)
+    ...     normal = torch.distributions.Normal(0.0, 1.0)
+    ...     return (normal.log_prob(z) + normal.log_prob(x[rows][:, None] - z)).squeeze(-1)
+    >>> result = marginal_likelihoods(
+    ...     log_joint, 0.0 * x, torch.ones(2, 1, 1, dtype=torch.float64), RowStreams(x, seed=0)
+    ... )
+    >>> exact = torch.distributions.Normal(0.0, 2**0.5).log_prob(x).squeeze(-1)
+    >>> bool(((result.value - exact).abs() < 4 * result.std_error).all())
+    True
+    """
+    n, k = location.shape
+    if n_adaptation is None:
+        n_adaptation = 200 + 20 * k
+    parts = []
+    block = max(1, MAX_EVALUATIONS // max(n_samples, n_adaptation))
+    everyone = torch.arange(n, device=location.device)
+    for rows in everyone.split(block):
+        proposal = Proposal.of_moments(location[rows], covariance[rows], math.inf)
+        if n_adaptation:
+            proposal = _adapt(log_joint, proposal, streams, rows, n_adaptation)
+        _, log_weights = _weigh(log_joint, proposal, streams, rows, MAX_ROUNDS, n_samples)
+        measured = importance_sampling(log_weights)
+        share = measured.ess / n_samples
+        low = (share < MIN_SHARE) if n_adaptation else torch.zeros_like(share, dtype=torch.bool)
+        for i in low.nonzero()[:, 0].tolist():
+            low[i] = _anneal(log_joint, proposal.take([i]), streams, rows[i], measured, i)
+        parts.append(Marginals(measured.value, measured.std_error, share, low))
+    return Marginals(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def _weigh(log_joint, proposal, streams, rows, stage, n):
+    z = proposal.transport(*streams.draw(rows, stage, n, proposal.location.shape[1]))
+    return z, log_joint(rows, z).double() - proposal.log_prob(z)
+
+
+def _adapt(log_joint, proposal, streams, rows, n):
+    """Proposals fitted round by round, until enough of their draws are effective."""
+    proposal = proposal.take(slice(None))
+    active = torch.arange(len(rows), device=rows.device)
+    for stage in range(MAX_ROUNDS):
+        current = proposal.take(active)
+        z, log_weights = _weigh(log_joint, current, streams, rows[active], stage, n)
+        poor = _ess_share(log_weights) < ADAPTED
+        if not poor.any():
+            break
+        better = current.take(poor).refitted(z[poor], log_weights[poor])
+        active = active[poor]
+        proposal.location[active], proposal.scale_tril[active] = better.location, better.scale_tril
+    return proposal
+
+
+def _ess_share(log_weights):
+    log_ess = 2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1)
+    return log_ess.exp() / log_weights.shape[-1]
+
+
+def _flattened(log_weights):
+    """Normalised weights, raised to the largest power that leaves enough of them effective."""
+    low, high = torch.zeros_like(log_weights[:, :1]), torch.ones_like(log_weights[:, :1])
+    fine = (_ess_share(log_weights) >= FITTED_SHARE)[:, None]
+    for _ in range(20):
+        middle = 0.5 * (low + high)
+        enough = (_ess_share(middle * log_weights) >= FITTED_SHARE)[:, None]
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    power = torch.where(fine, torch.ones_like(low), low)
+    return (power * log_weights).softmax(-1)
+
+
+def _anneal(log_joint, proposal, streams, row, measured, i):
+    """Put what annealing finds into `measured`; whether it went through."""
+    try:
+        again = annealed_importance_sampling(
+            lambda z: log_joint(row[None], z[None])[0],
+            proposal,
+            streams.generator(row.item(), MAX_ROUNDS + 1),
+            **ANNEALING,
+        )
+    except ValueError:  # no path from the proposal to the posterior
+        return False
+    measured.value[i], measured.std_error[i] = again.value, again.std_error
+    return True
