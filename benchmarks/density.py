@@ -37,6 +37,9 @@ OURS = {
     "skebm flow contrastive": ("FlowContrastiveDensity", {}),
     "skebm adversarial": ("AdversarialEBM", {}),
     "skebm adversarial implicit": ("AdversarialEBM", {"generator": "implicit"}),
+    "skebm vae": ("ImplicitVAE", {}),
+    "skebm vae stein": ("ImplicitVAE", {"score_estimator": "stein"}),
+    "skebm vae gaussian": ("ImplicitVAE", {"encoder": "gaussian"}),
 }
 METHODS = [*PEERS, *OURS]
 BUNDLED = {"breast_cancer": load_breast_cancer, "wine": load_wine, "diabetes": load_diabetes}
@@ -73,6 +76,8 @@ def fit_skebm(X, seed, name, options):
     import skebm
 
     est = getattr(skebm, name)(random_state=seed, **options).fit(X)
+    if not hasattr(est, "log_partition_"):  # its errors belong to rows
+        return est, {}
     info = {
         "log_partition_std_error": np.ravel(est.log_partition_std_error_).tolist(),
         "effective_sample_size": np.ravel(est.effective_sample_size_).tolist(),
@@ -93,7 +98,7 @@ def run(name, n, method, seed, data):
         est, info = fit_skebm(X_train, seed, *OURS[method])
         log_density = est.score_samples
     else:
-        log_density, info = PEERS[method](X_train, seed)
+        est, (log_density, info) = None, PEERS[method](X_train, seed)
     fitted = time.perf_counter(), time.process_time()
     value = log_density(X_test) + offset
     entry = {
@@ -109,7 +114,7 @@ def run(name, n, method, seed, data):
         entry["truth"] = truth.mean()
         entry["kl"] = (truth - value).mean()
         entry["kl_std_error"] = (truth - value).std() / np.sqrt(len(value))
-    if method in OURS:
+    if hasattr(est, "base_score_samples"):
         entry["base_log_density"] = est.base_score_samples(X_test).mean() + offset
     return entry
 

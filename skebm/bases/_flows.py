@@ -83,7 +83,9 @@ class CouplingSplineFlow(StackedFlow):
     n_layers : int, default=5
     hidden : sequence of int, default=(64, 64)
         Widths of the networks that place the knots.
-    n_bins : int, default=8
+    n_bins : int, optional
+        Of every spline; by default 8 in up to four columns and fewer in more, down to 5 from six
+        columns on: rows that are spread over more dimensions cannot place as many knots.
     bound : float, default=5.0
         Data is expected to be standardised, or Gaussianised.
     generator : torch.Generator
@@ -101,11 +103,12 @@ class CouplingSplineFlow(StackedFlow):
         *,
         n_layers=5,
         hidden=(64, 64),
-        n_bins=8,
+        n_bins=None,
         bound=5.0,
         generator,
     ):
         super().__init__(n_features, n_members)
+        n_bins = min(8, max(5, 32 // n_features)) if n_bins is None else n_bins
         self.layers = nn.ModuleList(
             _CouplingLayer(n_features, n_members, hidden, n_bins, bound, i % 2 == 1, generator)
             for i in range(n_layers)
@@ -293,13 +296,13 @@ class ZukoFlows(StackedFlow):
 
     def __init__(self, flow, n_features, n_members=1, *, generator, **options):
         super().__init__(n_features, n_members)
+        if isinstance(flow, str) and flow not in _ZUKO_NAMES:
+            raise ValueError(
+                f"flow={flow!r} must be 'coupling', one of {sorted(_ZUKO_NAMES)}, a flow of "
+                "the package zuko or a function that makes one."
+            )
         zuko = _import_zuko()
         if isinstance(flow, str):
-            if flow not in _ZUKO_NAMES:
-                raise ValueError(
-                    f"flow={flow!r} must be 'coupling', one of {sorted(_ZUKO_NAMES)}, a flow of "
-                    "the package zuko or a function that makes one."
-                )
             options = dict(transforms=3, hidden_features=(64, 64)) | options
             build = getattr(zuko.flows, _ZUKO_NAMES[flow])
         elif isinstance(flow, nn.Module):

@@ -28,15 +28,20 @@ from ._neural import (
 from ._threads import limit_threads
 from ._tilted import BaseTiltedDensity, halves
 
-FLOW_LEARNING_RATE = 2e-3
-"""Of the fit by maximum likelihood."""
+FLOW_LEARNING_RATE = 1e-2
+"""Of the fit by maximum likelihood: the cosine lets it be high, and high generalises better."""
 
-FLOW_EPOCHS, FLOW_PATIENCE = 200, 20
+FLOW_EPOCHS, FLOW_STEPS, FLOW_PATIENCE = 200, 3000, 20
+"""Of the same: so many epochs, or as many as make so many steps if that is less (but 30)."""
 
 JUDGED_AT_ONCE = 4096
 
 EPOCHS, STEPS = 30, 1000
 """``max_epochs="auto"``, of every stage of training: whichever lasts longer."""
+
+PATIENCE_STEPS = 200
+"""Least patience of game and refinement: in few rows 20 epochs are 60 steps, less than a game needs
+to take a turn."""
 
 HEAD_START = 100
 """Steps that the energy takes before the generator takes its first."""
@@ -156,6 +161,18 @@ class FlowBasedDensity(BaseTiltedDensity):
             return bases, halves(laws, bases), laws
         return laws, laws, laws
 
+    def _blend(self, rows, weight, columns, generator, seed, progress):
+        blend = super()._blend(rows, weight, columns, generator, seed, progress)
+        del self._start  # of the last scale only
+        return blend
+
+    def _flow_laws(self, members):
+        """Laws of the flows that maximum likelihood left."""
+        if self.base is not None:
+            return members.bases
+        flow, coordinates = self._start
+        return coordinates.laws(flow)
+
     def _fit_flow(self, flow, y, weight, splits, generator, progress):
         """Train all flows by maximum likelihood, to one pooled stopping time."""
         device = resolve_device(self.device)
@@ -183,11 +200,12 @@ class FlowBasedDensity(BaseTiltedDensity):
             logs = torch.cat([row[:n] for row, n in zip(logs, lengths, strict=True)])
             return (held_weight @ logs).item()
 
+        max_epochs = min(FLOW_EPOCHS, max(EPOCHS, math.ceil(FLOW_STEPS / len(batches))))
         with torch.enable_grad():
             train(
                 flow, loss, batches, evaluate, learning_rate=FLOW_LEARNING_RATE, weight_decay=0.0,
-                max_epochs=FLOW_EPOCHS, patience=FLOW_PATIENCE, device=device,
-                progress=lambda state: progress.stage("flow", state["epoch"], FLOW_EPOCHS),
+                max_epochs=max_epochs, patience=FLOW_PATIENCE, device=device,
+                progress=lambda state: progress.stage("flow", state["epoch"], max_epochs),
             )  # fmt: skip
 
     def _views(self, members, device):
@@ -254,6 +272,8 @@ class FlowBasedDensity(BaseTiltedDensity):
         Trained
         nn.Module
             The game: `energy`, `log_partition` and `rival`.
+        int
+            Steps of an epoch.
         """
         n_members = len(members)
         energy = build_energy(
@@ -262,6 +282,9 @@ class FlowBasedDensity(BaseTiltedDensity):
         log_base, features = self._views(members, device)
         coordinates = self._start[1]
         game = EnergyWithPartition(energy, n_members)
+        if kept is not None:
+            with torch.no_grad():
+                game.log_partition.copy_(kept.log_partition)
         game.rival = rival
         game.to(device)
         weight = (members.weight / members.weight.mean()).float().to(device)
@@ -301,17 +324,18 @@ class FlowBasedDensity(BaseTiltedDensity):
             evaluation_cost=rows_judged(members) / (STEP_COST * n_train),
             opponent=Opponent(rival, rival_learning_rate, lambda: plays(n_steps)),
             learning_rate=learning_rate, max_epochs=self._n_epochs(len(batches)),
-            **self._training_options(device, progress),
+            **self._training_options(len(batches), device, progress),
         )  # fmt: skip
         rival.cpu().requires_grad_(False)
-        return trained, game
+        return trained, game, len(batches)
 
     def _n_epochs(self, n_batches):
         return if_auto(self.max_epochs, max(EPOCHS, math.ceil(STEPS / n_batches)))
 
-    def _training_options(self, device, progress):
+    def _training_options(self, n_batches, device, progress):
+        patience = max(self.patience, math.ceil(PATIENCE_STEPS / n_batches))
         return {
-            "weight_decay": self.weight_decay, "patience": self.patience,
+            "weight_decay": self.weight_decay, "patience": patience,
             "early_stopping": self.early_stopping, "callbacks": self.callbacks,
             "device": device, "progress": progress,
         }  # fmt: skip

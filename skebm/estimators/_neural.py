@@ -109,6 +109,10 @@ def train_networks(
     evaluate_every = max(1, round(evaluation_cost / _EVALUATION_SHARE))
     if max_epochs is None:
         max_epochs = max(_EPOCHS, math.ceil(_STEPS / len(batches)))
+    if not early_stopping:  # nothing is judged then but the start, and the end below
+        module.to(device)
+        with torch.no_grad():
+            first_gain = members.mean_gain(*judge(module)).item()
     with limit_threads(members.n_threads):
         history = train(
             module,
@@ -131,7 +135,9 @@ def train_networks(
         held, pool = judge(module)
     gain = history["validation_gain"]
     best = int(history["epoch"][-1])
-    if early_stopping:
+    if not early_stopping:
+        gain[0] = first_gain
+    else:
         best = int(history["epoch"][torch.as_tensor(gain).nan_to_num(nan=-math.inf).argmax()])
     return Trained(
         energy=module.energy.cpu().double().eval(),

@@ -199,10 +199,16 @@ class BaseTiltedDensity(BaseDensity):
         scales = []
         for h in (0.0, scott(x), COARSE_SMOOTHING):
             draw, row_weight, splits = perturbed_copies(x, weight, folds, columns, h)
-            scales.append(
-                resolve_law(self.base, f"base, smoothing {h:.2g}", draw(seed), row_weight, splits,
-                            columns, generator, progress)
-            )  # fmt: skip
+            copies = draw(seed)
+
+            def law(value, where, h=h, copies=copies, row_weight=row_weight, splits=splits):
+                return resolve_law(
+                    value, f"{where}, smoothing {h:.2g}", copies, row_weight, splits, columns,
+                    generator, progress,
+                )  # fmt: skip
+
+            laws = self._laws(law, copies, row_weight, splits, generator, seed, progress)
+            scales.append(laws[0])
         # their arithmetic mean is normalised, easy to sample, and nowhere below the geometric one
         bases = [StackedBase(laws, [1.0] * len(laws)) for laws in zip(*scales, strict=True)]
         draw, row_weight, splits = perturbed_copies(x, weight, folds, columns, 0.0)

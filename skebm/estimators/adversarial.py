@@ -16,16 +16,16 @@ from ._flow_based import HEAD_START, FlowBasedDensity, FlowDensity, sampling_gen
 from ._model import CLIP
 from ._neural import if_auto
 from ._threads import limit_threads
+from ._tilted import MAX_COPIES
 
 BOUND_SAMPLES, BOUND_BLOCK = 20_480, 512
 """Samples of the generator, per member, behind the reported bound; those of a block share the
 candidates for the posterior of an implicit generator, so that few blocks make a poor error."""
 
-GENERATOR_STEPS, SETTLING_STEPS, SETTLING_RATE = 200, 500, 2e-3
-"""Of an implicit generator alone: before the game, to the base, and after it, to the model."""
+GENERATOR_STEPS, SETTLING_STEPS = 200, 500
+"""Of a generator alone: an implicit one to the base before the game, all to the model after it."""
 
-PROPOSED = 4
-"""``sample(start="generator")``: draws of the generator for every row."""
+SETTLING_RATE = {"flow": 5e-4, "implicit": 2e-3}
 
 GENERATOR_MALA_STEPS = 100
 
@@ -91,9 +91,9 @@ class AdversarialEBM(FlowBasedDensity):
         sampled by importance (:class:`skebm.bases.ImplicitGenerator`): for few columns.
     generator_learning_rate : float or "auto", default="auto"
         "auto" is 5e-4 for flows and 1e-3 for implicit generators.
-    gradient_penalty : float, default=0.1
-        Weight of the mean of the squared gradient of f at the rows. Without it the game diverges
-        easily.
+    gradient_penalty : float, default=0.05
+        Weight of the mean of the squared gradient of f, at the rows and at the samples of the
+        generator. With less of it f cuts deeper, until the generator cannot follow any more.
     flow : str, zuko flow or callable, default="coupling"
         What the base, and a generator that is a flow, are: "coupling", or with zuko installed one
         of "nsf", "maf", "nice" and "gf", a flow of zuko without context, or a callable that makes
@@ -124,7 +124,7 @@ class AdversarialEBM(FlowBasedDensity):
     validation_fraction : float, default=0.1
         Rows held out when `n_members` is 1. With more members every row is held out once.
     patience : int, default=20
-        Epochs without improvement before training stops.
+        Epochs without improvement before training stops, but at least 200 steps.
     n_partition_samples : int or "auto", default="auto"
         Samples per member for log Z. "auto" draws until its standard error is below .01 nats, and
         anneals where the effective sample size stays below one per cent.
@@ -141,6 +141,7 @@ class AdversarialEBM(FlowBasedDensity):
         An int makes fits bit-identical on one machine.
     warm_start : bool, default=False
         Whether a second `fit` keeps flow and columns, and goes on from the trained energies.
+        The generator starts anew, and settles on the model at the end all the same.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -217,7 +218,7 @@ class AdversarialEBM(FlowBasedDensity):
         *,
         generator="flow",
         generator_learning_rate="auto",
-        gradient_penalty=0.1,
+        gradient_penalty=0.05,
         flow="coupling",
         base="flow",
         energy_model="auto",
@@ -283,40 +284,61 @@ class AdversarialEBM(FlowBasedDensity):
             bound = variational_bound_terms(f_rival, log_base_there, log_rival).mean(1)
             value = (weight * f_data).mean(1) - bound
             if self.gradient_penalty > 0:
-                penalties = gradient_penalties(game.energy, z)
-                value = value - self.gradient_penalty * (weight * penalties).mean(1)
+                # at the samples, too: their mean of f has no end to how far it can be lowered, and
+                # no generator follows an energy over cliffs
+                both = torch.cat([z, points.clamp(-CLIP, CLIP)], dim=1)
+                at_data, at_rival = gradient_penalties(game.energy, both).split(
+                    [z.shape[1], points.shape[1]], dim=1
+                )
+                penalty = (weight * at_data).mean(1) + at_rival.mean(1)
+                value = value - self.gradient_penalty * penalty
             return -value.sum()
 
-        trained, _ = self._play(
+        trained, *_ = self._play(
             members, rival, loss, lambda n_steps: implicit or n_steps > HEAD_START,
             learning_rate=if_auto(self.learning_rate, 1e-3),
             rival_learning_rate=if_auto(self.generator_learning_rate, 1e-3 if implicit else 5e-4),
             seed=seed, refresh=refresh, device=device, kept=kept, progress=progress,
         )  # fmt: skip
-        # what the game leaves behind has followed an energy that still moved
-        self._settle(members, rival, trained.energy, SETTLING_STEPS, seed + 1, device)
-        rival.cpu().requires_grad_(False)
         if not implicit:
             self._trained = copy.deepcopy(rival), coordinates
-        self._rival = rival.double(), coordinates
+        self._rival = rival, coordinates
         return trained
 
-    def _settle(self, members, rival, energy, n_steps, seed, device):
-        """Let the generator alone follow the bases, tilted by energies where there are any."""
+    def _tilt(self, members, kept, seed, refresh, device, progress):
+        model, trained, accepted = super()._tilt(members, kept, seed, refresh, device, progress)
+        if not hasattr(self, "_rival"):
+            return model, trained, accepted
+        if self.generator == "flow" and self.base is not None and model.is_untilted:
+            del self._rival  # the model is a flow, and its own generator
+            return model, trained, accepted
+        # what the game leaves behind has followed an energy that still moved
+        progress.stage("generator")
+        rival, coordinates = self._rival
+        with torch.enable_grad():
+            self._settle(members, rival, model, SETTLING_STEPS, seed + 1, device)
+        self._rival = rival.cpu().double().requires_grad_(False), coordinates
+        return model, trained, accepted
+
+    def _settle(self, members, rival, model, n_steps, seed, device):
+        """Let the generator alone follow a model, or the bases."""
         log_base, features = self._views(members, device)
-        if energy is not None:
-            energy = copy.deepcopy(energy).float().to(device).requires_grad_(False)
+        energy = None
+        if model is not None and not model.is_untilted:
+            energy = copy.deepcopy(model.energy).float().to(device).requires_grad_(False)
+            temperature = model.temperature.item()
         rival.to(device).requires_grad_(True)
         generator = torch.Generator(device).manual_seed(seed)
 
         def loss(rival, batch):
             y, log_rival = rival.rsample(self.batch_size, generator)
-            f = 0.0 if energy is None else energy(features(y).clamp(-CLIP, CLIP))
+            f = 0.0 if energy is None else temperature * energy(features(y).clamp(-CLIP, CLIP))
             return -variational_bound_terms(f, log_base(y), log_rival).mean(1).sum()
 
         train(
-            rival, loss, [(torch.empty(0),)] * n_steps, learning_rate=SETTLING_RATE,
-            weight_decay=0.0, max_epochs=1, device=device,
+            rival, loss, [(torch.empty(0),)] * n_steps,
+            learning_rate=SETTLING_RATE[self.generator], weight_decay=0.0, max_epochs=1,
+            device=device,
         )  # fmt: skip
 
     def _report(self, members, trained, accepted, partition):
@@ -324,9 +346,12 @@ class AdversarialEBM(FlowBasedDensity):
         for name in ("_stages", "_trained"):
             self.__dict__.pop(name, None)
         rival = self.__dict__.pop("_rival", None)
-        if rival is None:  # nothing was trained
-            self.generator_ = FlowDensity(self._columns, members.noise)
-            draw = partial(draw_from_laws, members.noise)
+        if rival is None:  # the model is a flow, or nothing was trained
+            laws = self.model_.bases if self.base is not None else self._flow_laws(members)
+            laws = [copy.deepcopy(law).cpu() for law in laws]
+            self.generator_ = FlowDensity(self._columns, laws)
+            laws = [copy.deepcopy(law).to(self._device) for law in laws]
+            draw = partial(draw_from_laws, laws)
         else:
             if self.generator == "flow":
                 self.generator_ = FlowDensity(self._columns, rival[1].laws(rival[0]))
@@ -364,8 +389,8 @@ class AdversarialEBM(FlowBasedDensity):
             otherwise.
         start : {"base", "generator"}, default="base"
             "base": rows that the base proposes, kept by their importance. "generator": rows that
-            the generator proposes; those of a flow are kept by their importance (of four draws for
-            every row), those of an implicit generator have no density and are taken as they are.
+            the generator proposes; those of a flow are kept by their importance, too, those of an
+            implicit generator have no density and are taken as they are.
 
         Returns
         -------
@@ -383,18 +408,25 @@ class AdversarialEBM(FlowBasedDensity):
             return super().sample(n_samples, random_state, n_steps=n_steps)
         generator = self._sampling_generator(random_state, n_samples=n_samples, n_steps=n_steps)
         seed = generator.initial_seed()
-        rows = self.generator_.sample(n_samples * (1 if implicit else PROPOSED), seed)
-        if not implicit:
-            log_weights = self._score(rows) - self.generator_.score_samples(rows)
-            weights = np.exp(log_weights - log_weights.max())
-            rng = np.random.RandomState(seed)
-            # systematic resampling: copies in proportion to the weights, up to one
-            edges = np.cumsum(weights) / weights.sum()
-            picked = np.searchsorted(
-                edges, (np.arange(n_samples) + rng.random_sample()) / n_samples
-            )
-            rows = rows[rng.permutation(np.minimum(picked, len(rows) - 1))]
+        if implicit:
+            rows = self.generator_.sample(n_samples, seed)
+        else:
+            rows = self._rows_by_importance(n_samples, np.random.RandomState(seed % 2**32))
         x, _ = self._tensor(rows)
         with limit_threads(1):
             x = self._walk(x, n_steps, generator)
         return self._columns.restore(x.cpu().numpy())
+
+    def _rows_by_importance(self, n, rng):
+        """Rows of a generator that is a flow, kept as `sample` keeps those of the base."""
+        kept, missing, cap = [], n, None
+        while missing > 0:
+            rows = self.generator_.sample(max(1024, int(1.1 * missing * (cap or 2.0))), rng)
+            log_weights = self._score(rows) - self.generator_.score_samples(rows)
+            weights = np.exp(log_weights - log_weights.max())
+            weights /= weights.mean()
+            cap = min(weights.max(), MAX_COPIES) if cap is None else cap
+            copies = np.floor(weights / cap + rng.random_sample(len(rows))).astype(int)
+            kept.append(rows.repeat(copies, axis=0)[:missing])
+            missing -= len(kept[-1])
+        return rng.permutation(np.concatenate(kept))

@@ -86,7 +86,7 @@ class FlowContrastiveDensity(FlowBasedDensity):
     validation_fraction : float, default=0.1
         Rows held out when `n_members` is 1. With more members every row is held out once.
     patience : int, default=20
-        Epochs without improvement before a stage stops.
+        Epochs without improvement before a stage stops, but at least 200 steps.
     n_partition_samples : int or "auto", default="auto"
         Samples per member for log Z. "auto" draws until its standard error is below .01 nats, and
         anneals where the effective sample size stays below one per cent.
@@ -102,7 +102,8 @@ class FlowContrastiveDensity(FlowBasedDensity):
     random_state : int, RandomState instance or None, default=None
         An int makes fits bit-identical on one machine.
     warm_start : bool, default=False
-        Whether a second `fit` keeps flow and columns, and goes on from the trained energies.
+        Whether a second `fit` keeps flow and columns, and goes on from the trained energies and
+        their log Z. The flow that plays starts at the base again.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -243,7 +244,7 @@ class FlowContrastiveDensity(FlowBasedDensity):
         def plays(n_steps):
             return n_steps > HEAD_START and bool(accuracy >= self.accuracy_threshold)
 
-        played, game = self._play(
+        played, game, n_batches = self._play(
             members, flow, loss, plays, learning_rate=learning_rate,
             rival_learning_rate=self.generator_learning_rate, seed=seed, refresh=refresh,
             device=device, kept=kept, progress=progress,
@@ -265,17 +266,14 @@ class FlowContrastiveDensity(FlowBasedDensity):
             refresh=refresh, log_partition=log_partition,
             learning_rate=REFINEMENT_RATE * learning_rate,
             max_epochs=if_auto(self.max_epochs, None),
-            **self._training_options(device, progress),
+            **self._training_options(n_batches, device, progress),
         )  # fmt: skip
         self._stages["energy_refined"] = members.mean_gain(refined.held, refined.pool).item()
         return _one_after_the_other(played, refined)
 
     def _report(self, members, trained, accepted, partition):
         super()._report(members, trained, accepted, partition)
-        laws = members.bases
-        if self.base is None:
-            flow, coordinates = self._start
-            laws = coordinates.laws(flow)
+        laws = self._flow_laws(members)
         stages = {"flow": held_out_log_likelihood(members, laws)}
         level = held_out_log_likelihood(members, members.bases)
         for name, gain in self.__dict__.pop("_stages", {}).items():

@@ -11,8 +11,9 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from skebm._sklearn_compat import Interval, StrOptions
+from skebm.latents import BernoulliLikelihood, GaussianLikelihood
 
-from ._base import BaseDensity, perturbed_copies, resolve_device, scott
+from ._base import SCORED_ROWS, BaseDensity, perturbed_copies, resolve_device, scott
 from ._columns import Columns
 from ._members import make_splits
 from ._neural import if_auto
@@ -27,6 +28,8 @@ from ._variational import (
 
 COMPARED_ROWS = 2_000
 """Held-out rows, at most, on which training is compared with its start."""
+
+LIKELIHOODS = {"gaussian": GaussianLikelihood, "bernoulli": BernoulliLikelihood}
 
 DECODED_ROWS, ENCODED = 8192, 2**16
 """Latent vectors, and draws of the encoder, that are made at once."""
@@ -65,9 +68,9 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     kl_weight_start : float, default=1.0
         Weight of the divergence between encoder and prior at the first step; it goes geometrically
         to one in the first 60 % of the steps. A small weight (.1) is the warm-up that some decoders
-        need. A large one (30) lets the encoder find several modes of a posterior where the decoder
-        is fixed, and empties the latent variables of a decoder that is not. While it is not one,
-        training does not stop early.
+        need. A large one (30) can let the encoder find several modes of a posterior where decoder
+        and noise are fixed, and empties the latent variables of a decoder that is not. While it is
+        not one, training does not stop early.
     n_posterior_samples : int, default=64
         Draws of the encoder behind `transform` (unless the encoder is Gaussian) and `reconstruct`.
     n_importance_samples : int, default=500
@@ -118,12 +121,13 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     ----------
     n_components_ : int
         Latent variables.
-    noise_variance_ : ndarray of shape (n_features_in_,)
+    noise_variance_ : ndarray of shape (`n_features_in_`,)
         Variances of the Gaussian likelihood, in the squared units of X; 0 for constant columns.
     history_ : dict of ndarrays
         ``n_iter``, ``held_out_log_likelihood`` (nats per row, from 32 draws for each, which err to
-        the low side; the first entry is the start) and ``train_loss`` (minus the evidence lower
-        bound; the entropy of implicit encoders counts as if they were Gaussian).
+        the low side; the first entry is the start, NaN where an epoch was not judged) and
+        ``train_loss`` (minus the evidence lower bound; the entropy of implicit encoders counts as
+        if they were Gaussian).
     n_iter_ : int
         Epochs of the state kept; 0 if none beat the start.
     offset_ : float
@@ -170,7 +174,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         "n_components": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "encoder": [StrOptions({"implicit", "gaussian"})],
         "score_estimator": [StrOptions({"sliced", "stein"})],
-        "likelihood": [StrOptions({"gaussian", "bernoulli"})],
+        "likelihood": [StrOptions(set(LIKELIHOODS))],
         "kl_weight_start": [Interval(Real, 0, None, closed="neither")],
         "n_posterior_samples": [Interval(Integral, 1, None, closed="left")],
         "n_importance_samples": [Interval(Integral, 10, None, closed="left")],
@@ -240,10 +244,13 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     def _fit(self, X, sample_weight, n_threads):
         self._check_parameters()
         kept = copy.deepcopy(getattr(self, "model_", None)) if self.warm_start else None
+        if kept is not None and type(kept.model.likelihood) is not LIKELIHOODS[self.likelihood]:
+            kept = None  # other columns: nothing to go on from
         X, rows, weight = self._usable_rows(X, sample_weight, reset=kept is None)
         seed = self._draw_seed(self.random_state)
         generator = torch.Generator().manual_seed(seed)
         device = resolve_device(self.device)
+        self._check_range(rows, X)
         columns = self._learn_columns(rows, X) if kept is None else self._columns
         x, _ = columns.standardize(rows)
         h = scott(x) if self.smoothing == "scott" else float(self.smoothing)
@@ -285,17 +292,19 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         scores[held.numpy()] = self._score(rows[held.numpy()])
         self._set_offset(scores, weight, X)
 
-    def _learn_columns(self, rows, X):
-        names = self._column_names(X)
-        columns = Columns.learn(rows, names)
-        if self.likelihood == "gaussian":
-            return columns
+    def _check_range(self, rows, X):
         outside = ((rows < 0.0) | (rows > 1.0)).any(axis=0)
-        if outside.any():
+        if self.likelihood == "bernoulli" and outside.any():
             raise ValueError(
                 f'likelihood="bernoulli" needs values in [0, 1], but column '
-                f"{names[outside.argmax()]!r} has others; scale it, or take the gaussian one."
+                f"{self._column_names(X)[outside.argmax()]!r} has others; scale it, or take the "
+                "gaussian one."
             )
+
+    def _learn_columns(self, rows, X):
+        columns = Columns.learn(rows, self._column_names(X))
+        if self.likelihood == "gaussian":
+            return columns
         n_varying = columns.varying.sum()
         return replace(
             columns, center=np.zeros(n_varying), scale=np.ones(n_varying),
@@ -355,11 +364,11 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         inside = torch.as_tensor(met, device=x.device) & self.model_.model.likelihood.supports(x)
         value = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
         error = torch.zeros_like(value)
-        if inside.any():
+        for rows in inside.nonzero()[:, 0].split(SCORED_ROWS):
             measured = self.model_.marginals(
-                x[inside], self._seed, n_samples=self.n_importance_samples
+                x[rows], self._seed, n_samples=self.n_importance_samples
             )
-            value[inside], error[inside] = measured.value, measured.std_error
+            value[rows], error[rows] = measured.value, measured.std_error
         return value.cpu().numpy() + self._columns.log_det, error.cpu().numpy()
 
     # ------------------------------------------------------------------ sampling

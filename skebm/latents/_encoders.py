@@ -35,7 +35,7 @@ class GaussianEncoder(nn.Module):
         return location, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
 
     def noise(self, *shape: int, generator: torch.Generator, dtype=torch.float32) -> Tensor:
-        """What draws are made of, (*shape, n_noise)."""
+        """What draws are made of, ``(*shape, n_noise)``."""
         like = {"dtype": dtype, "device": generator.device}
         return torch.randn(*shape, self.n_noise, generator=generator, **like)
 

@@ -1,15 +1,20 @@
 """Linear latent-variable models: where the networks start."""
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 __all__ = ["AffinePlus", "FactorModel", "factor_analysis"]
 
 MIN_NOISE_SHARE = 1e-4
 """Least share of a column's variance that is noise at the start."""
+
+FULL_NOISE_SHARE = 0.1
+"""That share where there are as many factors as columns."""
 
 
 class FactorModel(NamedTuple):
@@ -44,11 +49,12 @@ class FactorModel(NamedTuple):
 
 
 def factor_analysis(x: Tensor, weight: Tensor, n_components: int) -> FactorModel:
-    """Maximum likelihood, by scikit-learn.
+    """Maximum likelihood, by scikit-learn, with one pseudo-row of unit variance.
 
     Parameters
     ----------
     x : Tensor of shape (n, d)
+        On columns whose scale is about one.
     weight : Tensor of shape (n,)
     n_components : int
         k; factors beyond d have loadings of zero.
@@ -58,34 +64,47 @@ def factor_analysis(x: Tensor, weight: Tensor, n_components: int) -> FactorModel
     FactorModel
         In float64.
     """
-    from sklearn.decomposition import FactorAnalysis
-
     x, weight = x.double().cpu().numpy(), weight.double().cpu().numpy()
     d = x.shape[1]
     center = np.average(x, axis=0, weights=weight)
     covariance = np.atleast_2d(np.cov(x.T, aweights=weight, bias=True))
-    # 2 d rows with this covariance: weights need no care then, and time does not depend on n
-    values, vectors = np.linalg.eigh(covariance)
-    root = np.sqrt(d * values.clip(min=0.0))[:, None] * vectors.T
-    k = min(n_components, d)
-    # whether it converged does not matter for a start
-    fitted = FactorAnalysis(k, svd_method="lapack", tol=1e-4, max_iter=500)
-    import warnings
-
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted.fit(np.r_[root, -root])
+    # as if there were one row more: a column may be constant among few
+    n = weight.sum()
+    covariance = (n * covariance + np.eye(d)) / (n + 1.0)
     total = np.diag(covariance)
-    variance = np.maximum(fitted.noise_variance_, MIN_NOISE_SHARE * total)
-    loadings = fitted.components_.T
+    if n_components < d:
+        loadings, variance = _maximum_likelihood(covariance, n_components)
+        variance = np.maximum(variance, MIN_NOISE_SHARE * total)
+    else:
+        # any noise that leaves a covariance behind is as likely, but factors without loadings
+        # would be no start
+        scale = np.sqrt(total)
+        least = np.linalg.eigvalsh(covariance / np.outer(scale, scale))[0]
+        share = max(min(FULL_NOISE_SHARE, 0.5 * least), MIN_NOISE_SHARE)
+        variance = share * total
+        values, vectors = np.linalg.eigh(covariance - np.diag(variance))
+        loadings = vectors * np.sqrt(values.clip(min=0.0))
     # the posterior's axes
     _, turn = np.linalg.eigh(loadings.T / variance @ loadings)
-    loadings = np.c_[loadings @ turn[:, ::-1], np.zeros((d, n_components - k))]
+    loadings = np.c_[loadings @ turn[:, ::-1], np.zeros((d, max(0, n_components - d)))]
     return FactorModel(
         *(torch.as_tensor(np.ascontiguousarray(a)) for a in (center, loadings, variance))
     )
+
+
+def _maximum_likelihood(covariance, n_components):
+    """Loadings and variances of factor analysis, by scikit-learn."""
+    from sklearn.decomposition import FactorAnalysis
+
+    # 2 d rows with this covariance: weights need no care then, and time does not depend on n
+    values, vectors = np.linalg.eigh(covariance)
+    root = np.sqrt(len(values) * values.clip(min=0.0))[:, None] * vectors.T
+    fitted = FactorAnalysis(n_components, svd_method="lapack", tol=1e-4, max_iter=500)
+    with warnings.catch_warnings():
+        # whether it converged does not matter for a start
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted.fit(np.r_[root, -root])
+    return fitted.components_.T, fitted.noise_variance_
 
 
 class AffinePlus(nn.Module):

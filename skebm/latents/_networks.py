@@ -64,19 +64,18 @@ def user_network(model, name: str, n_inputs: int, n_outputs: int, *, seed: int) 
     """
     with seeded_global_rng(seed):
         module = build_module(model, name, n_inputs, n_outputs).to("cpu", torch.float32)
-    network = _UserNetwork(module, n_outputs, seed)
-    module.eval()
-    try:
-        with torch.no_grad():
-            got = module(torch.zeros(3, n_inputs))
-    except RuntimeError as error:  # torch on products of shapes that do not match
-        raise ValueError(f"{name} failed on rows of shape (3, {n_inputs}): {error}") from error
+        module.eval()
+        try:
+            with torch.no_grad():
+                got = module(torch.zeros(3, n_inputs))
+        except RuntimeError as error:  # torch on products of shapes that do not match
+            raise ValueError(f"{name} failed on rows of shape (3, {n_inputs}): {error}") from error
     if not isinstance(got, Tensor) or got.shape != (3, n_outputs):
         shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
         raise ValueError(
             f"{name} must map (n, {n_inputs}) to (n, {n_outputs}); for n=3 it returned {shape}."
         )
-    return network.train()
+    return _UserNetwork(module, n_outputs, seed).train()
 
 
 class _UserNetwork(nn.Module):

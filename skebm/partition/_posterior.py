@@ -22,12 +22,13 @@ DEGREES = 8
 """Degrees of freedom of the t proposal."""
 
 PRIOR_SHARE = 0.2
-"""Share of the draws that come from N(0, I): they find modes that the rest has missed."""
+"""Share of the draws that come from N(0, I): they find modes that the rest has missed, unless the
+prior has next to no mass there."""
 
 INFLATION = 1.3
 """Of the covariance of the proposal over that of the draws it was fitted to."""
 
-ADAPTED, MAX_ROUNDS = 0.3, 4
+ADAPTED, MAX_ROUNDS = 0.3, 10
 """Rows are adapted until this share of their draws is effective, or for so many rounds."""
 
 FITTED_SHARE = 0.15
@@ -39,7 +40,8 @@ MIN_SHARE = 0.05
 MAX_EVALUATIONS = 2**16
 """Latent vectors that are evaluated at once."""
 
-ANNEALING = {"n_particles": 256, "n_temperatures": 40, "n_pilot": 256}
+# (multiples of five: the prior's share is then exact)
+ANNEALING = {"n_particles": 250, "n_temperatures": 40, "n_pilot": 250}
 
 
 class Marginals(NamedTuple):
@@ -117,15 +119,15 @@ class Proposal(nn.Module):
 
     def transport(self, normal, square):
         """Draws (n, m, k) from random numbers; the first ones are from the normal law."""
-        n_prior = math.ceil(PRIOR_SHARE * normal.shape[1])
+        n_prior = _n_prior(normal.shape[1])
         near = normal[:, n_prior:] * (DEGREES / square[:, n_prior:]).sqrt()[..., None]
         near = self.location[:, None] + near @ self.scale_tril.mT
         return torch.cat([normal[:, :n_prior], near], dim=1)
 
-    def log_prob(self, z):
+    def log_prob(self, z, prior_share=PRIOR_SHARE):
         """Log-density, (n, m, k) -> (n, m); a single row also takes (m, k) -> (m,)."""
         if z.ndim == 2:
-            return self.log_prob(z[None])[0]
+            return self.log_prob(z[None], prior_share)[0]
         k = z.shape[-1]
         white = torch.linalg.solve_triangular(
             self.scale_tril, (z - self.location[:, None]).mT, upper=False
@@ -137,7 +139,7 @@ class Proposal(nn.Module):
         )
         near = constant - log_det[:, None] - half * (white.square().sum(-2) / DEGREES).log1p()
         prior = -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
-        return torch.logaddexp(near + math.log(1 - PRIOR_SHARE), prior + math.log(PRIOR_SHARE))
+        return torch.logaddexp(near + math.log(1 - prior_share), prior + math.log(prior_share))
 
     def sample(self, n, generator):
         """Draws of a single row, (n, k), in random order."""
@@ -233,10 +235,15 @@ def marginal_likelihoods(
     n, k = location.shape
     if n_adaptation is None:
         n_adaptation = 200 + 20 * k
-    parts = []
     block = max(1, MAX_EVALUATIONS // max(n_samples, n_adaptation))
-    everyone = torch.arange(n, device=location.device)
-    for rows in everyone.split(block):
+    # rows so far out that their moments have overflown have no density to speak of
+    usable = location.isfinite().all(-1) & covariance.isfinite().all(-1).all(-1)
+    result = Marginals(
+        torch.full((n,), -math.inf, dtype=torch.float64, device=location.device),
+        *torch.zeros(2, n, dtype=torch.float64, device=location.device),
+        torch.zeros(n, dtype=torch.bool, device=location.device),
+    )
+    for rows in usable.nonzero()[:, 0].split(block):
         proposal = Proposal.of_moments(location[rows], covariance[rows], math.inf)
         if n_adaptation:
             proposal = _adapt(log_joint, proposal, streams, rows, n_adaptation)
@@ -246,13 +253,24 @@ def marginal_likelihoods(
         low = (share < MIN_SHARE) if n_adaptation else torch.zeros_like(share, dtype=torch.bool)
         for i in low.nonzero()[:, 0].tolist():
             low[i] = _anneal(log_joint, proposal.take([i]), streams, rows[i], measured, i)
-        parts.append(Marginals(measured.value, measured.std_error, share, low))
-    return Marginals(*(torch.cat(values) for values in zip(*parts, strict=True)))
+        found = measured.value, measured.std_error, share, low
+        for whole, part in zip(result, found, strict=True):
+            whole[rows] = part
+    return result
+
+
+def _n_prior(n):
+    """How many of n draws are from the prior."""
+    return math.ceil(PRIOR_SHARE * n)
 
 
 def _weigh(log_joint, proposal, streams, rows, stage, n):
     z = proposal.transport(*streams.draw(rows, stage, n, proposal.location.shape[1]))
-    return z, log_joint(rows, z).double() - proposal.log_prob(z)
+    # the share that they have, or the mean of the weights is not p(x)
+    log_proposal = proposal.log_prob(z, _n_prior(n) / n)
+    log_joint = log_joint(rows, z).double()
+    # far out both may be -inf
+    return z, torch.where(log_joint > -math.inf, log_joint - log_proposal, -math.inf)
 
 
 def _adapt(log_joint, proposal, streams, rows, n):

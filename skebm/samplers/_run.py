@@ -209,7 +209,7 @@ def _warn(kernel, result, n_steps):
             step_size = torch.as_tensor(result.step_size).flatten()[0].item()
             messages.append(
                 f"the acceptance rate is {rate:.0%} at step size {step_size:.3g}; the target is "
-                f"{target:.0%}. Give n_burn_in more steps, or another step_size."
+                f"{target:.0%}. More steps of burn-in, or another step size, would help."
             )
     diverged = result.n_diverged.double().mean().item() / n_steps
     # without a gradient a large step is just rejected, as is one out of the support

@@ -362,6 +362,12 @@ def test_validation_of_distributions_is_as_found(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_names_that_are_no_flows_are_refused_without_zuko_too(monkeypatch):
+    monkeypatch.setitem(sys.modules, "zuko", None)
+    with pytest.raises(ValueError, match="'coupling', one of .*'gf', 'maf', 'nice', 'nsf'"):
+        build_flow("nfs", 2, generator=generator())
+
+
 def test_without_zuko_only_the_coupling_flow_is_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "zuko", None)
     x = torch.randn(50, 2, generator=generator())

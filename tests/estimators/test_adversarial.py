@@ -13,7 +13,7 @@ from sklearn.exceptions import NotFittedError
 
 from skebm import AdversarialEBM
 from skebm.datasets import Rings, TwoMoons
-from skebm.estimators import _flow_based, adversarial
+from skebm.estimators import _flow_based, _members, _tilted, adversarial
 
 GENERATORS = ("flow", "implicit")
 every_generator = pytest.mark.parametrize("generator", GENERATORS)
@@ -172,6 +172,35 @@ def test_bound_is_tight_where_the_flow_follows(monkeypatch):
     assert (above < 0.03 + 4.0 * error).all()
 
 
+@every_generator
+def test_generator_settles_on_the_model_that_is_left(generator, monkeypatch):
+    # a tilt that the guard has halved, and one that is not accepted
+    seen = []
+
+    def settle(self, members, rival, model, *args):
+        seen.append(model)
+
+    monkeypatch.setattr(AdversarialEBM, "_settle", settle)
+    for refused in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(_tilted, "guard", lambda members, pool: 0.5)
+            if refused:
+                patch.setattr(_members.Members, "accepts", lambda *args: False)
+            estimator = density(generator=generator, max_epochs=30).fit(moons())
+        if refused and generator == "flow":
+            # the model is its own generator
+            np.testing.assert_allclose(estimator.log_partition_bound_, 0.0, atol=1e-12)
+            np.testing.assert_allclose(
+                estimator.generator_.score_samples(moons()), estimator.score_samples(moons())
+            )
+        else:
+            assert seen[-1].is_untilted == refused
+            assert seen[-1].energy is estimator.model_.energy
+            if not refused:
+                assert seen[-1].temperature == estimator.model_.temperature
+        seen.clear()
+
+
 @pytest.mark.parametrize("options", [{"max_epochs": 0}, {"max_epochs": 0, "base": None}])
 def test_bound_where_nothing_is_trained(options):
     estimator = density(**options).fit(moons(100))
@@ -239,6 +268,28 @@ def test_samples_from_the_generator_follow_the_model(generator):
     # and better than the generator's own
     raw = estimator.score(estimator.generator_.sample(4000, random_state=2))
     assert abs(estimator.score(drawn) - level) < abs(raw - level)
+
+
+def test_rows_of_the_generator_are_repeated_as_often_as_their_cap_allows(monkeypatch):
+    # one row in a hundred weighs 500 times the others: weights above ten times the mean repeat
+    class Made:
+        def sample(self, n, rng):
+            return np.arange(n, dtype=float)[:, None]
+
+        def score_samples(self, rows):
+            return np.zeros(len(rows))
+
+    estimator = density()
+    estimator.generator_ = Made()
+    monkeypatch.setattr(
+        AdversarialEBM, "_score", lambda self, X: np.where(X[:, 0] % 100 == 0, np.log(500), 0.0)
+    )
+    rows = estimator._rows_by_importance(20_000, np.random.RandomState(0))
+    assert rows.shape == (20_000, 1)
+    _, copies = np.unique(rows, return_counts=True)
+    assert copies.max() < 50  # 500 / 5.99 / 10, in several batches of the same names
+    heavy = (rows[:, 0] % 100 == 0).mean()
+    assert heavy == pytest.approx(500 / (500 + 99), abs=0.02)
 
 
 def test_draws_of_an_implicit_generator_are_left_alone_on_demand():

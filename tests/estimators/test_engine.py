@@ -2,6 +2,7 @@ import ast
 import math
 import signal
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -266,6 +267,59 @@ def test_the_opponent_raises_what_the_first_player_lowers():
     play(module, loss=lambda module, batch: (module.x + module.rival.y).sum(), max_epochs=3)
     assert (module.x < -0.05).all()
     torch.testing.assert_close(module.rival.y.data, -module.x.data)
+
+
+def test_solo_steps_move_the_opponent_alone_and_uphill_before_each_step_of_the_game():
+    module, seen = Saddle(coupling=0.0, curvature=0.0), []
+
+    def state(module):
+        return module.x.detach().clone(), module.rival.y.detach().clone()
+
+    def solo_loss(module):
+        seen.append(("solo", *state(module)))
+        return (module.x + 3.0 * module.rival.y).sum()
+
+    def loss(module, batch):
+        seen.append(("joint", *state(module)))
+        return (module.x * batch[0].sum() + 1.0).sum() + 0.0 * module.rival.y.sum()
+
+    opponent = Opponent(module.rival, 0.02, lambda: False, n_solo_steps=3, solo_loss=solo_loss)
+    train(
+        module, loss, [(torch.ones(1, 1),)] * 5, opponent=opponent, learning_rate=0.02,
+        weight_decay=0.0, max_epochs=2,
+    )  # fmt: skip
+    assert [kind for kind, *_ in seen] == 10 * (3 * ["solo"] + ["joint"])
+    for (kind, x, y), (_, next_x, next_y) in pairwise(seen):
+        if kind == "solo":  # uphill, and the gradient that it leaves at x moves nothing
+            assert (next_y > y).all()
+            assert torch.equal(next_x, x)
+        else:
+            assert (next_x < x).all()
+            assert torch.equal(next_y, y)
+
+
+def test_cosine_runs_in_game_time():
+    # the rate of an opponent that takes the last quarter alone is that of everybody there
+    module, rates = Saddle(), []
+
+    class Rates(Callback):
+        def on_batch_end(self, net, **kwargs):
+            rates.append([p.optimizer.param_groups[0]["lr"] for p in net.players])
+
+    n_steps, start = 400, 300
+    play(
+        module, plays=lambda: len(rates) >= start, max_epochs=40, callbacks=[Rates()],
+        rate=0.02,
+    )  # fmt: skip
+    assert len(rates) == n_steps
+    first, second = np.array(rates).T
+    time = np.arange(n_steps)
+    cosine = 0.02 * 0.5 * (1 + np.cos(np.pi * time / n_steps))
+    warm = min(_engine.WARM_UP_STEPS, n_steps // 10)
+    np.testing.assert_allclose(first, cosine * np.minimum(1, (time + 1) / warm), rtol=1e-6)
+    # its warm-up counts its own steps
+    own = np.minimum(1, (time - start + 1) / warm)[start:]
+    np.testing.assert_allclose(second[start:], cosine[start:] * own, rtol=1e-6)
 
 
 def test_an_opponent_that_does_not_play_stays_where_it_is():

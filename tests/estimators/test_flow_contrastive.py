@@ -246,6 +246,38 @@ def test_without_early_stopping_nothing_warns():
     assert estimator.n_iter_ in (0, 10)
 
 
+def test_history_begins_with_the_flow_without_early_stopping():
+    estimator = density(early_stopping=False, max_epochs=3).fit(rings()[:200])
+    level = estimator.history_["held_out_log_likelihood"]
+    assert level[0] == pytest.approx(estimator.stages_["flow"], abs=1e-6)
+
+
+def test_patience_is_of_many_steps_where_epochs_are_short(monkeypatch):
+    monkeypatch.setattr(_flow_based, "PATIENCE_STEPS", 40)
+    options = {"learning_rate": 1e-9, "patience": 1, "max_epochs": 60, "refinement": False}
+    estimator = density(**options).fit(rings()[:500])  # epochs of two steps
+    # 12 steps of warm-up, patience, and what is left of the last look at the held-out rows
+    assert 52 <= 2 * estimator.history_["n_iter"][-1] < 120
+
+
+def test_scales_are_of_the_flow_that_was_asked_for():
+    built = []
+    small = _flow_based.build_flow
+
+    def spy(flow, *args, **kwargs):
+        built.append(flow)
+        return small("coupling", *args, **kwargs)
+
+    estimator = density(max_epochs=0).fit(rings()[:100])  # leaves a flow to start from
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_flow_based, "build_flow", spy)
+        estimator.set_params(flow="nice", smoothing="multiscale").fit(rings()[:100])
+    assert built == ["nice"] * 3
+    assert not hasattr(estimator, "_start")
+    assert np.isfinite(estimator.score_samples(new_rings())).all()
+    assert np.isfinite(estimator.flow_.score_samples(new_rings())).all()
+
+
 def test_no_epochs_are_the_flow_alone():
     estimator = fitted(max_epochs=0)
     scores = estimator.score_samples(new_rings())
@@ -408,6 +440,22 @@ def test_warm_start_goes_on_with_the_same_flow(base):
         estimator.flow_.score_samples(new_rings()), start.flow_.score_samples(new_rings()),
         atol=1e-9,
     )  # fmt: skip
+
+
+def test_warm_start_goes_on_with_log_z(monkeypatch):
+    estimator = density(max_epochs=20, warm_start=True).fit(rings())
+    assert estimator.n_iter_ > 0
+    measured, seen = estimator.log_partition_.copy(), []
+
+    def losses(of_data, of_flow, log_partition):
+        seen.append(log_partition.detach().clone().numpy())
+        return nce_losses(of_data, of_flow, log_partition)
+
+    nce_losses = flow_contrastive.nce_losses
+    monkeypatch.setattr(flow_contrastive, "nce_losses", losses)
+    estimator.set_params(max_epochs=1, refinement=False).fit(rings())
+    np.testing.assert_allclose(seen[0], measured, atol=1e-6)
+    assert np.abs(measured).max() > 0.01
 
 
 def test_a_fit_that_fails_in_the_game_leaves_the_estimator_as_it_was(monkeypatch):

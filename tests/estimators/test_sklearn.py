@@ -13,6 +13,7 @@ from sklearn.base import clone, is_outlier_detector
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -22,6 +23,7 @@ from skebm import (
     AdversarialEBM,
     ContrastiveDivergenceEBM,
     FlowContrastiveDensity,
+    ImplicitVAE,
     NCEDensity,
     ScoreMatchingEBM,
 )
@@ -39,6 +41,7 @@ QUICK_NCE = QUICK | {"noise_ratio": 1}
 QUICK_SM = QUICK | {"hidden_layer_sizes": (8,)}
 QUICK_CD = QUICK_SM | {"n_steps": 1}
 QUICK_FCE = QUICK_SM | {"base": "flow"}
+QUICK_VAE = {"hidden_layer_sizes": (8,), "max_epochs": 3, "random_state": 0}
 
 # Granted by scikit-learn to its own estimators that shuffle rows (RandomForestClassifier, KMeans,
 # IsolationForest, ...). What must hold instead is tested in test_laws.py.
@@ -88,6 +91,10 @@ class AdversarialOutliers(_OutlierDetectorFirst, AdversarialEBM):
     pass
 
 
+class VariationalOutliers(_OutlierDetectorFirst, ImplicitVAE):
+    pass
+
+
 def checks():
     for estimator in (
         NCEDensity(**QUICK_NCE),
@@ -100,6 +107,8 @@ def checks():
         FlowContrastiveOutliers(**QUICK_FCE),
         AdversarialEBM(**QUICK_FCE),
         AdversarialOutliers(**QUICK_FCE),
+        ImplicitVAE(**QUICK_VAE),
+        VariationalOutliers(**QUICK_VAE),
     ):
         generator = estimator_checks_generator(
             estimator, mark="xfail", expected_failed_checks=EXPECTED_FAILURES
@@ -280,6 +289,100 @@ def test_set_output_of_other_steps(X):
         fitted = NCEDensity(**QUICK_NCE).fit(X)
         assert type(fitted.score_samples(X)) is np.ndarray
         assert type(fitted.sample(3)) is np.ndarray
+
+
+# ---------------------------------------------------------------------- density and transformer
+
+
+@pytest.fixture(scope="module")
+def groups():
+    """Two groups of rows in five columns, told apart by one direction in them."""
+    rng = np.random.default_rng(0)
+    y = np.arange(300) % 2
+    z = np.c_[4.0 * y - 2.0 + rng.normal(size=300), rng.normal(size=300)]
+    return z @ rng.normal(size=(2, 5)) + 0.3 * rng.normal(size=(300, 5)), y
+
+
+def test_transformer_in_front_of_a_classifier(groups):
+    X, y = groups
+    pipeline = make_pipeline(ImplicitVAE(**QUICK_VAE | {"n_components": 2}), LogisticRegression())
+    pipeline.fit(X[:200], y[:200])
+    assert pipeline.score(X[200:], y[200:]) > 0.9
+    vae = pipeline[0]
+    np.testing.assert_array_equal(vae.transform(X), pipeline[:-1].transform(X))
+    twin = clone(vae)
+    np.testing.assert_array_equal(
+        twin.fit_transform(X[:200], sample_weight=np.ones(200)), vae.transform(X[:200])
+    )
+
+
+def test_search_of_the_number_of_components(groups):
+    X, _ = groups
+    search = GridSearchCV(
+        ImplicitVAE(**QUICK_VAE | {"max_epochs": 0}), {"n_components": [1, 2]},
+        cv=KFold(2, shuffle=True, random_state=0),
+    ).fit(X)  # fmt: skip
+    one, two = search.cv_results_["mean_test_score"]
+    assert search.best_params_ == {"n_components": 2}
+    assert two > one + 0.1
+    assert search.transform(X).shape == (300, 2)
+
+
+def test_frames_of_latent_variables(groups):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(groups[0], index=np.arange(300) + 7)
+    frame.columns = list("abcde")
+    vae = ImplicitVAE(**QUICK_VAE | {"n_components": 3}).set_output(transform="pandas").fit(frame)
+    z = vae.transform(frame)
+    names = ["implicitvae0", "implicitvae1", "implicitvae2"]
+    assert list(vae.get_feature_names_out()) == list(z.columns) == names
+    assert (z.index == frame.index).all()
+    vae.set_output(transform="default")
+    np.testing.assert_array_equal(z.to_numpy(), vae.transform(frame))
+    # latent variables go back as they came, rows stay arrays
+    assert vae.inverse_transform(z).shape == (300, 5)
+    assert type(vae.reconstruct(frame)) is np.ndarray
+    with pytest.raises(ValueError, match="X has 2 columns, but there are 3 latent variables"):
+        vae.inverse_transform(z.to_numpy()[:, :2])
+
+
+def test_clone_and_pickle_of_a_transformer(X):
+    vae = ImplicitVAE(**QUICK_VAE | {"n_components": 2}).fit(X)
+    assert clone(vae).get_params() == vae.get_params()
+    with pytest.raises(NotFittedError):
+        clone(vae).transform(X)
+    with pytest.raises(NotFittedError):
+        clone(vae).inverse_transform(X)
+    payload = pickle.dumps(vae)
+    assert b"skorch" not in payload
+    assert len(payload) < 100_000  # four perceptrons of eight units
+    copy = pickle.loads(payload)
+    for method in ("score_samples", "transform", "reconstruct", "inverse_transform"):
+        np.testing.assert_array_equal(getattr(copy, method)(X), getattr(vae, method)(X))
+    np.testing.assert_array_equal(copy.sample(20, random_state=1), vae.sample(20, random_state=1))
+    assert repr(ImplicitVAE(encoder="gaussian")) == "ImplicitVAE(encoder='gaussian')"
+
+
+def test_tags_of_a_transformer():
+    tags = ImplicitVAE().__sklearn_tags__()
+    assert tags.estimator_type == "density_estimator"
+    assert tags.transformer_tags is not None
+    assert not tags.non_deterministic
+    assert is_outlier_detector(VariationalOutliers())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("n_components", 0), ("n_components", "all"), ("encoder", "flow"),
+        ("score_estimator", "kernel"), ("likelihood", "poisson"), ("kl_weight_start", 0),
+        ("n_posterior_samples", 0), ("n_importance_samples", 9), ("encoder_model", "cnn"),
+        ("decoder_model", 3),
+    ],
+)  # fmt: skip
+def test_bad_parameters_of_a_transformer(X, option, value):
+    with pytest.raises(ValueError, match=f"'{option}' parameter of ImplicitVAE must be"):
+        ImplicitVAE(**QUICK_VAE).set_params(**{option: value}).fit(X)
 
 
 # ---------------------------------------------------------------------- metadata routing
