@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from skebm.latents import (
+    FULL_NOISE_SHARE,
     AffinePlus,
     BernoulliLikelihood,
     GaussianEncoder,
@@ -154,8 +155,9 @@ def build_networks(
     elif isinstance(decoder_model, str):
         law = GaussianLikelihood(factors.variance.float())
     else:
+        # little noise: with much of it z is of no use at first, and may stay so
         total = factors.variance + loadings.square().sum(1)
-        law = GaussianLikelihood(total.float())
+        law = GaussianLikelihood((FULL_NOISE_SHARE * total).float())
     make = partial(perceptron, hidden_layer_sizes=hidden_layer_sizes)
     if isinstance(decoder_model, str):
         decoder = AffinePlus(loadings, center, make(k, d, seed=seed))

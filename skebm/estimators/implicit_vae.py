@@ -281,7 +281,13 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
             if n_iter and self.early_stopping:
                 n_iter = int(history["epoch"][np.nanargmax(history["validation_gain"])])
                 some = held[:COMPARED_ROWS]
-                if n_iter and not beats(networks, start, x_fit[some], row_weight[some], seed):
+                # a decoder of the user has been fitted to nothing at the start
+                fitted = isinstance(self.decoder_model, str) or kept is not None
+                if (
+                    n_iter
+                    and fitted
+                    and not beats(networks, start, x_fit[some], row_weight[some], seed)
+                ):
                     networks, n_iter = start, 0
         networks.requires_grad_(False)
         self._columns, self._seed, self.n_iter_ = columns, seed, n_iter

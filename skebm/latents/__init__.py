@@ -1,12 +1,13 @@
 """Latent-variable models: what the rows are made from, and what the rows say about it."""
 
 from skebm.latents._encoders import GaussianEncoder, ImplicitEncoder
-from skebm.latents._factors import AffinePlus, FactorModel, factor_analysis
+from skebm.latents._factors import FULL_NOISE_SHARE, AffinePlus, FactorModel, factor_analysis
 from skebm.latents._likelihoods import BernoulliLikelihood, GaussianLikelihood
 from skebm.latents._model import LatentVariableModel
 from skebm.latents._networks import perceptron, user_network
 
 __all__ = [
+    "FULL_NOISE_SHARE",
     "AffinePlus",
     "BernoulliLikelihood",
     "FactorModel",
