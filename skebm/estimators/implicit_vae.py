@@ -455,7 +455,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
             raise ValueError(
                 f"X has {z.shape[1]} columns, but there are {self.n_components_} latent variables."
             )
-        z = torch.as_tensor(z, device=self._device)
+        z = torch.tensor(z, device=self._device)
         with torch.no_grad():
             parts = [self.model_.model.mean(rows) for rows in z.split(DECODED_ROWS)]
         return self._columns.restore(torch.cat(parts).cpu().numpy())
