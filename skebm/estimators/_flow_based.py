@@ -31,8 +31,9 @@ from ._tilted import BaseTiltedDensity, halves
 FLOW_LEARNING_RATE = 1e-2
 """Of the fit by maximum likelihood: the cosine lets it be high, and high generalises better."""
 
-FLOW_EPOCHS, FLOW_STEPS, FLOW_PATIENCE = 200, 3000, 20
-"""Of the same: so many epochs, or as many as make so many steps if that is less (but 30)."""
+FLOW_STEPS, FLOW_PATIENCE, FLOW_PATIENCE_STEPS = 2000, 20, 300
+"""Of the same: steps (but no less than 30 epochs), and patience in epochs or steps, whichever is
+longer. Counted in epochs alone it would end where few rows make few steps of them."""
 
 JUDGED_AT_ONCE = 4096
 
@@ -200,11 +201,12 @@ class FlowBasedDensity(BaseTiltedDensity):
             logs = torch.cat([row[:n] for row, n in zip(logs, lengths, strict=True)])
             return (held_weight @ logs).item()
 
-        max_epochs = min(FLOW_EPOCHS, max(EPOCHS, math.ceil(FLOW_STEPS / len(batches))))
+        max_epochs = max(EPOCHS, math.ceil(FLOW_STEPS / len(batches)))
+        patience = max(FLOW_PATIENCE, math.ceil(FLOW_PATIENCE_STEPS / len(batches)))
         with torch.enable_grad():
             train(
                 flow, loss, batches, evaluate, learning_rate=FLOW_LEARNING_RATE, weight_decay=0.0,
-                max_epochs=max_epochs, patience=FLOW_PATIENCE, device=device,
+                max_epochs=max_epochs, patience=patience, device=device,
                 progress=lambda state: progress.stage("flow", state["epoch"], max_epochs),
             )  # fmt: skip
 
@@ -276,9 +278,7 @@ class FlowBasedDensity(BaseTiltedDensity):
             Steps of an epoch.
         """
         n_members = len(members)
-        energy = build_energy(
-            if_auto(self.energy_model, "periodic"), members, self.hidden_layer_sizes, seed, kept
-        )
+        energy = self._new_energy(members, seed, kept)
         log_base, features = self._views(members, device)
         coordinates = self._start[1]
         game = EnergyWithPartition(energy, n_members)
@@ -328,6 +328,12 @@ class FlowBasedDensity(BaseTiltedDensity):
         )  # fmt: skip
         rival.cpu().requires_grad_(False)
         return trained, game, len(batches)
+
+    def _new_energy(self, members, seed, kept):
+        """Energies to start from: zero, or those of the last fit."""
+        return build_energy(
+            if_auto(self.energy_model, "periodic"), members, self.hidden_layer_sizes, seed, kept
+        )
 
     def _n_epochs(self, n_batches):
         return if_auto(self.max_epochs, max(EPOCHS, math.ceil(STEPS / n_batches)))

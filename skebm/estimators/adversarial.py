@@ -1,6 +1,7 @@
 """Adversarial training with a bound on log Z."""
 
 import copy
+import math
 from functools import partial
 from numbers import Real
 
@@ -27,6 +28,10 @@ GENERATOR_STEPS, SETTLING_STEPS = 200, 500
 
 SETTLING_RATE = {"flow": 5e-4, "implicit": 2e-3}
 
+SETTLED, STALLED, MAX_SETTLINGS, GAP_SAMPLES = 0.015, 0.9, 3, 4096
+"""A flow takes these steps again, so often at most, until its divergence from the model is below so
+many nats, or is still such a share of what it was; and samples per member that tell."""
+
 GENERATOR_MALA_STEPS = 100
 
 
@@ -41,6 +46,28 @@ def draw_from_rival(rival, coordinates, n, generator):
     y, log_rival = rival.rsample(n, generator)
     x, log_det = coordinates.inverse(y)
     return x, log_rival + log_det
+
+
+@torch.no_grad()
+def bound_terms(model, draw, generator, n_samples):
+    """Terms whose means are lower bounds on the log Z of all members, (K, n_samples).
+
+    Parameters
+    ----------
+    model : TiltedMixture
+    draw : callable
+        ``draw(n, generator)`` -> rows of the generators, (K, n, d), and their log-densities.
+    generator : torch.Generator
+    n_samples : int
+        Whole blocks.
+    """
+    terms = []
+    for _ in range(n_samples // BOUND_BLOCK):
+        x, log_generator = draw(BOUND_BLOCK, generator)
+        log_base = torch.stack([q.log_prob(r) for q, r in zip(model.bases, x, strict=True)])
+        f = torch.zeros_like(log_generator) if model.is_untilted else model.tilt(x)
+        terms.append(variational_bound_terms(f, log_base, log_generator))
+    return torch.cat(terms, dim=1)
 
 
 class ImplicitSampler:
@@ -309,15 +336,25 @@ class AdversarialEBM(FlowBasedDensity):
         model, trained, accepted = super()._tilt(members, kept, seed, refresh, device, progress)
         if not hasattr(self, "_rival"):
             return model, trained, accepted
-        if self.generator == "flow" and self.base is not None and model.is_untilted:
+        implicit = self.generator == "implicit"
+        if not implicit and self.base is not None and model.is_untilted:
             del self._rival  # the model is a flow, and its own generator
             return model, trained, accepted
         # what the game leaves behind has followed an energy that still moved
         progress.stage("generator")
         rival, coordinates = self._rival
-        with torch.enable_grad():
-            self._settle(members, rival, model, SETTLING_STEPS, seed + 1, device)
-        self._rival = rival.cpu().double().requires_grad_(False), coordinates
+        last_gap = math.inf
+        for n_settled in range(MAX_SETTLINGS):
+            with torch.enable_grad():
+                self._settle(members, rival, model, SETTLING_STEPS, seed + 1 + n_settled, device)
+            settled = copy.deepcopy(rival).cpu().double().requires_grad_(False)
+            if implicit:
+                break
+            gap = self._gap(model, settled, coordinates, members.generator)
+            if gap < SETTLED or gap > STALLED * last_gap:
+                break
+            last_gap = gap
+        self._rival = settled, coordinates
         return model, trained, accepted
 
     def _settle(self, members, rival, model, n_steps, seed, device):
@@ -341,6 +378,14 @@ class AdversarialEBM(FlowBasedDensity):
             device=device,
         )  # fmt: skip
 
+    @staticmethod
+    def _gap(model, rival, coordinates, generator):
+        """Largest divergence of a member's flow from its model, in nats: log Z minus its bound."""
+        draw = partial(draw_from_rival, rival, coordinates)
+        terms = bound_terms(model, draw, generator, GAP_SAMPLES)
+        log_partition = terms.logsumexp(1) - math.log(terms.shape[1])
+        return (log_partition - terms.mean(1)).max().item()
+
     def _report(self, members, trained, accepted, partition):
         super()._report(members, trained, accepted, partition)
         for name in ("_stages", "_trained"):
@@ -358,22 +403,10 @@ class AdversarialEBM(FlowBasedDensity):
             else:
                 self.generator_ = ImplicitSampler(self._columns, *rival)
             draw = partial(draw_from_rival, *(copy.deepcopy(p).to(self._device) for p in rival))
-        bound, error = self._bound(draw, members.generator)
-        self.log_partition_bound_ = bound.cpu().numpy()
+        terms = bound_terms(self.model_, draw, members.generator, BOUND_SAMPLES)
+        self.log_partition_bound_ = terms.mean(1).cpu().numpy()
+        error = terms.std(1) / terms.shape[1] ** 0.5
         self.log_partition_bound_std_error_ = error.cpu().numpy()
-
-    @torch.no_grad()
-    def _bound(self, draw, generator):
-        """Lower bounds on the log Z of all members, and their standard errors, (K,) each."""
-        model = self.model_
-        terms = []
-        for _ in range(BOUND_SAMPLES // BOUND_BLOCK):
-            x, log_generator = draw(BOUND_BLOCK, generator)
-            log_base = torch.stack([q.log_prob(r) for q, r in zip(model.bases, x, strict=True)])
-            f = torch.zeros_like(log_generator) if model.is_untilted else model.tilt(x)
-            terms.append(variational_bound_terms(f, log_base, log_generator))
-        terms = torch.cat(terms, dim=1)
-        return terms.mean(1), terms.std(1) / terms.shape[1] ** 0.5
 
     def sample(self, n_samples=1, random_state=None, *, n_steps=None, start="base"):
         """Draw new rows from the model.

@@ -20,9 +20,6 @@ from ._tilted import halves
 ACCURACY_MEMORY = 0.9
 """Of the moving average of the discriminator's accuracy, per step."""
 
-REFINEMENT_RATE = 0.3
-"""Learning rate of the refinement, as a share of that of the game."""
-
 NOISE_RATIO = 4
 """Samples of the frozen flow per row, in the refinement."""
 
@@ -261,15 +258,21 @@ class FlowContrastiveDensity(FlowBasedDensity):
             # f is learned where only the confining law has mass, too
             members.noise = halves(members.noise, members.bases)
         refined = train_against_noise(
-            members, played.energy.float(), partial(nce_losses, noise_ratio=NOISE_RATIO),
+            members, self._new_energy(members, seed, kept),
+            partial(nce_losses, noise_ratio=NOISE_RATIO),
             learns_partition=True, noise_ratio=NOISE_RATIO, batch_size=self.batch_size,
-            refresh=refresh, log_partition=log_partition,
-            learning_rate=REFINEMENT_RATE * learning_rate,
-            max_epochs=if_auto(self.max_epochs, None),
+            refresh=refresh, log_partition=None if kept is None else kept.log_partition,
+            learning_rate=learning_rate, max_epochs=self._n_epochs(n_batches),
             **self._training_options(n_batches, device, progress),
         )  # fmt: skip
-        self._stages["energy_refined"] = members.mean_gain(refined.held, refined.pool).item()
-        return _one_after_the_other(played, refined)
+        history, n_game = _one_after_the_other(played.history, refined.history)
+        gain = members.mean_gain(refined.held, refined.pool).item()
+        after_game = self._stages["energy_after_game"]
+        if self.early_stopping and gain <= after_game:
+            self._stages["energy_refined"] = after_game
+            return replace(played, log_partition=log_partition, history=history)
+        self._stages["energy_refined"] = gain
+        return replace(refined, n_iter=n_game + refined.n_iter, history=history)
 
     def _report(self, members, trained, accepted, partition):
         super()._report(members, trained, accepted, partition)
@@ -286,13 +289,12 @@ class FlowContrastiveDensity(FlowBasedDensity):
 
 
 def _one_after_the_other(first, second):
-    """What two stages of training hand back, as one."""
-    n_first = int(first.history["n_iter"][-1])
-    rest = second.history | {"n_iter": n_first + second.history["n_iter"]}
-    nothing = np.full(len(second.history["gain"]), np.nan)
-    history = {
+    """Histories of two stages of training as one, and the epochs of the first."""
+    n_first = int(first["n_iter"][-1])
+    rest = second | {"n_iter": n_first + second["n_iter"]}
+    nothing = np.full(len(second["gain"]), np.nan)
+    whole = {
         name: np.concatenate([values, rest.get(name, nothing)[1:]])
-        for name, values in first.history.items()
+        for name, values in first.items()
     }
-    n_iter = first.n_iter if second.n_iter == 0 else n_first + second.n_iter
-    return replace(second, n_iter=n_iter, history=history)
+    return whole, n_first

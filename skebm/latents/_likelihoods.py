@@ -122,10 +122,8 @@ def _slope(logit):
 
 def _quantile(logit, u):
     """Inverse of the distribution function."""
-    small = logit.abs() < SMALL
-    a = torch.where(small, 1.0, logit).abs()
+    a = logit.abs().clamp_min(1e-12)  # uniform there, without dividing by zero
     # of the law with logit -a, from the end where it has its mass
     v = torch.where(logit > 0, 1.0 - u, u)
     x = -torch.log1p(v * torch.expm1(-a)) / a
-    x = torch.where(logit > 0, 1.0 - x, x)
-    return torch.where(small, u + 0.5 * logit * u * (u - 1.0), x)
+    return torch.where(logit > 0, 1.0 - x, x)

@@ -33,7 +33,8 @@ def quick_parts():
     with pytest.MonkeyPatch.context() as patch:
         small = partial(_flow_based.build_flow, n_layers=2, hidden=(16,), n_bins=4)
         patch.setattr(_flow_based, "build_flow", small)
-        patch.setattr(_flow_based, "FLOW_EPOCHS", 10)
+        patch.setattr(_flow_based, "FLOW_STEPS", 1)
+        patch.setattr(_flow_based, "EPOCHS", 10)
         patch.setattr(adversarial, "HEAD_START", 40)
         patch.setattr(adversarial, "GENERATOR_STEPS", 50)
         patch.setattr(adversarial, "SETTLING_STEPS", 100)
@@ -163,13 +164,42 @@ def test_bound_says_how_far_the_generator_is_from_the_model():
 
 def test_bound_is_tight_where_the_flow_follows(monkeypatch):
     # a flow that has learned nothing yet, and an energy that learns a correlation
-    monkeypatch.setattr(_flow_based, "FLOW_EPOCHS", 1)
+    monkeypatch.setattr(_flow_based, "EPOCHS", 1)
     rng = np.random.default_rng(0)
     rows = rng.multivariate_normal([0.0, 0.0], [[1.0, 0.8], [0.8, 1.0]], 1000)
     estimator = density(generator_learning_rate=5e-3, max_epochs=100).fit(rows)
     above, error = gap(estimator)
     assert (above > -4.0 * error - 1e-12).all()
     assert (above < 0.03 + 4.0 * error).all()
+
+
+@pytest.mark.parametrize(
+    ("gaps", "n_settled"),
+    [((0.01,), 1), ((0.1, 0.01), 2), ((0.1, 0.095), 2), ((0.1, 0.05, 0.04, 0.03), 3)],
+)
+def test_flow_goes_on_settling_while_that_helps(gaps, n_settled, monkeypatch):
+    seen = []
+    monkeypatch.setattr(AdversarialEBM, "_settle", lambda *args: seen.append(args))
+    measured = iter(gaps)
+    monkeypatch.setattr(AdversarialEBM, "_gap", lambda *args: next(measured))
+    assert density(max_epochs=30).fit(moons()).n_iter_ > 0
+    assert len(seen) == n_settled
+    assert len({seed for *_, seed, _ in seen}) == n_settled
+
+
+def test_gap_that_ends_settling_is_that_of_the_bound():
+    estimator = fitted("flow")
+    above, error = gap(estimator)
+    measured = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = AdversarialEBM._gap
+        patch.setattr(
+            AdversarialEBM, "_gap",
+            lambda self, *args: measured.append(real(*args)) or measured[-1],
+        )  # fmt: skip
+        again = clone(estimator).fit(moons())
+    np.testing.assert_array_equal(again.log_partition_bound_, estimator.log_partition_bound_)
+    assert abs(measured[-1] - above.max()) < 4.0 * 3.0 * error.max()  # of 4,096 draws, not 20,480
 
 
 @every_generator
@@ -398,9 +428,9 @@ def test_failing_fit_leaves_the_estimator_as_it_was(generator, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("now")
 
-    for where in ("_bound", "_play"):
+    for owner, where in ((adversarial, "bound_terms"), (AdversarialEBM, "_play")):
         with monkeypatch.context() as patch:
-            patch.setattr(AdversarialEBM, where, fail)
+            patch.setattr(owner, where, fail)
             for victim in (estimator, unfitted):
                 with pytest.raises(RuntimeError, match="now"):
                     victim.fit(moons(100)[:, :1])

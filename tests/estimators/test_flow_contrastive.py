@@ -28,7 +28,8 @@ def small_flows():
     """Flows that fit in a fraction of a second, and leave the energies something to learn."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_flow_based, "build_flow", partial(_flow_based.build_flow, **SMALL))
-        patch.setattr(_flow_based, "FLOW_EPOCHS", 10)
+        patch.setattr(_flow_based, "FLOW_STEPS", 1)
+        patch.setattr(_flow_based, "EPOCHS", 10)
         patch.setattr(flow_contrastive, "HEAD_START", 20)
         yield
 
@@ -239,6 +240,38 @@ def test_without_refinement(early_stopping):
     assert estimator.log_partition_learned_.shape == (2,)
 
 
+@pytest.mark.parametrize("early_stopping", [True, False])
+@pytest.mark.parametrize("learns", [True, False])
+def test_refinement_learns_anew_and_the_better_energy_is_kept(early_stopping, learns, monkeypatch):
+    train, started = flow_contrastive.train_against_noise, []
+
+    def spy(members, energy, *args, **options):
+        started.append(copy.deepcopy(energy))
+        assert options["log_partition"] is None
+        if not learns:
+            options["learning_rate"] = 1e-12
+        return train(members, energy, *args, **options)
+
+    monkeypatch.setattr(flow_contrastive, "train_against_noise", spy)
+    options = {"early_stopping": early_stopping, "max_epochs": 20}
+    refined, game = density(**options).fit(rings()), fitted(refinement=False, **options)
+    (start,) = started
+    assert (start(torch.randn(2, 50, 2)) == 0).all()
+    stages = refined.stages_
+    assert stages["energy_after_game"] == pytest.approx(game.stages_["energy_after_game"])
+    if learns or not early_stopping:
+        assert refined.n_iter_ in (0, *range(21, 41))
+        assert (stages["energy_refined"] > stages["energy_after_game"]) == learns
+        return
+    assert refined.n_iter_ == game.n_iter_ <= 20
+    assert stages["energy_refined"] == stages["energy_after_game"]
+    for kept, wanted in zip(
+        refined.model_.energy.parameters(), game.model_.energy.parameters(), strict=True
+    ):
+        torch.testing.assert_close(kept, wanted)
+    np.testing.assert_array_equal(refined.log_partition_learned_, game.log_partition_learned_)
+
+
 def test_without_early_stopping_nothing_warns():
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
@@ -258,6 +291,23 @@ def test_patience_is_of_many_steps_where_epochs_are_short(monkeypatch):
     estimator = density(**options).fit(rings()[:500])  # epochs of two steps
     # 12 steps of warm-up, patience, and what is left of the last look at the held-out rows
     assert 52 <= 2 * estimator.history_["n_iter"][-1] < 120
+
+
+def test_flow_has_patience_of_many_steps_where_epochs_are_short(monkeypatch):
+    monkeypatch.setattr(_flow_based, "EPOCHS", 200)
+    monkeypatch.setattr(_flow_based, "FLOW_PATIENCE", 1)
+    train, lasted = _flow_based.train, []
+
+    def spy(*args, **options):
+        lasted.append((options["patience"], options["max_epochs"]))
+        return train(*args, **options | {"max_epochs": 1})
+
+    monkeypatch.setattr(_flow_based, "train", spy)
+    monkeypatch.setattr(_flow_based, "FLOW_PATIENCE_STEPS", 40)
+    density(max_epochs=0).fit(rings()[:500])  # epochs of two steps
+    monkeypatch.setattr(_flow_based, "FLOW_STEPS", 1000)
+    density(max_epochs=0, batch_size=25).fit(rings()[:500])  # of ten
+    assert lasted == [(20, 200), (4, 200)]
 
 
 def test_scales_are_of_the_flow_that_was_asked_for():
@@ -382,7 +432,7 @@ def test_flows_of_zuko(name, monkeypatch):
     zuko = pytest.importorskip("zuko")
     small = {"transforms": 1, "hidden_features": (8,)}
     monkeypatch.setattr(_flow_based, "build_flow", partial(_flow_based.build_flow.func, **small))
-    monkeypatch.setattr(_flow_based, "FLOW_EPOCHS", 2)
+    monkeypatch.setattr(_flow_based, "EPOCHS", 2)
     options = {
         "flow": zuko.flows.NICE if name == "class" else name,
         "max_epochs": 2, "n_partition_samples": 1000,

@@ -1,8 +1,10 @@
 """ImplicitVAE: its density, its transformer and its fit, against what is known exactly."""
 
+import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -14,10 +16,25 @@ from torch import nn
 
 from skebm import ImplicitVAE
 from skebm.datasets import make_two_moons
+from skebm.estimators import _variational, implicit_vae
 from skebm.estimators._progress import Progress
-from skebm.estimators._variational import build_networks, train_latent
+from skebm.estimators._variational import (
+    LatentNetworks,
+    beats,
+    build_networks,
+    negative_bounds,
+    train_latent,
+)
 from skebm.exceptions import DivergenceError
-from skebm.latents import FactorModel, factor_analysis
+from skebm.latents import (
+    FactorModel,
+    GaussianLikelihood,
+    ImplicitEncoder,
+    LatentVariableModel,
+    factor_analysis,
+    perceptron,
+)
+from skebm.objectives import gaussian_divergences
 
 QUICK = {"hidden_layer_sizes": (16,), "max_epochs": 3, "random_state": 0}
 KINDS = [("gaussian", "sliced"), ("implicit", "sliced"), ("implicit", "stein")]
@@ -114,6 +131,31 @@ def test_noise_variance_is_in_the_units_of_the_columns():
     estimator = vae(n_components=2, max_epochs=0, validation_fraction=0.01).fit(linear_rows())
     # .25 in all columns; the error of a variance of 2000 rows, with room for the loadings
     np.testing.assert_allclose(estimator.noise_variance_, 0.25, rtol=6 * np.sqrt(2 / 2000))
+
+
+@pytest.mark.filterwarnings("ignore:FactorAnalysis did not converge")
+@pytest.mark.parametrize(("d", "k"), [(10, 6), (10, 2), (3, 1), (1, 1)])
+def test_auto_components_are_those_of_the_best_held_out_likelihood(d, k):
+    X, weight = linear_rows(300, d=d, k=k), 1 + np.arange(300) % 3
+    estimator = vae(max_epochs=0, validation_fraction=0.3).fit(X, sample_weight=weight)
+    held = ~np.isnan(estimator.out_of_fold_scores_)
+    # weights are repetitions, for scikit-learn
+    train, test = (X[rows].repeat(weight[rows], axis=0) for rows in (~held, held))
+    levels = {
+        n: FactorAnalysis(n, svd_method="lapack", tol=1e-4).fit(train).score(test)
+        for n in (1, 2, 3, 4, 6, 8)
+        if n < max(d, 2)
+    }
+    assert estimator.n_components_ == max(max(levels, key=levels.get), min(d, 4))
+
+
+def test_errors_fall_with_the_draws():
+    estimator, X = copy.deepcopy(at_start()), linear_rows(100, seed=5)
+    few, many = (
+        estimator.set_params(n_importance_samples=n).score_samples(X, return_std=True)[1]
+        for n in (125, 2000)
+    )
+    assert 3.3 < np.median(few / many) < 4.7
 
 
 # ---------------------------------------------------------------------- what is learned
@@ -229,6 +271,11 @@ def test_samples_of_a_linear_model():
     off = np.corrcoef(white) - np.eye(5)
     assert np.abs(off).max() < 4.5 / np.sqrt(20_000)
     np.testing.assert_array_equal(drawn[:5], estimator.sample(20_000, random_state=1)[:5])
+
+
+def test_no_sample_comes_twice():
+    # more rows than are decoded at once
+    assert len(np.unique(at_start().sample(20_000, random_state=1), axis=0)) == 20_000
 
 
 # ---------------------------------------------------------------------- units and columns
@@ -380,6 +427,14 @@ def test_rows_do_not_depend_on_their_batch():
         )
 
 
+def test_many_rows_are_as_few():
+    new = moons(1100, seed=2)
+    estimator = fitted(n_components=2, max_epochs=5, learning_rate=0.01, early_stopping=False,
+                       n_importance_samples=20)  # fmt: skip
+    for method in (estimator.transform, estimator.reconstruct, estimator.score_samples):
+        np.testing.assert_allclose(method(new)[-5:], method(new[-5:]), atol=1e-7)
+
+
 def everything(estimator):
     state = estimator.model_.state_dict()
     new = moons(20, seed=2)
@@ -462,6 +517,22 @@ def test_out_of_fold_scores_and_history():
     assert start.history_["held_out_log_likelihood"] == pytest.approx(exact, abs=1e-9)
 
 
+def test_history_is_about_held_out_rows_and_their_weights():
+    options = {"n_components": 2, "validation_fraction": 0.25, "max_epochs": 0}
+    held = ~np.isnan(fitted(**options).out_of_fold_scores_)
+    X = np.where(held[:, None], 1.5, 1.0) * moons()
+    scores = vae(**options).fit(X).score_samples(X)
+    weight = np.where(scores < np.median(scores[held]), 1.0, 0.1)
+    start = vae(**options).fit(X, sample_weight=weight)
+    trained = vae(**options | {"max_epochs": 1}).fit(X, sample_weight=weight)
+    found = start.out_of_fold_scores_[held]
+    exact = np.average(found, weights=weight[held])
+    assert exact < found.mean() - 0.4
+    assert start.history_["held_out_log_likelihood"] == pytest.approx(exact, abs=1e-9)
+    # from few draws
+    assert exact - 0.15 < trained.history_["held_out_log_likelihood"][0] < exact + 0.05
+
+
 def test_train_loss_is_minus_the_bound():
     # at a rate that learns nothing: the bound of the start, which is tight with a linear decoder
     estimator = vae(n_components=2, max_epochs=40, learning_rate=1e-12, weight_decay=0.0)
@@ -473,6 +544,92 @@ def test_train_loss_is_minus_the_bound():
     error = losses.std(ddof=1) / np.sqrt(len(losses))
     assert abs(losses.mean() + exact.mean()) < 4 * error
     assert error < 0.02
+
+
+class Batches(Callback):
+    """Keeps the rows that are trained on."""
+
+    def __init__(self):
+        self.rows = []
+
+    def on_batch_begin(self, net, batch=None, **_):
+        self.rows.append(batch[0][0].clone())
+
+
+@pytest.mark.parametrize("kind", ["ties", "smoothing"])
+def test_every_epoch_has_noise_of_its_own(kind):
+    X, smoothing = (moons().round(1), 0.0) if kind == "ties" else (moons(), 0.1)
+    seen = Batches()
+    vae(n_components=2, smoothing=smoothing, encoder="gaussian", batch_size=10_000,
+        callbacks=[seen]).fit(X)  # fmt: skip
+    for first, second in combinations([rows[:400] for rows in seen.rows], 2):
+        assert not (first[:, None] == second).all(-1).any()
+
+
+def test_score_network_takes_three_steps_on_training_rows_for_each_of_the_others(monkeypatch):
+    losses, seen = _variational.score_network_losses, []
+
+    def recorded(encoder, x, generator):
+        seen.append(x.double())
+        return losses(encoder, x, generator)
+
+    monkeypatch.setattr(_variational, "score_network_losses", recorded)
+    estimator = vae(n_components=2, max_epochs=4, batch_size=90).fit(linear_rows(400))
+    assert len(seen) == 3 * 4 * 4
+    assert {len(x) for x in seen} == {90}
+    x, _, _ = standardized(estimator, linear_rows(400))
+    found = torch.cdist(x, torch.cat(seen)).min(1).values < 1e-4
+    np.testing.assert_array_equal(found, np.isnan(estimator.out_of_fold_scores_))
+
+
+@pytest.mark.parametrize("decoder_model", ["mlp", nn.Linear])
+def test_training_has_to_beat_its_start_on_held_out_rows(decoder_model, monkeypatch):
+    seen = []
+
+    def never(networks, start, x, weight, seed):
+        seen.append((x.numpy(), weight.numpy()))
+        return False
+
+    monkeypatch.setattr(implicit_vae, "beats", never)
+    weight = np.random.default_rng(0).uniform(0.5, 1.5, 400)
+    options = {"n_components": 2, "encoder": "gaussian", "decoder_model": decoder_model}
+    estimator = vae(**options, max_epochs=40, learning_rate=0.01).fit(moons(), sample_weight=weight)
+    if decoder_model != "mlp":  # its start is not fitted
+        assert not seen
+        assert estimator.n_iter_ > 0
+        return
+    ((x, of_held),) = seen
+    held = ~np.isnan(estimator.out_of_fold_scores_)
+    np.testing.assert_allclose(of_held, (weight / weight.mean())[held])
+    for got, column in zip(x.T, moons()[held].T, strict=True):
+        assert np.corrcoef(got, column)[0, 1] > 1 - 1e-9
+    assert estimator.n_iter_ == 0
+    start = vae(**options, max_epochs=0).fit(moons(), sample_weight=weight)
+    np.testing.assert_allclose(estimator.score_samples(x), start.score_samples(x), atol=1e-6)
+
+
+def test_beats_is_a_test_at_five_per_cent():
+    x, _, _ = standardized(None, linear_rows(2000, seed=9))
+    rng = np.random.default_rng(0)
+    options = {"binary": False, "likelihood": "gaussian", "encoder": "gaussian",
+               "score_estimator": "sliced", "encoder_model": "mlp", "decoder_model": "mlp",
+               "hidden_layer_sizes": (4,), "seed": 0}  # fmt: skip
+    ones = torch.ones(len(x), dtype=torch.float64)
+    good, poor = (build_networks(x, ones, k, **options) for k in (2, 1))
+    exact = [factor_analysis(x, ones, k).log_prob(x) for k in (2, 1)]
+    decided = []
+    for _ in range(60):
+        rows = torch.as_tensor(rng.choice(len(x), 20))
+        weight = torch.as_tensor(rng.exponential(size=20))
+        gain, share = (exact[0] - exact[1])[rows], weight / weight.sum()
+        mean = share @ gain
+        t = mean / (share.square() @ (gain - mean).square()).sqrt()
+        if abs(t - 1.645) > 0.15:  # the errors of the log-densities count, too
+            decided.append(bool(t > 1.645))
+            assert beats(good, poor, x[rows], weight, 0) == decided[-1], t
+        assert not beats(poor, good, x[rows], weight, 0) or t < -1.645
+    assert 5 < sum(decided) < len(decided) - 5
+    assert not beats(good, good, x[:20], ones[:20], 0)
 
 
 def test_auto_threshold_flags_five_per_cent_of_new_rows():
@@ -567,6 +724,15 @@ def test_without_early_stopping_the_last_state_is_kept():
     assert np.isfinite(estimator.score(moons()))
 
 
+def test_warm_start_keeps_the_number_of_components():
+    estimator = vae(max_epochs=0, warm_start=True).fit(linear_rows(400, d=8, k=6))
+    assert estimator.n_components_ == 6
+    before = estimator.score(linear_rows(50, d=8, k=6))
+    estimator.fit(linear_rows(400, d=8, k=2))
+    assert estimator.n_components_ == 6
+    assert estimator.score(linear_rows(50, d=8, k=6)) == pytest.approx(before, abs=1e-9)
+
+
 def test_patience():
     # 54 rows at a rate at which they are soon overfitted
     options = {"encoder": "gaussian", "n_components": 2, "patience": 1, "batch_size": 4,
@@ -595,6 +761,103 @@ def test_weight_of_the_divergence_ends_at_one(kl_weight_start):
     weight = (kl_weight_start ** (1 - steps / (0.6 * 180))).mean(axis=1)
     divergence = (tempered - plain)[:36] / (weight - 1)
     np.testing.assert_allclose(divergence, divergence.mean(), rtol=0.1)
+
+
+@kinds
+def test_it_is_the_divergence_that_has_the_weight(encoder, score_estimator):
+    # nothing is learned at this rate: losses differ by kl (weight - 1), kl that of exact posteriors
+    options = {"n_components": 2, "max_epochs": 20, "encoder": encoder, "early_stopping": False,
+               "score_estimator": score_estimator, "learning_rate": 1e-12, "weight_decay": 0.0,
+               "batch_size": 60, "hidden_layer_sizes": ()}  # fmt: skip
+    X = linear_rows(400)
+    plain, tempered = (vae(**options, kl_weight_start=w).fit(X) for w in (1.0, 5.0))
+    x, _, _ = standardized(plain, X)
+    gain, bias, scale = factors_of(plain).posterior()
+    exact = gaussian_divergences(x @ gain.mT + bias, scale.log())
+    exact = exact[np.isnan(plain.out_of_fold_scores_)].mean().item()
+    steps = np.arange(12 * 6).reshape(12, 6)
+    weight = (5.0 ** (1 - steps / (0.6 * 120))).mean(axis=1)
+    losses = [e.history_["train_loss"][1:13] for e in (plain, tempered)]
+    found = (losses[1] - losses[0]) / (weight - 1)
+    assert abs(found.mean() - exact) < 4 * found.std(ddof=1) / np.sqrt(12)
+    assert found.std() < 0.1 * exact
+
+
+class Widened(nn.Module):
+    """g = c times the second of the three noises, for two columns and two components."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs):
+        return self.size * inputs[..., 2:4]
+
+
+def test_gradient_of_the_divergence_with_a_score_of_the_wrong_size():
+    # the law N(0, (1 + c^2) I), whose score the network takes for that of N(0, I)
+    score = perceptron(4, 2, (), seed=0)
+    coder = ImplicitEncoder(perceptron(2, 4, (), seed=0), 2, Widened(), score)
+    model = LatentVariableModel(nn.Linear(2, 2), GaussianLikelihood(torch.ones(2)), 2)
+    plain, doubled = (
+        negative_bounds(
+            LatentNetworks(model, coder), torch.zeros(20_000, 2),
+            torch.Generator().manual_seed(0), weight, score_estimator="sliced",
+        )
+        for weight in (1.0, 2.0)
+    )  # fmt: skip
+    (slope,) = torch.autograd.grad((doubled - plain).mean(), coder.residual.size)
+    # of c^2 - log(1 + c^2) at c = 1; single draws spread by less than 2
+    assert abs(slope - 1) < 4 * 2 / np.sqrt(20_000)
+
+
+class Plan(Callback):
+    """Reads how long a training would last, and ends it."""
+
+    def on_epoch_end(self, net, **_):
+        self.max_epochs, self.patience = net.max_epochs, net.patience
+        self.evaluate_every = net.evaluate_every
+        raise KeyboardInterrupt
+
+
+def plan(**options):
+    seen = Plan()
+    options = {"n_components": 2, "encoder": "gaussian", "max_epochs": "auto"} | options
+    vae(**options, callbacks=[seen]).fit(moons())
+    return seen
+
+
+def test_how_long_training_lasts():
+    # of 360 rows: 100 epochs, or 6000 steps
+    assert plan(batch_size=4).max_epochs == 100
+    assert plan(batch_size=90).max_epochs == 1500
+    # patience of at least 600 steps
+    assert plan(batch_size=90).patience == 150
+    assert plan(batch_size=90, patience=200).patience == 200
+    assert plan(batch_size=4, patience=20).patience == 20
+    # and of three evaluations, which are rare where many rows are held out
+    rare = plan(batch_size=4, validation_fraction=0.5)
+    assert rare.evaluate_every > 10
+    assert rare.patience >= 3 * rare.evaluate_every
+
+
+def test_weights_decay_but_not_those_of_the_score():
+    # at this rate nothing else happens to them
+    options = {"n_components": 2, "learning_rate": 1e-4, "early_stopping": False}
+    plain, decayed = (vae(**options, weight_decay=w).fit(moons()).model_ for w in (0.0, 3000.0))
+    for part in ("model.decoder.weight", "encoder.network.weight"):
+        assert decayed.get_parameter(part).norm() < 0.5 * plain.get_parameter(part).norm()
+    part = "encoder.score_network.0.weight"
+    torch.testing.assert_close(
+        decayed.get_parameter(part), plain.get_parameter(part), rtol=0, atol=0.01
+    )
+
+
+def test_hidden_layer_sizes_are_those_of_every_perceptron():
+    networks = fitted(n_components=1, hidden_layer_sizes=(7, 5), max_epochs=0).model_
+    widths = [m.out_features for m in networks.modules() if isinstance(m, nn.Linear)]
+    # of decoder, encoder, its residual and its score
+    assert widths == [7, 5, 2, 7, 5, 2, 7, 5, 1, 7, 5, 1]
 
 
 # ---------------------------------------------------------------------- values in [0, 1]
@@ -655,6 +918,29 @@ def test_fractional_rows(max_epochs):
     assert ((drawn >= 0) & (drawn <= 1)).all()
     mean = mass @ points / mass.sum()
     assert (np.abs(drawn.mean(axis=0) - mean) < 4 * drawn.std(axis=0) / np.sqrt(2000) + 1e-3).all()
+
+
+def test_rows_with_some_zeros_and_ones_are_not_binary():
+    X = np.random.default_rng(0).beta(2, 2, (300, 2))
+    X[:100, 0], X[::7, 1] = 0.0, 1.0
+    estimator = vae(likelihood="bernoulli", n_components=1, max_epochs=0).fit(X)
+    assert np.isfinite(estimator.score_samples(X)).all()
+    points, area = grid(0.0, 1.0, 40)
+    value, error = estimator.score_samples(points, return_std=True)
+    mass = np.exp(value) * area
+    assert abs(mass.sum() - 1) < 4 * np.sqrt(((mass * error) ** 2).sum()) + 1e-3
+
+
+def test_binary_rows_start_from_factor_analysis():
+    estimator = vae(likelihood="bernoulli", n_components=2, max_epochs=0).fit(binary_rows())
+    trained_on = np.isnan(estimator.out_of_fold_scores_)
+    x = torch.as_tensor(binary_rows()[trained_on])
+    factors = factor_analysis(x, torch.ones(len(x)), 2)
+    # means at z = 0, and their slopes there
+    z = 1e-3 * np.r_[np.zeros((1, 2)), np.eye(2), -np.eye(2)]
+    center, up, down = np.split(estimator.inverse_transform(z), [1, 3])
+    np.testing.assert_allclose(center[0], factors.center, atol=1e-6)
+    np.testing.assert_allclose((up - down) / 2e-3, factors.loadings.T, atol=1e-4)
 
 
 def test_values_outside_of_the_unit_interval():
@@ -747,6 +1033,21 @@ def test_modules_of_users_are_copied():
     assert pickle.loads(pickle.dumps(estimator)).score(moons()) == estimator.score(moons())
 
 
+def test_modules_of_users_start_with_little_noise():
+    X = linear_rows(400)
+    estimator = vae(n_components=2, decoder_model=nn.Linear, max_epochs=0).fit(X)
+    variance = X[np.isnan(estimator.out_of_fold_scores_)].var(axis=0)
+    np.testing.assert_allclose(estimator.noise_variance_, 0.1 * variance, rtol=0.02)
+
+
+@pytest.mark.parametrize("max_epochs", [0, 2])
+def test_dropout_is_for_training_only(max_epochs):
+    module = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+    estimator = vae(n_components=2, decoder_model=module, max_epochs=max_epochs).fit(moons())
+    means = estimator.inverse_transform(np.ones((10, 2)))
+    np.testing.assert_allclose(means, means[:1].repeat(10, axis=0))
+
+
 def test_factories_get_the_sizes():
     seen = []
 
@@ -769,6 +1070,17 @@ def test_modules_of_the_wrong_shape():
 class Folded(nn.Module):
     def forward(self, z):
         return z.abs()
+
+
+def test_reconstructions_are_means_of_decoded_draws():
+    # |z| for z ~ N(0, 1), with which the encoder for a user's decoder starts: sqrt(2 / pi)
+    n, X = 2**16, moons()[:, :1]
+    estimator = vae(n_components=1, decoder_model=Folded(), max_epochs=0, n_posterior_samples=n)
+    zero, one = estimator.fit(X).inverse_transform([[0.0], [1.0]])
+    found = (estimator.reconstruct(X[:4]) - zero) / (one - zero)
+    # of each pair of opposite signs, one counts
+    error = np.sqrt((1 - 2 / np.pi) / (n / 2))
+    np.testing.assert_allclose(found, np.sqrt(2 / np.pi), rtol=0, atol=4 * error)
 
 
 FOLDED_AT = torch.tensor([[0.5], [1.0]], dtype=torch.float64)

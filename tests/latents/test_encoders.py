@@ -117,6 +117,20 @@ def test_the_implicit_encoder_starts_as_the_gaussian_one():
     torch.testing.assert_close(start.score(x, u), -u)
 
 
+def test_the_residual_bends_all_but_the_normal_noise_of_its_own():
+    # which keeps the law of u smooth
+    coder, x = encoder("implicit"), rows()
+    e = noise(coder, 7)
+    u = coder.standardized(x, e)
+    moved = e.clone()
+    moved[:, :K] += 1.5
+    torch.testing.assert_close(coder.standardized(x, moved), u + 1.5)
+    for part in (e[:, K : 2 * K], e[:, 2 * K :]):
+        part.neg_()
+        assert not torch.allclose(coder.standardized(x, e), u)
+        part.neg_()
+
+
 def test_rows_do_not_bear_on_each_other():
     coder, x = encoder("implicit"), rows()
     e = noise(coder, 7)

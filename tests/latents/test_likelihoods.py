@@ -10,6 +10,7 @@ from scipy import stats
 from torch.distributions import Bernoulli, Normal
 
 from skebm.latents import BernoulliLikelihood, GaussianLikelihood, LatentVariableModel
+from skebm.latents._likelihoods import _quantile
 
 
 @pytest.fixture
@@ -95,6 +96,14 @@ def test_continuous_density_in_single_precision(logit):
     # d/dlogit of the above
     slope = 1 / logit - 0.5 / math.tanh(logit / 2) + 0.25 - 0.5
     assert output.grad.item() == pytest.approx(slope, abs=2e-3)
+
+
+@pytest.mark.parametrize("logit", [0.0, 1e-9, 0.02, -0.02, 0.04, -3.0, 12.0])
+def test_continuous_samples_invert_the_distribution_function(logit):
+    u = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    x = _quantile(torch.full_like(u, logit), u)
+    cdf = x if logit == 0 else torch.expm1(logit * x) / math.expm1(logit)
+    torch.testing.assert_close(cdf, u, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("logit", [0.0, -3.0, 2.0, 12.0])

@@ -9,6 +9,7 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from skebm.latents import perceptron
 from skebm.objectives import (
+    calibrated_scores,
     draw_directions,
     entropy_surrogates,
     gaussian_divergences,
@@ -242,6 +243,16 @@ def test_identity_of_stein_holds_over_all_laws(shape, generator):
     centered = u - u.mean(-2, keepdim=True)
     products = (stein_scores(u) * centered).flatten(0, -2).mean(0)
     torch.testing.assert_close(products, torch.full_like(products, 1 / shape[-2] - 1), **CLOSE)
+
+
+def test_identity_of_stein_holds_for_one_sample_of_each_law(generator):
+    # around zero: what a score estimated at single draws is calibrated with
+    u, score = 2 + randn(200, 1, 3, generator=generator), randn(200, 1, 3, generator=generator)
+    found = calibrated_scores(score, u)
+    torch.testing.assert_close((found * u).mean((0, 1)), -torch.ones(3).double(), **CLOSE)
+    # by the same multiple of u in all laws
+    multiples = (found - score) / u
+    torch.testing.assert_close(multiples, multiples[:1].expand_as(u), rtol=1e-7, atol=1e-7)
 
 
 def test_stein_scores_move_with_the_samples(generator):

@@ -224,6 +224,38 @@ def test_a_row_far_out():
 # ---------------------------------------------------------------------- rows and their streams
 
 
+class Recorded(RowStreams):
+    """Streams that remember what was drawn."""
+
+    def draw(self, rows, stage, n, k):
+        self.drawn = [*getattr(self, "drawn", []), *((row, stage) for row in rows.tolist())]
+        return super().draw(rows, stage, n, k)
+
+
+def test_no_number_is_drawn_twice_for_a_row():
+    # the estimate is made of draws that the proposal was not fitted to
+    model = LinearGaussian(3, 5, 30)
+    location, covariance = model.posterior
+    streams = Recorded(model.x, 0)
+    narrow = (1e-4 * covariance).expand(30, 3, 3)
+    marginal_likelihoods(model.log_joint, location, narrow, streams)
+    assert len(streams.drawn) > 3 * 30
+    assert len(set(streams.drawn)) == len(streams.drawn)
+
+
+def test_rows_without_moments_have_no_density_and_do_not_bear_on_others():
+    shell = Shell(5, 6, noise=0.02)
+    expected = shell.measure()
+    assert expected.annealed[1:].any()
+    location = torch.zeros(6, 5, dtype=torch.float64)
+    location[0] = math.inf
+    covariance = torch.eye(5, dtype=torch.float64).expand(6, -1, -1)
+    found = marginal_likelihoods(shell.log_joint, location, covariance, RowStreams(shell.x, 0))
+    assert found.value[0] == -math.inf
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(got[1:], wanted[1:], rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["linear", "shell"])
 def test_a_row_does_not_depend_on_the_others(name):
     def model():
