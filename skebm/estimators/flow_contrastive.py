@@ -41,8 +41,8 @@ class FlowContrastiveDensity(FlowBasedDensity):
     .. math:: V = E_{\mathrm{data}} \log D + E_q \log(1 - D),
 
     which draws p to the data; the flow lowers it, which draws q to the data, so that its samples
-    are always the hard ones. At last the energy is refined against the flow at rest. Of all stages,
-    the flows among them, the state that is best on held-out rows is kept.
+    are always the hard ones. At last the energy learns once more, from zero, against the flow at
+    rest. Of all stages, the flows among them, the state that is best on held-out rows is kept.
 
     Parameters
     ----------
@@ -56,7 +56,8 @@ class FlowContrastiveDensity(FlowBasedDensity):
         The flow takes a step whenever the discriminator tells at least this share of rows and
         samples apart rightly, on a moving average; below, the energy is given time.
     refinement : bool, default=True
-        Whether noise-contrastive estimation against the flow at rest follows the game.
+        Whether noise-contrastive estimation against the flow at rest follows the game. The better
+        one of both energies is kept.
     base : {"flow"} or None, default="flow"
         None is the form of the paper: exp(f) / Z with a confining Gaussian of three standard
         deviations in place of q_0, which is then also half of the noise of the refinement.
@@ -70,14 +71,14 @@ class FlowContrastiveDensity(FlowBasedDensity):
     hidden_layer_sizes : sequence of int, default=(128, 128)
         Of the energies.
     learning_rate : float or "auto", default="auto"
-        Of the energies in the game; "auto" is 3e-3. The refinement takes .3 of it.
+        Of the energies; "auto" is 3e-3.
     weight_decay : float, default=1e-3
         Of AdamW, for the energies.
     batch_size : int, default=256
         Rows, and samples of the flow, per member and step.
     max_epochs : int or "auto", default="auto"
-        Passes over the rows, at most, of game and of refinement; "auto" is 30, or 1,000 steps if
-        that is more, and for the refinement as in :class:`~skebm.NCEDensity`. 0 is the flow alone.
+        Passes over the rows, at most, of game and of refinement each; "auto" is 30, or 1,000 steps
+        if that is more. 0 is the flow alone.
     early_stopping : bool, default=True
         Whether to stop by, and keep the best state on, held-out normalised likelihood.
     validation_fraction : float, default=0.1
@@ -111,7 +112,7 @@ class FlowContrastiveDensity(FlowBasedDensity):
     stages_ : dict
         Held-out log-likelihood in nats per row, out of fold: of the ``flow`` fitted by maximum
         likelihood, the ``flow_after_game``, the ``energy_after_game`` and the ``energy_refined``
-        (the best state so far; before recalibration).
+        (the better one of both energies; before recalibration).
     log_partition_ : ndarray of shape (n_members,)
         Measured log Z of every member, in nats; 0 where no tilt was accepted.
     log_partition_std_error_ : ndarray of shape (n_members,)
@@ -126,7 +127,7 @@ class FlowContrastiveDensity(FlowBasedDensity):
         divergence between data and flow that the discriminator sees, log 2 + V / 2, in nats (NaN
         in the refinement).
     n_iter_ : int
-        Epochs of the state kept, those of game and refinement together; 0 if none was accepted.
+        Epochs of the state kept, counted through game and refinement; 0 if none was accepted.
     offset_ : float
         Threshold of `predict` on `score_samples`.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
