@@ -30,9 +30,25 @@ MAX_NOISE = 200_000
 SOFTNESS = (0.0, 0.1, 0.25, 0.5)
 """Softness of the splits of trees: candidates, 0 = hard."""
 
+MANY_ROWS, MAX_ITER = 5_000, 600
+"""Above so many rows boosting defaults to less noise and larger steps; iterations by default."""
+
+MAX_PROPOSED = 4
+"""Base samples per noise sample, where the noise is a tilted base."""
+
 _ROUND = 100  # boosting iterations before the first look at the held-out curve; then doubled
 _STRIDE = 5  # stages from one point of that curve to the next
 _MAX_JUDGED = 4096  # rows and pool samples per member on which the softness is chosen
+
+
+def boosting_settings(n_rows):
+    """Noise samples per row, learning rate and iterations of boosting, by default."""
+    many = n_rows > MANY_ROWS
+    return {
+        "noise_ratio": 5.0 if many else 10.0,
+        "learning_rate": 0.2 if many else 0.1,
+        "max_iter": MAX_ITER,
+    }
 
 
 def boosting_classifier(learning_rate, random_state):
@@ -98,6 +114,38 @@ class MemberEnergies(nn.Module):
             trees.softness = softness
 
 
+class CorrectedEnergy(nn.Module):
+    """A stack of K energies, and one that corrects it: their sum, (K, n, d) -> (K, n).
+
+    Parameters
+    ----------
+    first : nn.Module
+        With `member`.
+    correction : MemberEnergies
+    """
+
+    def __init__(self, first, correction):
+        super().__init__()
+        self.first, self.correction = first, correction
+
+    def forward(self, z):
+        """Evaluate member k on z[k], (K, n, d) -> (K, n)."""
+        return self.first(z) + self.correction(z)
+
+    def member(self, k):
+        """Member k alone, still (1, n, d) -> (1, n)."""
+        return CorrectedEnergy(self.first.member(k), self.correction.member(k))
+
+    @property
+    def softness(self):
+        """Width of the splits of trees."""
+        return self.correction.softness
+
+    def set_softness(self, softness):
+        """Set it."""
+        self.correction.set_softness(softness)
+
+
 def _logit(p, floor):
     p = np.clip(p[:, 1], floor, 1.0 - floor)
     return np.log(p) - np.log1p(-p)
@@ -131,9 +179,10 @@ class _Task:
 
 
 def train_classifiers(
-    members, energy_model, *, noise_ratio, learning_rate, max_iter, early_stopping, seed, progress
-):
-    """Fit one classifier per member: its rows against samples of its base.
+    members, energy_model, *, noise_ratio, learning_rate, max_iter, early_stopping, seed, progress,
+    start=None,
+):  # fmt: skip
+    """Fit one classifier per member: its rows against samples of its base, or of its base tilted.
 
     Parameters
     ----------
@@ -152,12 +201,16 @@ def train_classifiers(
         Whether the number of stages is chosen on the held-out rows.
     seed : int
     progress : Progress
+    start : Trained, optional
+        Energies that the classifiers correct: the noise is then the base tilted by these.
 
     Returns
     -------
     Trained
+        Without improvement, of 0 iterations.
     """
-    tasks = [_task(members, k, noise_ratio) for k in range(len(members))]
+    start = Trained.nothing(members) if start is None else start
+    tasks = [_task(members, k, noise_ratio, start) for k in range(len(members))]
     boosting = isinstance(energy_model, str)
     classifiers = [
         boosting_classifier(learning_rate, seed + k) if boosting else clone(energy_model)
@@ -175,9 +228,9 @@ def train_classifiers(
             for classifier, task in zip(classifiers, tasks, strict=True)
         )
         stages = curves[0][0]
-        held = [f[:, : task.n_held] for (_, f), task in zip(curves, tasks, strict=True)]
-        pool = [f[:, task.n_held :] for (_, f), task in zip(curves, tasks, strict=True)]
-        pool = torch.stack(pool, dim=1)
+        judged = list(zip((f for _, f in curves), tasks, start.held, strict=True))
+        held = [f[:, : task.n_held] + first for f, task, first in judged]
+        pool = torch.stack([f[:, task.n_held :] for f, task, _ in judged], dim=1) + start.pool
         gain = members.mean_gain(held, pool)
         best = int(gain.argmax()) if early_stopping else len(stages) - 1
         progress.stage("energy", stages[-1], max_iter, gain=f"{gain[best].item():.3f} nats")
@@ -187,9 +240,10 @@ def train_classifiers(
     history = {"n_iter": np.array(stages), "gain": gain.numpy()}
     n_stages = stages[best]
     if isinstance(classifiers[0], HistGradientBoostingClassifier):
-        energy = _soft_trees(members, classifiers, tasks, n_stages)
-        held = [f(members.z[h]) for f, (_, h) in zip(energy.members, members.splits, strict=True)]
-        pool = energy(members.pool_z)
+        energy = _soft_trees(members, classifiers, tasks, n_stages, start)
+        rows = [members.z[h] for _, h in members.splits]
+        held = [first + f(z) for first, f, z in zip(start.held, energy.members, rows, strict=True)]
+        pool = start.pool + energy(members.pool_z)
     else:
         staged = hasattr(classifiers[0], "staged_predict_proba")
         energy = MemberEnergies(
@@ -197,14 +251,16 @@ def train_classifiers(
             for c, t in zip(classifiers, tasks, strict=True)
         )
         held, pool = [h[best] for h in held], pool[best]
+    if start.energy is not None:
+        energy = CorrectedEnergy(start.energy, energy)
     return Trained(energy, held, pool, n_stages, history)
 
 
-def _task(members, k, noise_ratio):
+def _task(members, k, noise_ratio, start):
     train, held = members.splits[k]
     train = train[torch.randperm(len(train), generator=members.generator)[:MAX_ROWS]]
     n_noise = max(1, min(round(noise_ratio * len(train)), MAX_NOISE))
-    noise = members.features(members.proposals[k].sample(n_noise, members.generator))
+    noise = _noise(members, k, n_noise, start)
     weight = members.weight[train]
     return _Task(
         z=torch.cat([members.z[train], noise]).numpy(),
@@ -215,6 +271,19 @@ def _task(members, k, noise_ratio):
         offset=math.log(n_noise / len(train)),
         floor=1.0 / (len(train) + n_noise),
     )
+
+
+def _noise(members, k, n, start):
+    """Samples of base k, tilted where there is a tilt, as the energies see them, (n, d)."""
+    law, generator = members.proposals[k], members.generator
+    if start.energy is None:
+        return members.features(law.sample(n, generator))
+    z = members.features(law.sample(MAX_PROPOSED * n, generator))
+    weights = start.energy.member(k)(z[None])[0].softmax(0)
+    # systematic resampling: every sample as often as its weight says, to one
+    points = (torch.arange(n, dtype=z.dtype) + torch.rand(1, generator=generator)) / n
+    chosen = torch.searchsorted(weights.cumsum(0), points).clamp_max(len(z) - 1)
+    return z[chosen]
 
 
 def _curve(classifier, task, early_stopping):
@@ -230,7 +299,7 @@ def _curve(classifier, task, early_stopping):
     return [0] + [i for i, _ in kept], torch.as_tensor(np.stack(f))
 
 
-def _soft_trees(members, classifiers, tasks, n_trees):
+def _soft_trees(members, classifiers, tasks, n_trees, start):
     """The first trees of every member, with the softness that suits the held-out rows best."""
     energy = MemberEnergies(
         SoftTrees.from_hist_gradient_boosting(c, n_trees=n_trees, offset=t.offset)
@@ -242,7 +311,7 @@ def _soft_trees(members, classifiers, tasks, n_trees):
 
     def gain(softness):
         energy.set_softness(softness)
-        pool = energy(members.pool_z[:, :_MAX_JUDGED])
+        pool = energy(members.pool_z[:, :_MAX_JUDGED]) + start.pool[:, :_MAX_JUDGED]
         log_z = pool.logsumexp(-1) - math.log(pool.shape[1])
         f = [e(members.z[h]) - c for e, h, c in zip(energy.members, judged, log_z, strict=True)]
         return (torch.cat(f) @ weight).item()

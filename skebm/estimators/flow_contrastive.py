@@ -12,6 +12,7 @@ import torch
 from skebm._sklearn_compat import Interval
 from skebm.objectives import nce_losses
 
+from ._classifiers import CorrectedEnergy, boosting_settings, train_classifiers
 from ._flow_based import HEAD_START, FlowBasedDensity, FlowDensity, held_out_log_likelihood
 from ._model import CLIP
 from ._neural import if_auto, train_against_noise
@@ -23,7 +24,7 @@ ACCURACY_MEMORY = 0.9
 NOISE_RATIO = 4
 """Samples of the frozen flow per row, in the refinement."""
 
-STAGES = ("flow", "flow_after_game", "energy_after_game", "energy_refined")
+STAGES = ("flow", "flow_after_game", "energy_after_game", "energy_refined", "energy_boosted")
 
 
 class FlowContrastiveDensity(FlowBasedDensity):
@@ -220,6 +221,8 @@ class FlowContrastiveDensity(FlowBasedDensity):
         self.verbose = verbose
 
     def _train(self, members, seed, refresh, device, kept, progress):
+        if kept is not None and isinstance(kept.energy, CorrectedEnergy):
+            kept.energy = kept.energy.first  # trees are grown anew
         flow, coordinates = self._start
         flow = copy.deepcopy(flow).requires_grad_(True)
         learning_rate = if_auto(self.learning_rate, 3e-3)
@@ -250,10 +253,11 @@ class FlowContrastiveDensity(FlowBasedDensity):
         self._trained = flow, coordinates
         losses = played.history["train_loss"] / len(members)
         played.history["jensen_shannon"] = math.log(2.0) - 0.5 * losses
-        self._stages["energy_after_game"] = members.mean_gain(played.held, played.pool).item()
         log_partition = game.log_partition.detach().cpu().double()
+        best = replace(played, log_partition=log_partition)
+        self._stages["energy_after_game"] = members.mean_gain(best.held, best.pool).item()
         if not self.refinement:
-            return replace(played, log_partition=log_partition)
+            return best
         members.noise = coordinates.laws(flow)
         if self.base is None:
             # f is learned where only the confining law has mass, too
@@ -266,14 +270,34 @@ class FlowContrastiveDensity(FlowBasedDensity):
             learning_rate=learning_rate, max_epochs=self._n_epochs(n_batches),
             **self._training_options(n_batches, device, progress),
         )  # fmt: skip
-        history, n_game = _one_after_the_other(played.history, refined.history)
-        gain = members.mean_gain(refined.held, refined.pool).item()
-        after_game = self._stages["energy_after_game"]
-        if self.early_stopping and gain <= after_game:
-            self._stages["energy_refined"] = after_game
-            return replace(played, log_partition=log_partition, history=history)
-        self._stages["energy_refined"] = gain
-        return replace(refined, n_iter=n_game + refined.n_iter, history=history)
+        best = self._better(members, best, refined, "energy_refined")
+        if not self._boosts():
+            return best
+        settings = boosting_settings(len(members.x))
+        settings["max_iter"] = if_auto(self.max_epochs, settings["max_iter"])
+        boosted = train_classifiers(
+            members, "boosting", **settings, early_stopping=self.early_stopping, seed=seed,
+            progress=progress, start=best,
+        )  # fmt: skip
+        # what the classifiers take for one is the integral of the energy that they correct
+        boosted = replace(boosted, log_partition=members.log_partition(best.pool))
+        return self._better(members, best, boosted, "energy_boosted")
+
+    def _boosts(self):
+        """Whether trees correct the energy in the end."""
+        automatic = isinstance(self.energy_model, str) and self.energy_model == "auto"
+        return automatic and self.base is not None
+
+    def _better(self, members, before, after, stage):
+        """The better one of two energies, with the history of both."""
+        history, n_before = _one_after_the_other(before.history, after.history)
+        gain = members.mean_gain(after.held, after.pool).item()
+        level = members.mean_gain(before.held, before.pool).item()
+        self._stages[stage] = gain
+        if self.early_stopping and gain <= level:
+            self._stages[stage] = level
+            return replace(before, history=history)
+        return replace(after, n_iter=n_before + after.n_iter, history=history)
 
     def _report(self, members, trained, accepted, partition):
         super()._report(members, trained, accepted, partition)

@@ -9,12 +9,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from skebm._sklearn_compat import HasMethods, Interval, StrOptions
 from skebm.objectives import nce_losses, ranking_nce_losses, self_normalized_losses
 
-from ._classifiers import train_classifiers
-from ._neural import build_energy, train_against_noise
+from ._classifiers import boosting_settings, train_classifiers
+from ._neural import build_energy, if_auto, train_against_noise
 from ._tilted import LAW, BaseTiltedDensity
-
-MANY_ROWS = 5_000
-"""Above this many rows boosting defaults to less noise and larger steps."""
 
 
 class NCEDensity(BaseTiltedDensity):
@@ -243,15 +240,13 @@ class NCEDensity(BaseTiltedDensity):
         model = self._energy()
         classifier = _is_classifier(model) or (isinstance(model, str) and model == "boosting")
 
-        def default(value, for_classifiers, for_networks):
-            if isinstance(value, str):
-                return for_classifiers if classifier else for_networks
-            return value
-
-        many = len(members.x) > MANY_ROWS
-        noise_ratio = default(self.noise_ratio, 5.0 if many else 10.0, 2.0)
-        learning_rate = default(self.learning_rate, 0.2 if many else 0.1, 3e-3)
-        max_epochs = default(self.max_epochs, 600, None)
+        if classifier:
+            settings = boosting_settings(len(members.x))
+        else:
+            settings = {"noise_ratio": 2.0, "learning_rate": 3e-3, "max_iter": None}
+        noise_ratio = if_auto(self.noise_ratio, settings["noise_ratio"])
+        learning_rate = if_auto(self.learning_rate, settings["learning_rate"])
+        max_epochs = if_auto(self.max_epochs, settings["max_iter"])
         if classifier:
             if not members.tilts_its_proposal:
                 raise ValueError(

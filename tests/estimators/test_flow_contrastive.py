@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 import warnings
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
@@ -13,11 +14,13 @@ import torch
 from skebm import FlowContrastiveDensity
 from skebm.datasets import Rings
 from skebm.estimators import _flow_based, flow_contrastive
+from skebm.estimators._classifiers import CorrectedEnergy
 from skebm.estimators._flow_based import FlowBasedDensity
 
 QUICK = {
     "n_members": 2, "hidden_layer_sizes": (32,), "learning_rate": 0.01, "max_epochs": 30,
     "batch_size": 128, "patience": 1000, "random_state": 0,
+    "energy_model": "periodic",
 }  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:the standard error of log Z")
@@ -270,6 +273,94 @@ def test_refinement_learns_anew_and_the_better_energy_is_kept(early_stopping, le
     ):
         torch.testing.assert_close(kept, wanted)
     np.testing.assert_array_equal(refined.log_partition_learned_, game.log_partition_learned_)
+
+
+@cache
+def boosted():
+    return fitted(energy_model="auto")
+
+
+def test_trees_go_on_where_the_network_ended():
+    estimator, network = boosted(), fitted()
+    stages = estimator.stages_
+    assert list(stages) == [*network.stages_, "energy_boosted"]
+    for name, value in network.stages_.items():
+        assert stages[name] == pytest.approx(value, abs=1e-9)
+    assert stages["energy_boosted"] > stages["energy_refined"]
+    energy = estimator.model_.energy
+    assert isinstance(energy, CorrectedEnergy)
+    first, second = energy.first.parameters(), network.model_.energy.parameters()
+    for kept, wanted in zip(first, second, strict=True):
+        torch.testing.assert_close(kept, wanted)
+    # what follows the epochs of game and refinement is iterations
+    history = estimator.history_
+    assert np.nanmax(history["held_out_log_likelihood"]) == pytest.approx(
+        stages["energy_boosted"], abs=0.02
+    )
+    assert 60 < estimator.n_iter_ <= history["n_iter"][-1] == 90
+    assert np.isnan(history["train_loss"][61:]).all()
+
+
+def test_density_with_trees():
+    estimator = boosted()
+    error = math.sqrt(np.square(estimator.log_partition_std_error_).sum()) / 2
+    assert abs(log_mass(estimator.score_samples)) < 0.02 + 3.0 * error
+    assert estimator.score(new_rings()) > fitted().score(new_rings()) - 0.01
+    assert np.isfinite(estimator.stein_score(new_rings()[:50])).all()
+    drawn = estimator.sample(4000, random_state=0)
+    assert estimator.score(drawn) == pytest.approx(estimator.score(new_rings()), abs=0.1)
+    twin = pickle.loads(pickle.dumps(estimator))
+    np.testing.assert_array_equal(
+        twin.score_samples(new_rings()[:50]), estimator.score_samples(new_rings()[:50])
+    )
+
+
+def test_learned_log_z_with_trees_is_that_of_what_they_corrected():
+    estimator = boosted()
+    model = copy.deepcopy(estimator.model_)
+    model.energy = model.energy.first
+    model.calibrate(1.0, model.mode_weights[:0], [])
+    with torch.no_grad():
+        _, log_weights = model.draw(20_000, torch.Generator().manual_seed(0))
+    measured = log_weights.logsumexp(1).numpy() - math.log(20_000)
+    np.testing.assert_allclose(estimator.log_partition_learned_, measured, atol=0.05)
+
+
+def test_trees_that_do_not_help_are_left_out(monkeypatch):
+    train = flow_contrastive.train_classifiers
+
+    def spoilt(*args, **options):
+        found = train(*args, **options)
+        return replace(found, held=[f - 1.0 for f in found.held])
+
+    monkeypatch.setattr(flow_contrastive, "train_classifiers", spoilt)
+    estimator = density(energy_model="auto").fit(rings())
+    stages = estimator.stages_
+    assert stages["energy_boosted"] == stages["energy_refined"]
+    assert not isinstance(estimator.model_.energy, CorrectedEnergy)
+    np.testing.assert_array_equal(estimator.log_partition_learned_, fitted().log_partition_learned_)
+
+
+def test_warm_start_goes_on_from_the_network_below_the_trees(monkeypatch):
+    estimator = density(energy_model="auto", warm_start=True).fit(rings())
+    wanted = copy.deepcopy(estimator.model_.energy.first)
+    seen = []
+
+    def play(self, members, *args, kept, **options):
+        seen.append(self._new_energy(members, 0, kept))
+        raise GameSeen
+
+    monkeypatch.setattr(FlowBasedDensity, "_play", play)
+    with pytest.raises(GameSeen):
+        estimator.fit(rings())
+    for kept, parameter in zip(seen[0].parameters(), wanted.parameters(), strict=True):
+        torch.testing.assert_close(kept, parameter.to(kept.dtype))
+
+
+def test_no_trees_without_a_base_or_refinement():
+    options = {"energy_model": "auto", "max_epochs": 2}
+    for estimator in (density(base=None, **options), density(refinement=False, **options)):
+        assert "energy_boosted" not in estimator.fit(rings()[:200]).stages_
 
 
 def test_without_early_stopping_nothing_warns():
