@@ -19,6 +19,7 @@ from torch import nn
 from skebm.energies import SoftTrees
 
 from ._members import Trained
+from ._neural import in_blocks
 from ._threads import limit_threads
 
 MAX_ROWS = 200_000
@@ -33,9 +34,7 @@ SOFTNESS = (0.0, 0.1, 0.25, 0.5)
 MANY_ROWS, MAX_ITER = 5_000, 600
 """Above so many rows boosting defaults to less noise and larger steps; iterations by default."""
 
-MAX_PROPOSED = 4
-"""Base samples per noise sample, where the noise is a tilted base."""
-
+_PROPOSED = 2  # base samples per noise sample, where the noise is a tilted base
 _ROUND = 100  # boosting iterations before the first look at the held-out curve; then doubled
 _STRIDE = 5  # stages from one point of that curve to the next
 _MAX_JUDGED = 4096  # rows and pool samples per member on which the softness is chosen
@@ -278,8 +277,8 @@ def _noise(members, k, n, start):
     law, generator = members.proposals[k], members.generator
     if start.energy is None:
         return members.features(law.sample(n, generator))
-    z = members.features(law.sample(MAX_PROPOSED * n, generator))
-    weights = start.energy.member(k)(z[None])[0].softmax(0)
+    z = members.features(law.sample(_PROPOSED * n, generator))
+    weights = in_blocks(start.energy.member(k), z[None])[0].softmax(0)
     # systematic resampling: every sample as often as its weight says, to one
     points = (torch.arange(n, dtype=z.dtype) + torch.rand(1, generator=generator)) / n
     chosen = torch.searchsorted(weights.cumsum(0), points).clamp_max(len(z) - 1)

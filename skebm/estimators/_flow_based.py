@@ -37,7 +37,7 @@ longer. Counted in epochs alone it would end where few rows make few steps of th
 
 JUDGED_AT_ONCE = 4096
 
-EPOCHS, STEPS = 30, 1000
+EPOCHS, STEPS = 20, 700
 """``max_epochs="auto"``, of every stage of training: whichever lasts longer."""
 
 PATIENCE_STEPS = 200

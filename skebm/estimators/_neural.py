@@ -102,7 +102,7 @@ def train_networks(
     held_z, pool_z = held_z.float().to(device), members.pool_z.float().to(device)
 
     def judge(module):
-        f = _in_blocks(module.energy, torch.cat([held_z, pool_z], dim=1)).cpu().double()
+        f = in_blocks(module.energy, torch.cat([held_z, pool_z], dim=1)).cpu().double()
         held = [row[:n] for row, n in zip(f, lengths, strict=True)]
         return held, f[:, held_z.shape[1] :]
 
@@ -263,5 +263,6 @@ def padded(tensors):
     ), lengths
 
 
-def _in_blocks(energy, z, size=1024):
+def in_blocks(energy, z, size=1024):
+    """Evaluate an energy, (K, n, d) -> (K, n), on so few rows at a time that they stay in cache."""
     return torch.cat([energy(block) for block in z.split(size, dim=1)], dim=1)

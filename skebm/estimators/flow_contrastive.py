@@ -21,7 +21,7 @@ from ._tilted import halves
 ACCURACY_MEMORY = 0.9
 """Of the moving average of the discriminator's accuracy, per step."""
 
-NOISE_RATIO = 4
+NOISE_RATIO = 2
 """Samples of the frozen flow per row, in the refinement."""
 
 STAGES = ("flow", "flow_after_game", "energy_after_game", "energy_refined", "energy_boosted")

@@ -1,6 +1,5 @@
 """Classifiers that correct energies: the noise is then the tilted base."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -97,6 +97,7 @@ def small_flows():
         patch.setattr(_flow_based, "EPOCHS", 10)
         for module in (adversarial, flow_contrastive):
             patch.setattr(module, "HEAD_START", 20)
+        patch.setattr(adversarial, "SETTLING_STEPS", 30)
         yield
 
 
@@ -122,12 +123,14 @@ def fitted(name, d=2):
     return ESTIMATORS[name]().fit(data(d))
 
 
-def grid(d):
+def grid(name, d):
     """Cell centres of a fine grid that holds all the mass, (m, d), and the volume of a cell."""
     if d == 1:
         t = np.linspace(-14.0, 14.0, 8001)
         return t[:, None], t[1] - t[0]
-    across, up = np.linspace(-7.0, 8.0, 361), np.linspace(-5.0, 5.5, 281)
+    # every density of a latent-variable model is an integral, dear but smooth
+    finer = 1 if name in LATENT else 2
+    across, up = np.linspace(-7.0, 8.0, 180 * finer + 1), np.linspace(-5.0, 5.5, 140 * finer + 1)
     points = np.stack(np.meshgrid(across, up, indexing="ij"), axis=-1).reshape(-1, 2)
     return points, (across[1] - across[0]) * (up[1] - up[0])
 
@@ -135,7 +138,7 @@ def grid(d):
 @cache
 def masses(name, d):
     """Probability of each cell of `grid`."""
-    points, volume = grid(d)
+    points, volume = grid(name, d)
     return np.exp(fitted(name, d).score_samples(points)) * volume
 
 
@@ -305,7 +308,7 @@ def test_std_is_honest(name):
 
 def uniform_order_statistic_test(name, rows):
     """p-value of rows of one column against the model's own distribution function."""
-    points, _ = grid(1)
+    points, _ = grid(name, 1)
     cdf = np.cumsum(masses(name, 1)) - 0.5 * masses(name, 1)
     u = np.interp(rows[:, 0], points[:, 0], cdf / masses(name, 1).sum())
     return stats.kstest(u, "uniform").pvalue
@@ -324,13 +327,13 @@ def test_sample_follows_the_model(name):
 
 @every_estimator
 def test_sample_follows_the_model_in_two_dimensions(name):
-    points, _ = grid(2)
+    points, _ = grid(name, 2)
     edges = []
     for column in points.T:  # cells of the test are made of whole cells of the grid
         centres = np.unique(column)
         borders = 0.5 * (centres[1:] + centres[:-1])
         low, high = np.quantile(data(2), [0.02, 0.98], axis=0)[:, len(edges)]
-        edges.append(borders[(borders > low) & (borders < high)][::10])
+        edges.append(borders[(borders > low) & (borders < high)][:: 5 if name in LATENT else 10])
     shape = tuple(len(edge) + 1 for edge in edges)
 
     def counts(rows, weights=None):
@@ -532,7 +535,7 @@ def test_smoothing_adds_noise_of_that_width(name, h):
     estimator = ESTIMATORS[name]().set_params(smoothing=h)
     estimator.set_params(max_epochs=min(10, estimator.max_epochs)).fit(data(1))
     width = 400 ** (-1 / 5) if h == "scott" else h
-    points, volume = grid(1)
+    points, volume = grid(name, 1)
     mass = np.exp(estimator.score_samples(points)) * volume
     mean = mass @ points[:, 0] / mass.sum()
     variance = mass @ np.square(points[:, 0] - mean) / mass.sum()

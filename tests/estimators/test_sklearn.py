@@ -28,7 +28,7 @@ from skebm import (
     ScoreMatchingEBM,
 )
 from skebm.datasets import make_two_moons
-from skebm.estimators import _flow_based
+from skebm.estimators import _flow_based, adversarial
 
 QUICK = {
     "base": "gaussian",
@@ -60,6 +60,7 @@ def small_flows():
         patch.setattr(_flow_based, "build_flow", small)
         patch.setattr(_flow_based, "FLOW_STEPS", 1)
         patch.setattr(_flow_based, "EPOCHS", 3)
+        patch.setattr(adversarial, "SETTLING_STEPS", 3)
         yield
 
 
