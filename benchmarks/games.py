@@ -14,8 +14,8 @@ is better), for laws minus the exact one of the same rows, so that they are minu
 - *adversarial*, *implicit*: ``AdversarialEBM`` with either generator; ``flow``: its base.
 
 In two columns log Z is compared with quadrature, on a grid of 600 x 600 points, members one by one
-(largest difference): ``measured``, and ``learned`` (before recalibration). ``bound``: measured log Z
-minus the bound, the smallest and the largest of the members, and the largest standard error.
+(largest difference): ``measured``, and ``learned`` (before recalibration). ``bound``: measured
+log Z minus the bound, the smallest and the largest of the members, and the largest standard error.
 """
 
 import argparse

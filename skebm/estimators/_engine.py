@@ -22,7 +22,7 @@ WARM_UP_STEPS = 100
 AVERAGING_DECAY = 0.99
 MAX_GRADIENT_NORM = 2.0
 MAX_BLOCK = 2**22  # elements of one tensor gathered ahead: bounds the memory at large n
-WHAT_TO_LOWER = "lower learning_rate (by a factor of 3 to 10), or scale down the energy's output."
+WHAT_TO_LOWER = "lower learning_rate (by a factor of 3 to 10), or scale down your module's output."
 
 
 class MemberBatches:

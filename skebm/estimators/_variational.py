@@ -54,8 +54,8 @@ STEP_COST, EVALUATION_SHARE, LOOKS = 6, 0.1, 3
 """Cost of a step on a row, in draws; share of the time that judging may take; evaluations, at
 least, before patience ends."""
 
-MOMENT_DRAWS = 128
-"""Draws of the encoder that give the moments of a first proposal."""
+MOMENT_DRAWS, MOMENT_ELEMENTS = 128, 2**22
+"""Draws of the encoder that give the moments of a first proposal; numbers made at once for them."""
 
 ONE_SIDED = 1.645
 """Standard errors by which training has to beat its start."""
@@ -83,8 +83,9 @@ class LatentNetworks(nn.Module):
     def moments(self, x, generator):
         """Approximate posterior means and covariances of rows, (n, k) and (n, k, k)."""
         noise = antithetic_noise(self.encoder, MOMENT_DRAWS, generator, x.dtype)
-        parts = [self.encoder.moments(rows, noise) for rows in x.split(1024)]
-        return (torch.cat(values) for values in zip(*parts, strict=True))
+        n_rows = max(1, MOMENT_ELEMENTS // (MOMENT_DRAWS * (x.shape[1] + noise.shape[1])))
+        parts = [self.encoder.moments(rows, noise) for rows in x.split(n_rows)]
+        return tuple(torch.cat(values) for values in zip(*parts, strict=True))
 
     @torch.no_grad()
     def marginals(self, x, seed, **options):

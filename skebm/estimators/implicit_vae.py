@@ -26,6 +26,9 @@ from ._variational import (
     train_latent,
 )
 
+ROUNDING = 1e-9
+"""Values of the Bernoulli likelihood so far outside of [0, 1] are taken to be 0 or 1."""
+
 COMPARED_ROWS = 2_000
 """Held-out rows, at most, on which training is compared with its start."""
 
@@ -44,8 +47,8 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     lower bound; the gradient of its entropy needs only the score of the encoder, which a second
     network learns by sliced score matching [1]_, or which Stein's identity gives from samples [2]_.
 
-    Training starts from factor analysis and its exact posterior, and what is kept is never worse
-    than that on held-out rows. `score_samples` is log p(x) itself, not a bound: an integral over z
+    Training starts from factor analysis and its exact posterior, and falls back on it unless it
+    gains on held-out rows. `score_samples` is log p(x) itself, not a bound: an integral over z
     by importance sampling with a proposal adapted to each row, with a standard error for each row.
 
     Parameters
@@ -55,7 +58,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         factor analysis, at least 4 (or as many as there are columns) and at most 16.
     encoder : {"implicit", "gaussian"}, default="implicit"
         "implicit": any law of z given x. "gaussian": independent normal variables, the ordinary
-        variational autoencoder; three to four times faster, and with a learned decoder usually
+        variational autoencoder; two to three times faster, and with a learned decoder usually
         about as good, because decoder and encoder adapt to each other.
     score_estimator : {"sliced", "stein"}, default="sliced"
         Of implicit encoders. "sliced": a network conditioned on x, trained by sliced score matching
@@ -64,13 +67,14 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     likelihood : {"gaussian", "bernoulli"}, default="gaussian"
         "gaussian": normal columns with learned variances. "bernoulli": for columns in [0, 1]; a
         probability where all values are 0 or 1, otherwise the density of the continuous Bernoulli
-        law.
+        law. New rows with other values have log-density -inf: after a ``MinMaxScaler``, take
+        ``MinMaxScaler(clip=True)``.
     kl_weight_start : float, default=1.0
         Weight of the divergence between encoder and prior at the first step; it goes geometrically
         to one in the first 60 % of the steps. A small weight (.1) is the warm-up that some decoders
         need. A large one (30) can let the encoder find several modes of a posterior where decoder
-        and noise are fixed, and empties the latent variables of a decoder that is not. While it is
-        not one, training does not stop early.
+        and noise are fixed, and empties the latent variables of a decoder that is not. With a start
+        other than one, training does not stop early.
     n_posterior_samples : int, default=64
         Draws of the encoder behind `transform` (unless the encoder is Gaussian) and `reconstruct`.
     n_importance_samples : int, default=500
@@ -96,7 +100,8 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         Passes over the rows, at most; "auto" is 100, or 6,000 steps if that is more. 0 is the
         start: factor analysis.
     early_stopping : bool, default=True
-        Whether to stop by, and keep the best state on, held-out likelihood.
+        Whether to stop by, and keep the best state on, held-out likelihood. A decoder of yours
+        without parameters to learn has nothing to stop by, and the last state is kept.
     validation_fraction : float, default=0.1
         Rows held out.
     patience : int, default=20
@@ -247,6 +252,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         if kept is not None and type(kept.model.likelihood) is not LIKELIHOODS[self.likelihood]:
             kept = None  # other columns: nothing to go on from
         X, rows, weight = self._usable_rows(X, sample_weight, reset=kept is None)
+        X, rows = self._rounded(X), self._rounded(rows)
         seed = self._draw_seed(self.random_state)
         generator = torch.Generator().manual_seed(seed)
         device = resolve_device(self.device)
@@ -259,8 +265,12 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         x_fit = draw(seed)
         with Progress(self.verbose) as progress, torch.no_grad():
             progress.stage("factor analysis")
-            networks = self._new_networks(x_fit, row_weight, split, seed, kept)
+            networks, goes_on = self._new_networks(x_fit, row_weight, split, seed, kept)
             start = copy.deepcopy(networks)
+            # a decoder with nothing to learn has one likelihood, whatever the encoder: none to
+            # stop by
+            learns = any(p.requires_grad for p in networks.model.decoder.parameters())
+            early_stopping = self.early_stopping and learns
             history, n_iter = None, 0
             if self.max_epochs != 0:
                 history = train_latent(
@@ -271,18 +281,18 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
                     learning_rate=if_auto(self.learning_rate, 2e-3),
                     weight_decay=self.weight_decay, batch_size=self.batch_size,
                     max_epochs=if_auto(self.max_epochs, None), patience=self.patience,
-                    early_stopping=self.early_stopping, callbacks=self.callbacks, device=device,
+                    early_stopping=early_stopping, callbacks=self.callbacks, device=device,
                     n_threads=n_threads, progress=progress,
                 )  # fmt: skip
                 n_iter = int(history["epoch"][-1])
             networks, start = networks.cpu().double().eval(), start.double().eval()
             progress.stage("log-likelihood")
             held = split[1]
-            if n_iter and self.early_stopping:
+            if n_iter and early_stopping:
                 n_iter = int(history["epoch"][np.nanargmax(history["validation_gain"])])
                 some = held[:COMPARED_ROWS]
                 # a decoder of the user has been fitted to nothing at the start
-                fitted = isinstance(self.decoder_model, str) or kept is not None
+                fitted = isinstance(self.decoder_model, str) or goes_on
                 if (
                     n_iter
                     and fitted
@@ -295,8 +305,19 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         self.n_components_ = self._n_features_out = networks.model.n_components
         self._report(history, x_fit[held], row_weight[held])
         scores = np.full(len(rows), np.nan)
-        scores[held.numpy()] = self._score(rows[held.numpy()])
+        x_held = torch.as_tensor(x[held.numpy()], device=self._device)
+        scores[held.numpy()] = self._measure(x_held)[0].cpu().numpy() + columns.log_det
         self._set_offset(scores, weight, X)
+
+    def _rounded(self, X):
+        """Values of columns in [0, 1], where scaling has left them outside by a rounding error."""
+        if self.likelihood == "gaussian":
+            return X
+        X = np.where((X < 0.0) & (X >= -ROUNDING), 0.0, X)
+        return np.where((X > 1.0) & (X <= 1.0 + ROUNDING), 1.0, X)
+
+    def _validate(self, X):
+        return self._rounded(super()._validate(X))
 
     def _check_range(self, rows, X):
         outside = ((rows < 0.0) | (rows > 1.0)).any(axis=0)
@@ -318,7 +339,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         )  # fmt: skip
 
     def _new_networks(self, x, weight, split, seed, kept):
-        """Networks to start from: factor analysis, or those of the last fit."""
+        """Networks to start from, and whether they are those of the last fit."""
         rows, row_weight = x[split[0]], weight[split[0]]
         n_components = self.n_components
         if n_components == "auto":
@@ -333,11 +354,13 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
             score_estimator=self.score_estimator, encoder_model=self.encoder_model,
             decoder_model=self.decoder_model, hidden_layer_sizes=self.hidden_layer_sizes, seed=seed,
         )  # fmt: skip
+        goes_on = False
         if kept is not None:
             old, new = kept.state_dict(), networks.state_dict()
-            if {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()}:
+            goes_on = {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()}
+            if goes_on:
                 networks.load_state_dict(old)
-        return networks
+        return networks, goes_on
 
     def _report(self, history, held_x, held_weight):
         """Public attributes of a fit."""
@@ -367,7 +390,12 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
 
     def _score_with_std(self, X):
         x, met = self._tensor(X)
-        inside = torch.as_tensor(met, device=x.device) & self.model_.model.likelihood.supports(x)
+        value, error = (t.cpu().numpy() for t in self._measure(x))
+        return np.where(met, value, -np.inf) + self._columns.log_det, np.where(met, error, 0.0)
+
+    def _measure(self, x):
+        """Log-densities of standardised rows, and their standard errors, (n,) each."""
+        inside = self.model_.model.likelihood.supports(x)
         value = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
         error = torch.zeros_like(value)
         for rows in inside.nonzero()[:, 0].split(SCORED_ROWS):
@@ -375,7 +403,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
                 x[rows], self._seed, n_samples=self.n_importance_samples
             )
             value[rows], error[rows] = measured.value, measured.std_error
-        return value.cpu().numpy() + self._columns.log_det, error.cpu().numpy()
+        return value, error
 
     # ------------------------------------------------------------------ sampling
 
@@ -461,7 +489,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         return self._columns.restore(torch.cat(parts).cpu().numpy())
 
     def _encode(self, x, function):
-        """``function(rows, noise)`` over all rows, with the noise that all fits' rows share."""
+        """``function(rows, noise)`` over all rows, with one noise for all of them."""
         generator = torch.Generator(x.device).manual_seed(self._seed)
         encoder, n = self.model_.encoder, self.n_posterior_samples
         noise = antithetic_noise(encoder, n, generator, x.dtype)

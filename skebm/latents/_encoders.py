@@ -51,7 +51,7 @@ class GaussianEncoder(nn.Module):
     def moments(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (n, k) and covariance (n, k, k) of the latent variables of rows (n, d).
 
-        Exact here; from the draws that `noise`, (M, n_noise), makes where there is no formula.
+        By formula here; where there is none, from what `noise`, (M, n_noise), makes.
         """
         location, log_scale = self(x)
         return location, (2 * log_scale).exp().diag_embed()
@@ -96,19 +96,20 @@ class ImplicitEncoder(GaussianEncoder):
     def standardized(self, x, noise):
         noise = noise.expand(len(x), *noise.shape[-2:])
         own, rest = noise.split([self.n_components, 2 * self.n_components], dim=-1)
-        return own + self.residual(self._beside(x, rest))
+        return own + self._shape(x, rest)
+
+    def _shape(self, x, rest):
+        """The part g of u, (n, M, k)."""
+        return self.residual(self._beside(x, rest))
 
     def moments(self, x, noise):
         location, log_scale = self(x)
         scale = log_scale.exp()
-        u = self.standardized(x, noise)
-        mean = u.mean(1)
-        centered = u - mean[:, None]
-        covariance = centered.mT @ centered / len(noise)
-        # few draws: towards the Gaussian encoder
-        k = self.n_components
-        share = k / (len(noise) + k)
-        covariance = covariance.lerp(torch.eye(k).to(u), share)
+        # epsilon does not depend on g, and its moments are known: only those of g are drawn
+        g = self._shape(x, noise[:, self.n_components :].expand(len(x), -1, -1))
+        mean = g.mean(1)
+        centered = g - mean[:, None]
+        covariance = torch.eye(self.n_components).to(g) + centered.mT @ centered / len(noise)
         return location + scale * mean, scale[..., None] * covariance * scale[:, None]
 
     def score(self, x: Tensor, u: Tensor) -> Tensor:

@@ -28,8 +28,9 @@ prior has next to no mass there."""
 INFLATION = 1.3
 """Of the covariance of the proposal over that of the draws it was fitted to."""
 
-ADAPTED, MAX_ROUNDS = 0.3, 10
-"""Rows are adapted until this share of their draws is effective, or for so many rounds."""
+ADAPTED, MAX_ROUNDS, STALLED = 0.3, 10, 1.05
+"""Rows are adapted until this share of their draws is effective, or for so many rounds, or until a
+round does not raise the share by such a factor."""
 
 FITTED_SHARE = 0.15
 """Weights are flattened until this share of the draws is effective before moments are taken."""
@@ -274,19 +275,26 @@ def _weigh(log_joint, proposal, streams, rows, stage, n):
 
 
 def _adapt(log_joint, proposal, streams, rows, n):
-    """Proposals fitted round by round, until enough of their draws are effective."""
-    proposal = proposal.take(slice(None))
-    active = torch.arange(len(rows), device=rows.device)
+    """The best ones of proposals fitted round by round, until enough draws are effective."""
+    best = proposal.take(slice(None))
+    best_share = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    active, current = torch.arange(len(rows), device=rows.device), proposal
     for stage in range(MAX_ROUNDS):
-        current = proposal.take(active)
         z, log_weights = _weigh(log_joint, current, streams, rows[active], stage, n)
-        poor = _ess_share(log_weights) < ADAPTED
-        if not poor.any():
+        share = _ess_share(log_weights)
+        before = best_share[active]
+        better = share > before
+        there = active[better]
+        best.location[there] = current.location[better]
+        best.scale_tril[there] = current.scale_tril[better]
+        best_share[there] = share[better]
+        # from few effective draws a fit may be worse before it is better
+        goes_on = (share < ADAPTED) & ((share > STALLED * before) | (share < FITTED_SHARE))
+        if not goes_on.any():
             break
-        better = current.take(poor).refitted(z[poor], log_weights[poor])
-        active = active[poor]
-        proposal.location[active], proposal.scale_tril[active] = better.location, better.scale_tril
-    return proposal
+        current = current.take(goes_on).refitted(z[goes_on], log_weights[goes_on])
+        active = active[goes_on]
+    return best
 
 
 def _ess_share(log_weights):
