@@ -32,7 +32,7 @@ FLOW_LEARNING_RATE = 1e-2
 """Of the fit by maximum likelihood: the cosine lets it be high, and high generalises better."""
 
 FLOW_STEPS, FLOW_PATIENCE, FLOW_PATIENCE_STEPS = 2000, 20, 300
-"""Of the same: steps (but no less than 30 epochs), and patience in epochs or steps, whichever is
+"""Of the same: steps (but no less than `EPOCHS`), and patience in epochs or steps, whichever is
 longer. Counted in epochs alone it would end where few rows make few steps of them."""
 
 JUDGED_AT_ONCE = 4096

@@ -144,7 +144,7 @@ class AdversarialEBM(FlowBasedDensity):
     batch_size : int, default=256
         Rows, and samples of the generator, per member and step.
     max_epochs : int or "auto", default="auto"
-        Passes over the rows, at most; "auto" is 30, or 1,000 steps if that is more. 0 is the flow
+        Passes over the rows, at most; "auto" is 20, or 700 steps if that is more. 0 is the flow
         alone.
     early_stopping : bool, default=True
         Whether to stop by, and keep the best state on, held-out normalised likelihood.

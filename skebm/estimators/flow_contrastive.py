@@ -42,8 +42,9 @@ class FlowContrastiveDensity(FlowBasedDensity):
     .. math:: V = E_{\mathrm{data}} \log D + E_q \log(1 - D),
 
     which draws p to the data; the flow lowers it, which draws q to the data, so that its samples
-    are always the hard ones. At last the energy learns once more, from zero, against the flow at
-    rest. Of all stages, the flows among them, the state that is best on held-out rows is kept.
+    are always the hard ones. Then the energy learns once more, from zero, against the flow at rest,
+    and boosted trees correct the better one of both. Of all stages, the flows among them, the state
+    that is best on held-out rows is kept.
 
     Parameters
     ----------
@@ -57,16 +58,18 @@ class FlowContrastiveDensity(FlowBasedDensity):
         The flow takes a step whenever the discriminator tells at least this share of rows and
         samples apart rightly, on a moving average; below, the energy is given time.
     refinement : bool, default=True
-        Whether noise-contrastive estimation against the flow at rest follows the game. The better
-        one of both energies is kept.
+        Whether more noise-contrastive estimation follows the game: against the flow at rest, and,
+        with ``energy_model="auto"`` and a base, by boosted trees against samples of the energy.
+        What does not help on held-out rows is left out.
     base : {"flow"} or None, default="flow"
         None is the form of the paper: exp(f) / Z with a confining Gaussian of three standard
-        deviations in place of q_0, which is then also half of the noise of the refinement.
+        deviations in place of q_0, which is then also half of the noise of the refinement. No trees
+        follow then.
     energy_model : str, torch.nn.Module or callable, default="auto"
-        "periodic" ("auto"): network on periodic embeddings of the columns. "mlp": network on
-        piecewise-linear embeddings. A module (instance, or a class or factory called with
-        n_features), (n, n_features) -> (n,) or (n, 1), which is copied and never trained itself.
-        Energies see Gaussianised columns clipped to five standard deviations.
+        "periodic": network on periodic embeddings of the columns; "auto" has boosted trees correct
+        it in the end. "mlp": network on piecewise-linear embeddings. A module (instance, or a class
+        or factory called with n_features), (n, n_features) -> (n,) or (n, 1), which is copied and
+        never trained itself. Energies see Gaussianised columns clipped to five standard deviations.
     n_members : int, default=4
         Members of the cross-fitted ensemble. 1 is the plain model with a validation split.
     hidden_layer_sizes : sequence of int, default=(128, 128)
@@ -78,8 +81,9 @@ class FlowContrastiveDensity(FlowBasedDensity):
     batch_size : int, default=256
         Rows, and samples of the flow, per member and step.
     max_epochs : int or "auto", default="auto"
-        Passes over the rows, at most, of game and of refinement each; "auto" is 30, or 1,000 steps
-        if that is more. 0 is the flow alone.
+        Passes over the rows, at most, of game and of refinement each; "auto" is 20, or 700 steps if
+        that is more. Also the most iterations of boosting, of which "auto" is 600. 0 is the flow
+        alone.
     early_stopping : bool, default=True
         Whether to stop by, and keep the best state on, held-out normalised likelihood.
     validation_fraction : float, default=0.1
@@ -112,23 +116,27 @@ class FlowContrastiveDensity(FlowBasedDensity):
         The flow after the game, with `score_samples`, `score` and `sample`, in the units of X.
     stages_ : dict
         Held-out log-likelihood in nats per row, out of fold: of the ``flow`` fitted by maximum
-        likelihood, the ``flow_after_game``, the ``energy_after_game`` and the ``energy_refined``
-        (the better one of both energies; before recalibration).
+        likelihood, the ``flow_after_game``, the ``energy_after_game``, the ``energy_refined`` (the
+        better one of both energies) and the ``energy_boosted`` (with trees, if these help). All
+        before recalibration.
     log_partition_ : ndarray of shape (n_members,)
         Measured log Z of every member, in nats; 0 where no tilt was accepted.
     log_partition_std_error_ : ndarray of shape (n_members,)
         Its standard error.
     log_partition_learned_ : ndarray of shape (n_members,)
-        The c of the discriminator, where a tilt was accepted.
+        The c of the last discriminator, where a tilt was accepted. That of the trees has no c of
+        its own: it takes the energy that they correct for normalised, with log Z from 8,192 draws
+        of the base, which is what is told here.
     effective_sample_size_ : ndarray of shape (n_members,)
         Effective number of samples behind log Z; inf where log Z is exact.
     history_ : dict of ndarrays
         ``n_iter``, ``held_out_log_likelihood`` (nats per row, out of fold, before recalibration;
         the first entry is the base), ``train_loss`` and ``jensen_shannon``, the Jensen-Shannon
         divergence between data and flow that the discriminator sees, log 2 + V / 2, in nats (NaN
-        in the refinement).
+        after the game).
     n_iter_ : int
-        Epochs of the state kept, counted through game and refinement; 0 if none was accepted.
+        Epochs of the state kept, and iterations of boosting, counted through all stages; 0 if none
+        was accepted.
     offset_ : float
         Threshold of `predict` on `score_samples`.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
