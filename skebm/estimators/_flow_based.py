@@ -31,9 +31,9 @@ from ._tilted import BaseTiltedDensity, halves
 FLOW_LEARNING_RATE = 1e-2
 """Of the fit by maximum likelihood: the cosine lets it be high, and high generalises better."""
 
-FLOW_STEPS, FLOW_PATIENCE, FLOW_PATIENCE_STEPS = 2000, 20, 300
-"""Of the same: steps (but no less than `EPOCHS`), and patience in epochs or steps, whichever is
-longer. Counted in epochs alone it would end where few rows make few steps of them."""
+FLOW_EPOCHS, FLOW_STEPS, FLOW_PATIENCE, FLOW_PATIENCE_STEPS = 30, 2000, 20, 300
+"""Of the same: epochs or steps, and patience in epochs or steps, whichever is longer. Counted in
+epochs alone it would end where few rows make few steps of them."""
 
 JUDGED_AT_ONCE = 4096
 
@@ -201,7 +201,7 @@ class FlowBasedDensity(BaseTiltedDensity):
             logs = torch.cat([row[:n] for row, n in zip(logs, lengths, strict=True)])
             return (held_weight @ logs).item()
 
-        max_epochs = max(EPOCHS, math.ceil(FLOW_STEPS / len(batches)))
+        max_epochs = max(FLOW_EPOCHS, math.ceil(FLOW_STEPS / len(batches)))
         patience = max(FLOW_PATIENCE, math.ceil(FLOW_PATIENCE_STEPS / len(batches)))
         with torch.enable_grad():
             train(

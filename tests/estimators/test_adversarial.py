@@ -34,7 +34,7 @@ def quick_parts():
         small = partial(_flow_based.build_flow, n_layers=2, hidden=(16,), n_bins=4)
         patch.setattr(_flow_based, "build_flow", small)
         patch.setattr(_flow_based, "FLOW_STEPS", 1)
-        patch.setattr(_flow_based, "EPOCHS", 10)
+        patch.setattr(_flow_based, "FLOW_EPOCHS", 10)
         patch.setattr(adversarial, "HEAD_START", 40)
         patch.setattr(adversarial, "GENERATOR_STEPS", 50)
         patch.setattr(adversarial, "SETTLING_STEPS", 100)
@@ -164,7 +164,7 @@ def test_bound_says_how_far_the_generator_is_from_the_model():
 
 def test_bound_is_tight_where_the_flow_follows(monkeypatch):
     # a flow that has learned nothing yet, and an energy that learns a correlation
-    monkeypatch.setattr(_flow_based, "EPOCHS", 1)
+    monkeypatch.setattr(_flow_based, "FLOW_EPOCHS", 1)
     rng = np.random.default_rng(0)
     rows = rng.multivariate_normal([0.0, 0.0], [[1.0, 0.8], [0.8, 1.0]], 1000)
     estimator = density(generator_learning_rate=5e-3, max_epochs=100).fit(rows)

@@ -32,7 +32,7 @@ def small_flows():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_flow_based, "build_flow", partial(_flow_based.build_flow, **SMALL))
         patch.setattr(_flow_based, "FLOW_STEPS", 1)
-        patch.setattr(_flow_based, "EPOCHS", 10)
+        patch.setattr(_flow_based, "FLOW_EPOCHS", 10)
         patch.setattr(flow_contrastive, "HEAD_START", 20)
         yield
 
@@ -385,7 +385,7 @@ def test_patience_is_of_many_steps_where_epochs_are_short(monkeypatch):
 
 
 def test_flow_has_patience_of_many_steps_where_epochs_are_short(monkeypatch):
-    monkeypatch.setattr(_flow_based, "EPOCHS", 200)
+    monkeypatch.setattr(_flow_based, "FLOW_EPOCHS", 200)
     monkeypatch.setattr(_flow_based, "FLOW_PATIENCE", 1)
     train, lasted = _flow_based.train, []
 
@@ -523,7 +523,7 @@ def test_flows_of_zuko(name, monkeypatch):
     zuko = pytest.importorskip("zuko")
     small = {"transforms": 1, "hidden_features": (8,)}
     monkeypatch.setattr(_flow_based, "build_flow", partial(_flow_based.build_flow.func, **small))
-    monkeypatch.setattr(_flow_based, "EPOCHS", 2)
+    monkeypatch.setattr(_flow_based, "FLOW_EPOCHS", 2)
     options = {
         "flow": zuko.flows.NICE if name == "class" else name,
         "max_epochs": 2, "n_partition_samples": 1000,

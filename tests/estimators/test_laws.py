@@ -94,7 +94,7 @@ def small_flows():
         small = partial(_flow_based.build_flow, n_layers=2, hidden=(16,), n_bins=4)
         patch.setattr(_flow_based, "build_flow", small)
         patch.setattr(_flow_based, "FLOW_STEPS", 1)
-        patch.setattr(_flow_based, "EPOCHS", 10)
+        patch.setattr(_flow_based, "FLOW_EPOCHS", 10)
         for module in (adversarial, flow_contrastive):
             patch.setattr(module, "HEAD_START", 20)
         patch.setattr(adversarial, "SETTLING_STEPS", 30)

@@ -59,7 +59,7 @@ def small_flows():
         small = partial(_flow_based.build_flow, n_layers=2, hidden=(8,), n_bins=4)
         patch.setattr(_flow_based, "build_flow", small)
         patch.setattr(_flow_based, "FLOW_STEPS", 1)
-        patch.setattr(_flow_based, "EPOCHS", 3)
+        patch.setattr(_flow_based, "FLOW_EPOCHS", 3)
         patch.setattr(adversarial, "SETTLING_STEPS", 3)
         yield
 
