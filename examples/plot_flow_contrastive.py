@@ -11,7 +11,11 @@ to stretch one blob over eight squares.
 # %%
 # Data, and a fit
 # ---------------
-# Two members make two folds, and half the time of the default.
+# Two members make two folds, and half the time of the default. The flow is one of affine
+# couplings, from the package zuko, as in the paper of flow contrastive estimation. It is
+# quick and bends little. (The default, of spline couplings, bends much more. It leaves the
+# energy less to do, and is not the better start on every law: here it ends farther from the
+# truth.)
 
 import os
 
@@ -26,7 +30,9 @@ small = {"max_epochs": 3} if SMOKE else {}
 
 law = Checkerboard()
 X = law.sample(300 if SMOKE else 2000, random_state=0)
-est = FlowContrastiveDensity(n_members=2, random_state=0, **small).fit(X)
+est = FlowContrastiveDensity(
+    flow="nice", n_members=2, random_state=0, **small
+).fit(X)
 
 # %%
 # What every stage gave: log-likelihood of held-out rows, in nats per row.
@@ -70,7 +76,7 @@ for ax, (name, log_density) in zip(axes, densities.items(), strict=True):
 # %%
 # The flow fills the corners between the squares, before the game and after it: what it
 # cannot draw, a game does not teach it. The energy has no such limits. It cuts the squares
-# out of the flow.
+# out of the flow. (Its fine lines along the axes are those of the boosted trees.)
 #
 # How far apart data and flow were
 # --------------------------------
