@@ -20,8 +20,8 @@ from statistics import median
 
 import torch
 
+from skebm._engine import MemberBatches, train
 from skebm.energies import MLPEnergy, PiecewiseLinearEmbedding
-from skebm.estimators._engine import MemberBatches, train
 from skebm.objectives import nce_losses
 
 N_ROWS, N_FEATURES, BATCH_SIZE, NOISE_RATIO = 16_000, 10, 256, 1.0

@@ -16,12 +16,14 @@ from skebm.bases._fit import (
     stacking_weights,
 )
 from skebm.bases._flows import (
+    Coordinates,
     CouplingSplineFlow,
     FlowBase,
     StackedFlow,
     ZukoFlows,
     build_flow,
     fit_flow,
+    train_flows,
 )
 from skebm.bases._implicit import ImplicitGenerator
 from skebm.bases._marginal import MarginalGaussianization
@@ -31,6 +33,7 @@ __all__ = [
     "CANDIDATES",
     "MAX_FIT_ROWS",
     "AffineTransform",
+    "Coordinates",
     "CouplingSplineFlow",
     "FlowBase",
     "GaussianMixtureBase",
@@ -51,4 +54,5 @@ __all__ = [
     "fit_flow",
     "fit_gaussian_mixture",
     "stacking_weights",
+    "train_flows",
 ]

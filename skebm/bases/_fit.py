@@ -4,6 +4,7 @@ Every candidate is fitted once per split (the rows of a cross-fitted member), wi
 on the first split and reused on the others.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from ._adapters import SklearnDensityBase, UniformBase
 from ._combine import StackedBase, TransformedBase
 from ._em import fit_gaussian_mixture
-from ._flows import fit_flow
+from ._flows import Coordinates, build_flow, train_flows
 from ._marginal import MarginalGaussianization
 from ._mixtures import KernelDensityBase
 
@@ -77,7 +78,7 @@ def fit_bases(x, weight, splits, candidates, generator, progress=lambda text: No
     held_weight = torch.cat([weight[held] for _, held in splits])
     for name, candidate in candidates.items():
         progress(name)
-        fitted = _fit_candidate(candidate, x, weight, splits, generator)
+        fitted = candidate.fit_splits(x, weight, splits, generator)
         laws.append(fitted)
         columns.append(
             torch.cat([q.log_prob(x[held]) for q, (_, held) in zip(fitted, splits, strict=True)])
@@ -116,22 +117,45 @@ def stacking_weights(log_prob, sample_weight, *, floor=1e-3, n_iter=500):
     return kept if before - after < floor else weights
 
 
-def _fit_candidate(candidate, x, weight, splits, generator):
-    settings, laws = None, []
-    box = x.amin(0), x.amax(0)
-    for train, held in splits:
-        train = train[torch.randperm(len(train), generator=generator)[:MAX_FIT_ROWS]]
-        rows = _Rows(x[train], weight[train], box)
-        if settings is None:
-            some = held[torch.randperm(len(held), generator=generator)[:MAX_CHOICE_ROWS]]
-            settings = candidate.choose(
-                rows.first(MAX_CHOICE_ROWS), _Rows(x[some], weight[some]), generator
-            )
-        laws.append(candidate.fit(rows, settings, generator))
-    return laws
+def _gaussianization(rows, bandwidth):
+    return MarginalGaussianization.fit(
+        rows.x.numpy(), bandwidth=bandwidth, sample_weight=rows.weight.numpy()
+    )
 
 
-class _Mixture:
+def _some(rows, n, generator):
+    """At most n of these rows, in random order."""
+    return rows[torch.randperm(len(rows), generator=generator)[:n]]
+
+
+class _Candidate(ABC):
+    """A law to be fitted on every split."""
+
+    @abstractmethod
+    def fit(self, rows, settings, generator):
+        """Law of `rows` at the settings that were chosen."""
+
+    def choose(self, rows, held, generator):
+        """Settings by the likelihood of the held-out rows."""
+        return None
+
+    def fit_splits(self, x, weight, splits, generator):
+        """Laws, one per split."""
+        settings, laws = None, []
+        box = x.amin(0), x.amax(0)
+        for train, held in splits:
+            train = _some(train, MAX_FIT_ROWS, generator)
+            rows = _Rows(x[train], weight[train], box)
+            if settings is None:
+                some = _some(held, MAX_CHOICE_ROWS, generator)
+                settings = self.choose(
+                    rows.first(MAX_CHOICE_ROWS), _Rows(x[some], weight[some]), generator
+                )
+            laws.append(self.fit(rows, settings, generator))
+        return laws
+
+
+class _Mixture(_Candidate):
     """Gaussian mixture; size, covariance type and prior strength by held-out likelihood."""
 
     def fit(self, rows, settings, generator):
@@ -174,7 +198,7 @@ class _Gaussian(_Mixture):
         return 1, 3.0, False
 
 
-class _Kernel:
+class _Kernel(_Candidate):
     """Kernel density; bandwidth and shape of the kernel by held-out likelihood."""
 
     def fit(self, rows, settings, generator):
@@ -198,7 +222,7 @@ class _Kernel:
         return max(options, key=lambda s: held.mean(self.fit(rows, s, generator).log_prob(held.x)))
 
 
-class _Uniform:
+class _Uniform(_Candidate):
     """Box around all rows, a twentieth wider on every side."""
 
     def fit(self, rows, settings, generator):
@@ -206,22 +230,24 @@ class _Uniform:
         margin = 0.05 * (high - low)
         return UniformBase(low - margin, high + margin)
 
-    def choose(self, rows, held, generator):
-        return None
-
 
 class _Flow:
-    """Autoregressive neural spline flow by maximum likelihood."""
+    """Coupling spline flow by maximum likelihood; those of all splits are trained side by side."""
 
-    def fit(self, rows, settings, generator):
-        with torch.enable_grad():
-            return fit_flow(rows.x, sample_weight=rows.weight, generator=generator)
+    def fit_splits(self, x, weight, splits, generator):
+        splits = [
+            (_some(train, MAX_FIT_ROWS, generator), _some(held, MAX_CHOICE_ROWS, generator))
+            for train, held in splits
+        ]
+        coordinates = Coordinates(
+            [_gaussianization(_Rows(x[train], weight[train]), _WIDE) for train, _ in splits]
+        )
+        flow = build_flow("coupling", x.shape[1], len(splits), generator=generator)
+        train_flows(flow, coordinates(x), weight, splits, generator=generator)
+        return coordinates.laws(flow)
 
-    def choose(self, rows, held, generator):
-        return None
 
-
-class SklearnDensity:
+class SklearnDensity(_Candidate):
     """An unfitted scikit-learn density; a clone is fitted per split."""
 
     def __init__(self, estimator):
@@ -240,29 +266,21 @@ class SklearnDensity:
             )
         return SklearnDensityBase(clone(self.estimator).fit(rows.x.numpy(), **options))
 
-    def choose(self, rows, held, generator):
-        return None
 
-
-class _Gaussianized:
+class _Gaussianized(_Candidate):
     """A candidate on marginally Gaussianised columns."""
 
     def __init__(self, candidate, bandwidth):
         self.candidate = candidate
         self.bandwidth = bandwidth
 
-    def _transform(self, rows):
-        return MarginalGaussianization.fit(
-            rows.x.numpy(), bandwidth=self.bandwidth, sample_weight=rows.weight.numpy()
-        )
-
     def fit(self, rows, settings, generator):
-        transform = self._transform(rows)
+        transform = _gaussianization(rows, self.bandwidth)
         z, _ = rows.mapped(transform)
         return TransformedBase(transform, self.candidate.fit(z, settings, generator))
 
     def choose(self, rows, held, generator):
-        transform = self._transform(rows)
+        transform = _gaussianization(rows, self.bandwidth)
         return self.candidate.choose(
             rows.mapped(transform)[0], held.mapped(transform)[0], generator
         )
@@ -275,10 +293,10 @@ CANDIDATES = {
     "gaussianized_gmm_narrow": _Gaussianized(_Mixture(), _NARROW),
     "kde": _Kernel(),
     "gaussianized_kde": _Gaussianized(_Kernel(), _WIDE),
-    "flow": _Gaussianized(_Flow(), _WIDE),
+    "flow": _Flow(),
     "uniform": _Uniform(),
 }
-"""Name -> candidate: ``choose(rows, held, generator)``, ``fit(rows, settings, generator)``."""
+"""Name -> candidate, with ``fit_splits(x, weight, splits, generator)``: laws, one per split."""
 
 
 def auto_candidates(n, d):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from numbers import Integral
 
 import numpy as np
@@ -9,33 +10,23 @@ import torch
 from sklearn.utils import check_array, check_random_state
 from torch import nn
 
+from skebm._engine import MemberBatches, Opponent
 from skebm._sklearn_compat import StrOptions
-from skebm.bases import StackedBase, TransformedBase
-from skebm.bases._flows import build_flow
+from skebm.bases import Coordinates, StackedBase, build_flow, train_flows
+from skebm.bases._flows import JUDGED_AT_ONCE
 
 from ._base import resolve_device
-from ._engine import MemberBatches, Opponent, train
 from ._model import TiltedMixture
 from ._neural import (
     EnergyWithPartition,
     build_energy,
     few_copies,
     if_auto,
-    padded,
     rows_judged,
     train_networks,
 )
 from ._threads import limit_threads
 from ._tilted import BaseTiltedDensity, halves
-
-FLOW_LEARNING_RATE = 1e-2
-"""Of the fit by maximum likelihood: the cosine lets it be high, and high generalises better."""
-
-FLOW_EPOCHS, FLOW_STEPS, FLOW_PATIENCE, FLOW_PATIENCE_STEPS = 30, 2000, 20, 300
-"""Of the same: epochs or steps, and patience in epochs or steps, whichever is longer. Counted in
-epochs alone it would end where few rows make few steps of them."""
-
-JUDGED_AT_ONCE = 4096
 
 EPOCHS, STEPS = 20, 700
 """``max_epochs="auto"``, of every stage of training: whichever lasts longer."""
@@ -111,35 +102,6 @@ class FlowDensity:
         return self._columns.restore(x.numpy())
 
 
-class Coordinates(nn.Module):
-    """Where the flows live: each member Gaussianises the columns by its own training rows.
-
-    (The coordinates z of the energies come from all rows. They are no density, but the flows are:
-    held-out rows must not have shaped them.)
-
-    Parameters
-    ----------
-    maps : list of K MarginalGaussianization
-    """
-
-    def __init__(self, maps):
-        super().__init__()
-        self.maps = nn.ModuleList(maps)
-
-    def forward(self, x):
-        """Rows on standardised columns as every member sees them, (n, d) -> (K, n, d)."""
-        return torch.stack([to(x)[0] for to in self.maps])
-
-    def inverse(self, y):
-        """Back to standardised columns, with log |det dy/dx|: (K, n, d) -> (K, n, d), (K, n)."""
-        x = torch.stack([to.inverse(p) for to, p in zip(self.maps, y.double(), strict=True)])
-        return x, torch.stack([to(rows)[1] for to, rows in zip(self.maps, x, strict=True)])
-
-    def laws(self, flow):
-        """Laws on standardised columns, one per member, of flows in these coordinates."""
-        return [TransformedBase(to, flow.member(k)) for k, to in enumerate(self.maps)]
-
-
 class FlowBasedDensity(BaseTiltedDensity):
     """A tilted density whose base is a flow, fitted by maximum likelihood member by member."""
 
@@ -150,11 +112,17 @@ class FlowBasedDensity(BaseTiltedDensity):
     }
 
     def _laws(self, law, x, weight, splits, generator, seed, progress):
+        # not the coordinates of the energies, which come from all rows: they are no density, but
+        # the flows are, and held-out rows must not have shaped them
         coordinates = Coordinates(
             [self._transform(x[rows], weight[rows], generator) for rows, _ in splits]
         )
         flow = build_flow(self.flow, x.shape[1], len(splits), generator=generator)
-        self._fit_flow(flow, coordinates(x), weight, splits, generator, progress)
+        train_flows(
+            flow, coordinates(x), weight, splits, generator=generator,
+            batch_size=self.batch_size, device=resolve_device(self.device),
+            progress=partial(progress.stage, "flow"),
+        )  # fmt: skip
         self._start = flow.cpu(), coordinates
         laws = coordinates.laws(flow)
         if self.base is None:
@@ -173,42 +141,6 @@ class FlowBasedDensity(BaseTiltedDensity):
             return members.bases
         flow, coordinates = self._start
         return coordinates.laws(flow)
-
-    def _fit_flow(self, flow, y, weight, splits, generator, progress):
-        """Train all flows by maximum likelihood, to one pooled stopping time."""
-        device = resolve_device(self.device)
-        n_members = len(splits)
-        flow.to(device)
-        rows = y.float().to(device)
-        row_weight = (weight / weight.mean()).float().to(device)
-        batches = MemberBatches(
-            (rows, row_weight.expand(n_members, -1)),
-            [train_rows for train_rows, _ in splits],
-            batch_size=self.batch_size,
-            generator=generator,
-        )
-        held, lengths = padded([r[h.to(device)] for r, (_, h) in zip(rows, splits, strict=True)])
-        held_weight = torch.cat([weight[h] for _, h in splits])
-        held_weight = held_weight / held_weight.sum()
-
-        def loss(flow, batch):
-            points, w = batch
-            return -(w * flow.log_prob(points)).mean(1).sum()
-
-        def evaluate(flow):
-            parts = [flow.log_prob(c) for c in held.split(JUDGED_AT_ONCE, dim=1)]
-            logs = torch.cat(parts, dim=1).cpu().double()
-            logs = torch.cat([row[:n] for row, n in zip(logs, lengths, strict=True)])
-            return (held_weight @ logs).item()
-
-        max_epochs = max(FLOW_EPOCHS, math.ceil(FLOW_STEPS / len(batches)))
-        patience = max(FLOW_PATIENCE, math.ceil(FLOW_PATIENCE_STEPS / len(batches)))
-        with torch.enable_grad():
-            train(
-                flow, loss, batches, evaluate, learning_rate=FLOW_LEARNING_RATE, weight_decay=0.0,
-                max_epochs=max_epochs, patience=patience, device=device,
-                progress=lambda state: progress.stage("flow", state["epoch"], max_epochs),
-            )  # fmt: skip
 
     def _views(self, members, device):
         """Differentiable functions of points y in the coordinates of the flows, (K, n, d).

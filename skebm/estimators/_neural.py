@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from skebm._engine import MemberBatches, train
 from skebm.energies import (
     MLPEnergy,
     ModuleStack,
@@ -13,7 +14,6 @@ from skebm.energies import (
     PiecewiseLinearEmbedding,
 )
 
-from ._engine import MemberBatches, train
 from ._members import Trained
 from ._model import log_ratio
 from ._threads import limit_threads

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from skebm._engine import MemberBatches, Opponent, train
 from skebm.latents import (
     FULL_NOISE_SHARE,
     AffinePlus,
@@ -29,7 +30,6 @@ from skebm.objectives import (
 )
 from skebm.partition import RowStreams, marginal_likelihoods
 
-from ._engine import MemberBatches, Opponent, train
 from ._threads import limit_threads
 
 EPOCHS, STEPS = 100, 6000

@@ -8,11 +8,11 @@ from numbers import Real
 import numpy as np
 import torch
 
+from skebm._engine import train
 from skebm._sklearn_compat import Interval, StrOptions
 from skebm.bases import ImplicitGenerator
 from skebm.objectives import gradient_penalties, variational_bound_terms
 
-from ._engine import train
 from ._flow_based import HEAD_START, FlowBasedDensity, FlowDensity, sampling_generator
 from ._model import CLIP
 from ._neural import if_auto

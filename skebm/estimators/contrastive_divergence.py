@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
+from skebm._engine import MemberBatches
 from skebm._sklearn_compat import Interval, StrOptions
 from skebm.bases import MAX_FIT_ROWS
 from skebm.diagnostics import split_r_hat
@@ -16,7 +17,6 @@ from skebm.energies import SpectralBound
 from skebm.objectives import contrastive_divergence_losses
 
 from ._chains import SAMPLERS, Chains, fit_stand_in
-from ._engine import MemberBatches
 from ._members import data_modes
 from ._model import CLIP, TiltedMixture
 from ._neural import EnergyAlone, build_energy, few_copies, if_auto, rows_judged, train_networks

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from skebm._engine import MemberBatches
 from skebm._sklearn_compat import Interval, StrOptions
 from skebm.objectives import (
     denoising_score_matching_losses,
@@ -15,7 +16,6 @@ from skebm.objectives import (
     sliced_score_matching_losses,
 )
 
-from ._engine import MemberBatches
 from ._members import data_modes
 from ._model import CLIP, feature_scores
 from ._neural import EnergyAlone, build_energy, few_copies, if_auto, rows_judged, train_networks

@@ -11,6 +11,8 @@ from skebm.bases import (
     GaussianMixtureBase,
     SklearnDensity,
     StackedBase,
+    _fit,
+    _flows,
     auto_candidates,
     fit_bases,
     stacking_weights,
@@ -131,10 +133,15 @@ def test_unfitted_sklearn_density():
         np.testing.assert_allclose(base.log_prob(x), expected, atol=0.02)
 
 
-def test_flow():
-    pytest.importorskip("zuko")
-    x = rows(60)
-    (base,) = fit(["flow"], x, folds(60)[:1])
+def test_flow(monkeypatch):
+    monkeypatch.setattr(_flows, "FLOW_STEPS", 100)
+    monkeypatch.setattr(_fit, "MAX_FIT_ROWS", 200)
+    x, splits = rows(), folds(360)
+    bases = fit(["flow"], x, splits)
+    assert len(bases) == len(splits)
+    gaussian = held_out(fit(["gaussian"], x, splits), x, splits).mean()
+    assert held_out(bases, x, splits).mean() > gaussian + 0.1
+    base = bases[1]
     grid = torch.linspace(-9, 9, 161, dtype=torch.float64)
     total = base.log_prob(torch.cartesian_prod(grid, grid)).exp().sum() * (grid[1] - grid[0]) ** 2
     assert total.item() == pytest.approx(1.0, abs=0.02)
@@ -307,12 +314,8 @@ def test_one_law_for_all_members_is_taken_as_it_is():
     law = GaussianMixtureBase([1.0], [[0.0]], [[[1.0]]])
 
     class Fixed:
-        def choose(self, rows, held, generator):
-            return "settings"
-
-        def fit(self, rows, settings, generator):
-            assert settings == "settings"
-            return law
+        def fit_splits(self, x, weight, splits, generator):
+            return [law] * len(splits)
 
     x = rows(30, 1)
     bases = fit_bases(x, torch.ones(30).double(), folds(30), {"fixed": Fixed()}, generator())

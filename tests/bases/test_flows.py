@@ -11,7 +11,15 @@ from scipy import stats
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-from skebm.bases import CouplingSplineFlow, FlowBase, ZukoFlows, build_flow, fit_flow
+from skebm.bases import (
+    CouplingSplineFlow,
+    FlowBase,
+    ZukoFlows,
+    _flows,
+    build_flow,
+    fit_flow,
+    train_flows,
+)
 from skebm.exceptions import DivergenceError
 
 K = 3
@@ -44,7 +52,7 @@ def bent(n, seed=0):
 
 @pytest.fixture(scope="module")
 def fitted():
-    return fit_flow(bent(1000), name="coupling", generator=generator(), max_epochs=20)
+    return fit_flow(bent(1000), generator=generator(), max_epochs=20)
 
 
 @pytest.mark.parametrize("d", [1, 2, 7])
@@ -264,7 +272,7 @@ def test_fitted_flow_inverts_in_single_precision(fitted):
 def test_weights_count_as_rows():
     x = torch.cat([bent(500), 3.0 + 0.1 * draw(500, 2)])
     weight = torch.cat([torch.ones(500), torch.zeros(500)]).double()
-    options = dict(name="coupling", generator=generator(), max_epochs=15)
+    options = dict(generator=generator(), max_epochs=15)
     law = fit_flow(x, sample_weight=weight, **options)
     fresh = bent(2000, seed=1)
     assert law.log_prob(fresh).mean() > fit_flow(x, **options).log_prob(fresh).mean() + 0.3
@@ -281,13 +289,45 @@ def test_fit_keeps_the_best_state_and_is_reproducible():
         try:
             wild = fit_flow(x, generator=generator(), learning_rate=0.5, **options)
         except DivergenceError as error:
-            assert "learning rate" in str(error)  # noqa: PT017
+            assert "learning_rate" in str(error)  # noqa: PT017
         else:
             assert wild.log_prob(x).mean() >= start.log_prob(x).mean() - 0.1
         a, b = (fit_flow(x, generator=generator(4), **options) for _ in "ab")
         assert torch.equal(a.log_prob(x), b.log_prob(x))
         c = fit_flow(x, generator=generator(5), **options)
         assert not torch.equal(a.log_prob(x), c.log_prob(x))
+
+
+def test_flows_are_trained_side_by_side_on_their_own_rows():
+    """Each learns its own law, and is judged on its own held-out rows; weights count there, too."""
+    centers = torch.tensor([-2.0, 0.0, 1.5]).double()
+    y = centers[:, None, None] + 0.3 * draw(K, 500, 2)
+    y[:, 400:] += 100.0  # of no weight, neither to learn from nor to judge by
+    weight = (torch.arange(500) < 400).double()
+    order = torch.randperm(500, generator=generator(1))
+    splits = [(order[60 + k :], order[: 60 + k]) for k in range(K)]
+    flow = build_flow("coupling", 2, K, generator=generator())
+    train_flows(flow, y, weight, splits, generator=generator(), max_epochs=40)
+    fresh = centers[:, None, None] + 0.3 * draw(K, 2000, 2, seed=2)
+    entropy = 2 * (0.5 * math.log(2 * math.pi * math.e) + math.log(0.3))
+    value = torch.stack([flow.member(k).log_prob(fresh[k]).mean() for k in range(K)])
+    assert (value > -entropy - 0.1).all()
+
+
+def test_patience_is_of_many_steps_where_epochs_are_short(monkeypatch):
+    for name, value in (("EPOCHS", 200), ("STEPS", 1), ("PATIENCE", 1), ("PATIENCE_STEPS", 40)):
+        monkeypatch.setattr(_flows, f"FLOW_{name}", value)
+    engine, lasted = _flows.train, []
+
+    def spy(*args, **options):
+        lasted.append((options["patience"], options["max_epochs"]))
+        return engine(*args, **options | {"max_epochs": 1})
+
+    monkeypatch.setattr(_flows, "train", spy)
+    fit_flow(bent(570), generator=generator())  # epochs of two steps
+    monkeypatch.setattr(_flows, "FLOW_STEPS", 1000)
+    fit_flow(bent(570), generator=generator(), batch_size=128)  # of four
+    assert lasted == [(20, 200), (10, 250)]
 
 
 def test_zuko_flows_from_instances_and_factories():
@@ -371,6 +411,6 @@ def test_names_that_are_no_flows_are_refused_without_zuko_too(monkeypatch):
 def test_without_zuko_only_the_coupling_flow_is_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "zuko", None)
     x = torch.randn(50, 2, generator=generator())
-    fit_flow(x, name="coupling", generator=generator(), max_epochs=1)
+    fit_flow(x, generator=generator(), max_epochs=1)
     with pytest.raises(ImportError, match=r'pip install "skebm\[flows\]"'):
         build_flow("nsf", 2, generator=generator())

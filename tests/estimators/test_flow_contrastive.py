@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from skebm import FlowContrastiveDensity
+from skebm.bases import _flows
 from skebm.datasets import Rings
 from skebm.estimators import _flow_based, flow_contrastive
 from skebm.estimators._classifiers import CorrectedEnergy
@@ -31,8 +32,8 @@ def small_flows():
     """Flows that fit in a fraction of a second, and leave the energies something to learn."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_flow_based, "build_flow", partial(_flow_based.build_flow, **SMALL))
-        patch.setattr(_flow_based, "FLOW_STEPS", 1)
-        patch.setattr(_flow_based, "FLOW_EPOCHS", 10)
+        patch.setattr(_flows, "FLOW_STEPS", 1)
+        patch.setattr(_flows, "FLOW_EPOCHS", 10)
         patch.setattr(flow_contrastive, "HEAD_START", 20)
         yield
 
@@ -384,23 +385,6 @@ def test_patience_is_of_many_steps_where_epochs_are_short(monkeypatch):
     assert 52 <= 2 * estimator.history_["n_iter"][-1] < 120
 
 
-def test_flow_has_patience_of_many_steps_where_epochs_are_short(monkeypatch):
-    monkeypatch.setattr(_flow_based, "FLOW_EPOCHS", 200)
-    monkeypatch.setattr(_flow_based, "FLOW_PATIENCE", 1)
-    train, lasted = _flow_based.train, []
-
-    def spy(*args, **options):
-        lasted.append((options["patience"], options["max_epochs"]))
-        return train(*args, **options | {"max_epochs": 1})
-
-    monkeypatch.setattr(_flow_based, "train", spy)
-    monkeypatch.setattr(_flow_based, "FLOW_PATIENCE_STEPS", 40)
-    density(max_epochs=0).fit(rings()[:500])  # epochs of two steps
-    monkeypatch.setattr(_flow_based, "FLOW_STEPS", 1000)
-    density(max_epochs=0, batch_size=25).fit(rings()[:500])  # of ten
-    assert lasted == [(20, 200), (4, 200)]
-
-
 def test_scales_are_of_the_flow_that_was_asked_for():
     built = []
     small = _flow_based.build_flow
@@ -523,7 +507,7 @@ def test_flows_of_zuko(name, monkeypatch):
     zuko = pytest.importorskip("zuko")
     small = {"transforms": 1, "hidden_features": (8,)}
     monkeypatch.setattr(_flow_based, "build_flow", partial(_flow_based.build_flow.func, **small))
-    monkeypatch.setattr(_flow_based, "FLOW_EPOCHS", 2)
+    monkeypatch.setattr(_flows, "FLOW_EPOCHS", 2)
     options = {
         "flow": zuko.flows.NICE if name == "class" else name,
         "max_epochs": 2, "n_partition_samples": 1000,
@@ -602,9 +586,12 @@ def test_warm_start_goes_on_with_log_z(monkeypatch):
 def test_a_fit_that_fails_in_the_game_leaves_the_estimator_as_it_was(monkeypatch):
     estimator = density(max_epochs=3).fit(rings()[:100])
     state = dict(vars(estimator))
-    for step in ("_play", "_fit_flow", "_report"):
+    for place, step in (
+        (FlowContrastiveDensity, "_play"), (_flow_based, "train_flows"),
+        (FlowContrastiveDensity, "_report"),
+    ):  # fmt: skip
         with monkeypatch.context() as patch:
-            patch.setattr(FlowContrastiveDensity, step, lambda *args, **kwargs: 1 / 0)
+            patch.setattr(place, step, lambda *args, **kwargs: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 estimator.fit(rings())
         assert vars(estimator) == state

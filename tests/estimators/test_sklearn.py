@@ -27,6 +27,7 @@ from skebm import (
     NCEDensity,
     ScoreMatchingEBM,
 )
+from skebm.bases import _flows
 from skebm.datasets import make_two_moons
 from skebm.estimators import _flow_based, adversarial
 
@@ -58,8 +59,8 @@ def small_flows():
     with pytest.MonkeyPatch.context() as patch:
         small = partial(_flow_based.build_flow, n_layers=2, hidden=(8,), n_bins=4)
         patch.setattr(_flow_based, "build_flow", small)
-        patch.setattr(_flow_based, "FLOW_STEPS", 1)
-        patch.setattr(_flow_based, "FLOW_EPOCHS", 3)
+        patch.setattr(_flows, "FLOW_STEPS", 1)
+        patch.setattr(_flows, "FLOW_EPOCHS", 3)
         patch.setattr(adversarial, "SETTLING_STEPS", 3)
         yield
 

@@ -172,7 +172,7 @@ def train(
     learning_rate, weight_decay : float
         Of AdamW.
     max_epochs : int
-        Passes over the data.
+        Passes over the data; with 0 the initial state is judged and kept.
     patience : int, optional
         Stop after this many epochs without a better evaluation; never by default.
     evaluate_every : int, default=1
@@ -223,8 +223,10 @@ def train(
     net.notify("on_train_end", X=None, y=None)
     return {
         "epoch": np.arange(len(net.history) + 1),
-        "train_loss": np.array([math.nan, *net.history[:, "train_loss"]]),
-        "validation_gain": np.array([net.initial_gain, *net.history[:, "validation_gain"]]),
+        "train_loss": np.array([math.nan, *(row["train_loss"] for row in net.history)]),
+        "validation_gain": np.array(
+            [net.initial_gain, *(row["validation_gain"] for row in net.history)]
+        ),
     }
 
 

@@ -11,9 +11,9 @@ import sklearn
 import torch
 from skorch.callbacks import Callback, EarlyStopping, EpochTimer, GradientNormClipping, LRScheduler
 
+from skebm import _engine
+from skebm._engine import MemberBatches, Opponent, train
 from skebm.energies import MLPEnergy
-from skebm.estimators import _engine
-from skebm.estimators._engine import MemberBatches, Opponent, train
 from skebm.exceptions import DivergenceError
 from skebm.objectives import nce_losses
 
