@@ -14,6 +14,7 @@ from skebm.objectives import nce_losses
 
 from ._classifiers import CorrectedEnergy, boosting_settings, train_classifiers
 from ._flow_based import HEAD_START, FlowBasedDensity, FlowDensity, held_out_log_likelihood
+from ._members import Trained
 from ._model import CLIP
 from ._neural import if_auto, train_against_noise
 from ._tilted import halves
@@ -24,7 +25,10 @@ ACCURACY_MEMORY = 0.9
 NOISE_RATIO = 2
 """Samples of the frozen flow per row, in the refinement."""
 
-STAGES = ("flow", "flow_after_game", "energy_after_game", "energy_refined", "energy_boosted")
+STAGES = (
+    "flow", "flow_after_game", "energy_after_game", "energy_refined", "energy_boosted",
+    "flow_boosted",
+)  # fmt: skip
 
 
 class FlowContrastiveDensity(FlowBasedDensity):
@@ -43,8 +47,8 @@ class FlowContrastiveDensity(FlowBasedDensity):
 
     which draws p to the data; the flow lowers it, which draws q to the data, so that its samples
     are always the hard ones. Then the energy learns once more, from zero, against the flow at rest,
-    and boosted trees correct the better one of both. Of all stages, the flows among them, the state
-    that is best on held-out rows is kept.
+    and boosted trees correct the better one of both, or the base. Of all stages, the flows among
+    them, the state that is best on held-out rows is kept.
 
     Parameters
     ----------
@@ -117,16 +121,17 @@ class FlowContrastiveDensity(FlowBasedDensity):
     stages_ : dict
         Held-out log-likelihood in nats per row, out of fold: of the ``flow`` fitted by maximum
         likelihood, the ``flow_after_game``, the ``energy_after_game``, the ``energy_refined`` (the
-        better one of both energies) and the ``energy_boosted`` (with trees, if these help). All
-        before recalibration.
+        better one of both energies), the ``energy_boosted`` (with trees, if these help) and the
+        ``flow_boosted`` (with trees on the base instead, if these are better still; only with early
+        stopping and where the networks gained something). All before recalibration.
     log_partition_ : ndarray of shape (n_members,)
         Measured log Z of every member, in nats; 0 where no tilt was accepted.
     log_partition_std_error_ : ndarray of shape (n_members,)
         Its standard error.
     log_partition_learned_ : ndarray of shape (n_members,)
         The c of the last discriminator, where a tilt was accepted. That of the trees has no c of
-        its own: it takes the energy that they correct for normalised, with log Z from 8,192 draws
-        of the base, which is what is told here.
+        its own: it takes what they correct for normalised, the base (0) or an energy, with log Z
+        from 8,192 draws of the base, which is what is told here.
     effective_sample_size_ : ndarray of shape (n_members,)
         Effective number of samples behind log Z; inf where log Z is exact.
     history_ : dict of ndarrays
@@ -283,13 +288,19 @@ class FlowContrastiveDensity(FlowBasedDensity):
             return best
         settings = boosting_settings(len(members.x))
         settings["max_iter"] = if_auto(self.max_epochs, settings["max_iter"])
-        boosted = train_classifiers(
-            members, "boosting", **settings, early_stopping=self.early_stopping, seed=seed,
-            progress=progress, start=best,
-        )  # fmt: skip
-        # what the classifiers take for one is the integral of the energy that they correct
-        boosted = replace(boosted, log_partition=members.log_partition(best.pool))
-        return self._better(members, best, boosted, "energy_boosted")
+        starts = {"energy_boosted": best}
+        if self.early_stopping and members.mean_gain(best.held, best.pool) > 0:
+            # few rows in many columns: what the networks learned there spoils it for the trees
+            starts["flow_boosted"] = Trained.nothing(members)
+        for stage, start in starts.items():
+            boosted = train_classifiers(
+                members, "boosting", **settings, early_stopping=self.early_stopping, seed=seed,
+                progress=progress, start=start,
+            )  # fmt: skip
+            # what the classifiers take for one is the integral of what they correct
+            boosted = replace(boosted, log_partition=members.log_partition(start.pool))
+            best = self._better(members, best, boosted, stage)
+        return best
 
     def _boosts(self):
         """Whether trees correct the energy in the end."""

@@ -15,7 +15,7 @@ from skebm import FlowContrastiveDensity
 from skebm.bases import _flows
 from skebm.datasets import Rings
 from skebm.estimators import _flow_based, flow_contrastive
-from skebm.estimators._classifiers import CorrectedEnergy
+from skebm.estimators._classifiers import CorrectedEnergy, MemberEnergies
 from skebm.estimators._flow_based import FlowBasedDensity
 
 QUICK = {
@@ -284,7 +284,8 @@ def boosted():
 def test_trees_go_on_where_the_network_ended():
     estimator, network = boosted(), fitted()
     stages = estimator.stages_
-    assert list(stages) == [*network.stages_, "energy_boosted"]
+    assert list(stages) == [*network.stages_, "energy_boosted", "flow_boosted"]
+    assert stages["energy_boosted"] == stages["flow_boosted"]
     for name, value in network.stages_.items():
         assert stages[name] == pytest.approx(value, abs=1e-9)
     assert stages["energy_boosted"] > stages["energy_refined"]
@@ -298,7 +299,8 @@ def test_trees_go_on_where_the_network_ended():
     assert np.nanmax(history["held_out_log_likelihood"]) == pytest.approx(
         stages["energy_boosted"], abs=0.02
     )
-    assert 60 < estimator.n_iter_ <= history["n_iter"][-1] == 90
+    assert 60 < estimator.n_iter_ <= 90
+    assert history["n_iter"][-1] == 120
     assert np.isnan(history["train_loss"][61:]).all()
 
 
@@ -340,6 +342,29 @@ def test_trees_that_do_not_help_are_left_out(monkeypatch):
     assert stages["energy_boosted"] == stages["energy_refined"]
     assert not isinstance(estimator.model_.energy, CorrectedEnergy)
     np.testing.assert_array_equal(estimator.log_partition_learned_, fitted().log_partition_learned_)
+
+
+def test_trees_on_the_flow_alone_may_be_better(monkeypatch):
+    train = flow_contrastive.train_classifiers
+
+    def spoilt(*args, start, **options):
+        found = train(*args, start=start, **options)
+        return found if start.energy is None else replace(found, held=[f - 1.0 for f in found.held])
+
+    monkeypatch.setattr(flow_contrastive, "train_classifiers", spoilt)
+    estimator = density(energy_model="auto").fit(rings())
+    stages = estimator.stages_
+    assert stages["flow_boosted"] > stages["energy_boosted"] == stages["energy_refined"]
+    assert isinstance(estimator.model_.energy, MemberEnergies)
+    assert estimator.model_.energy.softness is not None
+    # they are judged against the base, whose integral is one
+    np.testing.assert_array_equal(estimator.log_partition_learned_, np.zeros(2))
+    np.testing.assert_allclose(estimator.log_partition_, 0.0, atol=0.1)
+    error = math.sqrt(np.square(estimator.log_partition_std_error_).sum()) / 2
+    assert abs(log_mass(estimator.score_samples)) < 0.02 + 3.0 * error
+    again = density(energy_model="auto", warm_start=True).fit(rings())
+    again.fit(rings())  # has no network to go on from, and takes a new one
+    assert np.isfinite(again.score_samples(new_rings())).all()
 
 
 def test_warm_start_goes_on_from_the_network_below_the_trees(monkeypatch):
