@@ -346,7 +346,8 @@ def test_players_have_rates_of_their_own():
     assert other.x.abs().max() < 1e-4
 
 
-def test_clipping_is_of_each_player_alone():
+@pytest.mark.parametrize("norm", [_engine.MAX_GRADIENT_NORM, 100.0])
+def test_clipping_is_of_each_player_alone(norm):
     # with one norm for both, the steep player would stop the flat one; AdamW would hide it
     moved = []
 
@@ -356,10 +357,10 @@ def test_clipping_is_of_each_player_alone():
 
     module = Saddle()
     play(
-        module, max_epochs=1, callbacks=[Norms()],
+        module, max_epochs=1, max_gradient_norm=norm, callbacks=[Norms()],
         loss=lambda module, batch: (1e6 * module.x + 1.0 * module.rival.y).sum(),
     )  # fmt: skip
-    assert moved[0] == pytest.approx([_engine.MAX_GRADIENT_NORM, math.sqrt(2.0)], rel=1e-4)
+    assert moved[0] == pytest.approx([norm, math.sqrt(2.0)], rel=1e-4)
 
 
 def test_best_state_is_of_both_players():

@@ -99,6 +99,7 @@ def small_flows():
         for module in (adversarial, flow_contrastive):
             patch.setattr(module, "HEAD_START", 20)
         patch.setattr(adversarial, "SETTLING_STEPS", 30)
+        patch.setattr(adversarial, "SETTLING_SAMPLES", 128)
         yield
 
 

@@ -62,6 +62,7 @@ def small_flows():
         patch.setattr(_flows, "FLOW_STEPS", 1)
         patch.setattr(_flows, "FLOW_EPOCHS", 3)
         patch.setattr(adversarial, "SETTLING_STEPS", 3)
+        patch.setattr(adversarial, "SETTLING_SAMPLES", 128)
         yield
 
 
