@@ -10,6 +10,7 @@ is better), for laws minus the exact one of the same rows, so that they are minu
   it; ``after``: after the game; ``energy``: the estimator. ``longer``: a flow by maximum likelihood
   alone, of the same kind and with the same early stopping, with as many times more steps and
   patience as make its processor time that of the estimator. ``nce``: ``NCEDensity(base="flow")``.
+  ``energy - best``: of the last two and ``flow``, with the standard error of the paired difference.
   Seconds are of the processor, of the estimator / the longer flow / NCE.
 - *adversarial*, *implicit*: ``AdversarialEBM`` with either generator; ``flow``: its base.
 
@@ -74,18 +75,20 @@ def timed(estimator, X):
 
 def contrastive(X, X_test, seed, level):
     est, seconds = timed(FlowContrastiveDensity(random_state=seed), X)
-    cells = {
-        "flow": est.base_score_samples(X_test).mean() - level,
-        "after": est.flow_.score(X_test) - level,
-        "energy": est.score(X_test) - level,
+    scores = {
+        "flow": est.base_score_samples(X_test),
+        "after": est.flow_.score_samples(X_test),
+        "energy": est.score_samples(X_test),
     }
     flow, flow_seconds = longer_flow(X, seed, seconds)
-    cells["longer"] = flow.score(X_test) - level
+    scores["longer"] = flow.score_samples(X_test)
     nce, nce_seconds = timed(NCEDensity(base="flow", random_state=seed), X)
-    cells["nce"] = nce.score(X_test) - level
-    text = "  ".join(f"{name} {value:8.3f}" for name, value in cells.items())
-    margin = cells["energy"] - max(cells["flow"], cells["longer"], cells["nce"])
-    text += f"  energy - best {margin:+.3f}"
+    scores["nce"] = nce.score_samples(X_test)
+    text = "  ".join(f"{name} {value.mean() - level:8.3f}" for name, value in scores.items())
+    best = max(("flow", "longer", "nce"), key=lambda name: scores[name].mean())
+    margins = scores["energy"] - scores[best]
+    error = margins.std() / math.sqrt(len(margins))
+    text += f"  energy - best {margins.mean():+.3f} (+- {error:.3f})"
     text += f"  s {seconds:.0f} / {flow_seconds:.0f} / {nce_seconds:.0f}"
     if X.shape[1] == 2 and est.n_iter_:
         measured = np.abs(est.log_partition_ - log_integrals(est, X)).max()

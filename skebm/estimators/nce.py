@@ -41,10 +41,10 @@ class NCEDensity(BaseTiltedDensity):
         "auto" stacks Gaussian mixtures on plain and on marginally Gaussianised columns and, for
         small data, kernel densities, with weights learned on held-out rows. Single candidates:
         "gaussian", "gmm", "gaussianized_gmm", "gaussianized_gmm_narrow", "kde",
-        "gaussianized_kde", "flow" (needs zuko), "uniform"; a list of them is stacked. A torch
-        Distribution or a fitted density with `score_samples` and `sample` is taken as it is, in
-        the units of X; an unfitted scikit-learn density is fitted to standardised columns. None is
-        the pure energy-based model, exp(f) / Z with a confining Gaussian of three standard
+        "gaussianized_kde", "flow" (a coupling spline flow), "uniform"; a list of them is stacked. A
+        torch Distribution or a fitted density with `score_samples` and `sample` is taken as it is,
+        in the units of X; an unfitted scikit-learn density is fitted to standardised columns. None
+        is the pure energy-based model, exp(f) / Z with a confining Gaussian of three standard
         deviations.
     energy_model : str, torch.nn.Module, callable or classifier, default="auto"
         "boosting": boosted trees, read into soft trees. "mlp": network on piecewise-linear
