@@ -12,7 +12,7 @@ import torch
 from skebm._sklearn_compat import Interval
 from skebm.objectives import nce_losses
 
-from ._classifiers import CorrectedEnergy, boosting_settings, train_classifiers
+from ._classifiers import MANY_ROWS, CorrectedEnergy, boosting_settings, train_classifiers
 from ._flow_based import HEAD_START, FlowBasedDensity, FlowDensity, held_out_log_likelihood
 from ._members import Trained
 from ._model import CLIP
@@ -123,7 +123,8 @@ class FlowContrastiveDensity(FlowBasedDensity):
         likelihood, the ``flow_after_game``, the ``energy_after_game``, the ``energy_refined`` (the
         better one of both energies), the ``energy_boosted`` (with trees, if these help) and the
         ``flow_boosted`` (with trees on the base instead, if these are better still; only with early
-        stopping and where the networks gained something). All before recalibration.
+        stopping, up to 5,000 rows, and where the networks gained something). All before
+        recalibration.
     log_partition_ : ndarray of shape (n_members,)
         Measured log Z of every member, in nats; 0 where no tilt was accepted.
     log_partition_std_error_ : ndarray of shape (n_members,)
@@ -289,8 +290,9 @@ class FlowContrastiveDensity(FlowBasedDensity):
         settings = boosting_settings(len(members.x))
         settings["max_iter"] = if_auto(self.max_epochs, settings["max_iter"])
         starts = {"energy_boosted": best}
-        if self.early_stopping and members.mean_gain(best.held, best.pool) > 0:
-            # few rows in many columns: what the networks learned there spoils it for the trees
+        few = len(members.x) <= MANY_ROWS
+        if few and self.early_stopping and members.mean_gain(best.held, best.pool) > 0:
+            # in many columns, what the networks learned of few rows spoils it for the trees
             starts["flow_boosted"] = Trained.nothing(members)
         for stage, start in starts.items():
             boosted = train_classifiers(

@@ -389,6 +389,14 @@ def test_no_trees_without_a_base_or_refinement():
         assert "energy_boosted" not in estimator.fit(rings()[:200]).stages_
 
 
+def test_trees_on_the_flow_alone_are_for_few_rows_and_a_judge(monkeypatch):
+    blind = density(energy_model="auto", early_stopping=False, max_epochs=5).fit(rings()[:200])
+    assert list(blind.stages_)[-1] == "energy_boosted"
+    assert "flow_boosted" in boosted().stages_
+    monkeypatch.setattr(flow_contrastive, "MANY_ROWS", 999)
+    assert list(density(energy_model="auto").fit(rings()).stages_)[-1] == "energy_boosted"
+
+
 def test_without_early_stopping_nothing_warns():
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
