@@ -239,6 +239,10 @@ class _Flow:
             (_some(train, MAX_FIT_ROWS, generator), _some(held, MAX_CHOICE_ROWS, generator))
             for train, held in splits
         ]
+        # only these rows: every member sees them in coordinates of its own
+        used = torch.cat([rows for split in splits for rows in split]).unique()
+        x, weight = x[used], weight[used]
+        splits = [tuple(torch.searchsorted(used, rows) for rows in split) for split in splits]
         coordinates = Coordinates(
             [_gaussianization(_Rows(x[train], weight[train]), _WIDE) for train, _ in splits]
         )

@@ -26,6 +26,10 @@ FLOW_EPOCHS, FLOW_STEPS, FLOW_PATIENCE, FLOW_PATIENCE_STEPS = 30, 2000, 20, 300
 """Of the same: epochs or steps, and patience in epochs or steps, whichever is longer. Counted in
 epochs alone it would end where few rows make few steps of them."""
 
+REACH = 5.0
+"""Rows with a coordinate beyond it neither teach nor judge a flow. Splines end there, and the
+log-density of one gross outlier, minus half of its square, would outweigh all other rows."""
+
 JUDGED_AT_ONCE = 4096
 
 
@@ -112,7 +116,7 @@ class CouplingSplineFlow(StackedFlow):
         n_layers=5,
         hidden=(64, 64),
         n_bins=None,
-        bound=5.0,
+        bound=REACH,
         generator,
     ):
         super().__init__(n_features, n_members)
@@ -484,7 +488,8 @@ def train_flows(
     flow : StackedFlow
         Is on `device` afterwards.
     y : Tensor of shape (K, n, d)
-        Rows as every flow sees them: a spline flow has its flexibility in [-5, 5].
+        Rows as every flow sees them, Gaussianised or at least standardised. Those with a coordinate
+        beyond 5 have no weight, unless all of the held-out rows are such.
     weight : Tensor of shape (n,)
     splits : list of K (train, held_out) index tensors
     generator : torch.Generator
@@ -507,11 +512,15 @@ def train_flows(
     DivergenceError
         When the likelihood is not a number any more.
     """
+    weight = weight.double().cpu()
+    inside = (y.abs() <= REACH).all(-1).cpu()
+    if not any((weight * w)[h].sum() > 0 for w, (_, h) in zip(inside, splits, strict=True)):
+        inside = torch.ones_like(inside)
+    within = weight * inside  # (K, n)
     flow.to(device)
-    rows = y.float().to(device)
-    row_weight = (weight / weight.mean()).float().to(device)
+    rows = y.where(inside[..., None].to(y.device), 0.0).float().to(device)
     batches = MemberBatches(
-        (rows, row_weight.expand(len(splits), -1)),
+        (rows, (within / weight.mean()).float().to(device)),
         [train_rows for train_rows, _ in splits],
         batch_size=batch_size,
         generator=generator,
@@ -519,7 +528,7 @@ def train_flows(
     held = [r[h.to(device)] for r, (_, h) in zip(rows, splits, strict=True)]
     lengths = [len(r) for r in held]
     held = pad_sequence(held, batch_first=True)
-    held_weight = torch.cat([weight[h] for _, h in splits]).double()
+    held_weight = torch.cat([w[h] for w, (_, h) in zip(within, splits, strict=True)])
     held_weight = held_weight / held_weight.sum()
 
     def loss(flow, batch):

@@ -11,6 +11,7 @@ import torch
 from skebm._engine import train
 from skebm._sklearn_compat import Interval, StrOptions
 from skebm.bases import ImplicitGenerator
+from skebm.exceptions import DivergenceError
 from skebm.objectives import gradient_penalties, variational_bound_terms
 
 from ._flow_based import HEAD_START, FlowBasedDensity, FlowDensity, sampling_generator
@@ -364,7 +365,10 @@ class AdversarialEBM(FlowBasedDensity):
         for n_settled in range(MAX_SETTLINGS):
             if best_gap < SETTLED:
                 break
-            settle(seed + 1 + n_settled)
+            try:
+                settle(seed + 1 + n_settled)
+            except DivergenceError:  # the best state so far is sound
+                break
             settled = frozen()
             gap = self._gap(model, settled, coordinates, members.generator)
             stalled = gap > STALLED * best_gap

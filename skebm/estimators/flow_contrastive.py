@@ -12,7 +12,13 @@ import torch
 from skebm._sklearn_compat import Interval
 from skebm.objectives import nce_losses
 
-from ._classifiers import MANY_ROWS, CorrectedEnergy, boosting_settings, train_classifiers
+from ._classifiers import (
+    MANY_ROWS,
+    CorrectedEnergy,
+    MemberEnergies,
+    boosting_settings,
+    train_classifiers,
+)
 from ._flow_based import HEAD_START, FlowBasedDensity, FlowDensity, held_out_log_likelihood
 from ._members import Trained
 from ._model import CLIP
@@ -109,8 +115,9 @@ class FlowContrastiveDensity(FlowBasedDensity):
     random_state : int, RandomState instance or None, default=None
         An int makes fits bit-identical on one machine.
     warm_start : bool, default=False
-        Whether a second `fit` keeps flow and columns, and goes on from the trained energies and
-        their log Z. The flow that plays starts at the base again.
+        Whether a second `fit` keeps flow and columns, and goes on from the trained networks and
+        their log Z, where these are part of the model. The flow that plays starts at the base
+        again, and trees are grown anew.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -235,8 +242,11 @@ class FlowContrastiveDensity(FlowBasedDensity):
         self.verbose = verbose
 
     def _train(self, members, seed, refresh, device, kept, progress):
+        # trees are grown anew
         if kept is not None and isinstance(kept.energy, CorrectedEnergy):
-            kept.energy = kept.energy.first  # trees are grown anew
+            kept.energy = kept.energy.first
+        elif kept is not None and isinstance(kept.energy, MemberEnergies):
+            kept = None
         flow, coordinates = self._start
         flow = copy.deepcopy(flow).requires_grad_(True)
         learning_rate = if_auto(self.learning_rate, 3e-3)
@@ -290,7 +300,7 @@ class FlowContrastiveDensity(FlowBasedDensity):
         settings = boosting_settings(len(members.x))
         settings["max_iter"] = if_auto(self.max_epochs, settings["max_iter"])
         starts = {"energy_boosted": best}
-        few = len(members.x) <= MANY_ROWS
+        few = members.n_rows <= MANY_ROWS
         if few and self.early_stopping and members.mean_gain(best.held, best.pool) > 0:
             # in many columns, what the networks learned of few rows spoils it for the trees
             starts["flow_boosted"] = Trained.nothing(members)

@@ -148,11 +148,26 @@ def test_flow(monkeypatch):
     assert base.sample(5, generator()).shape == (5, 2)
 
 
-def test_weights_count():
+def test_flow_of_a_split_has_not_seen_its_held_out_rows(monkeypatch):
+    """Neither has its map; they decide how long it is trained, which is fixed here."""
+    for name, value in (("EPOCHS", 3), ("STEPS", 1)):
+        monkeypatch.setattr(_flows, f"FLOW_{name}", value)
+    x, other, split = rows(), rows(), folds(360)[:1]
+    (train, held) = split[0]
+    other[held] = 0.9 * x[held].flip(0)
+    (one,), (two,) = fit(["flow"], x, split), fit(["flow"], other, split)
+    assert torch.equal(one.log_prob(x), two.log_prob(x))
+    other[train[0]] += 0.1
+    (three,) = fit(["flow"], other, split)
+    assert not torch.equal(one.log_prob(x), three.log_prob(x))
+
+
+def test_weights_count(monkeypatch):
+    monkeypatch.setattr(_flows, "FLOW_STEPS", 100)
     x = rows()
     light = x[:, 0] < 0
     weight = torch.where(light, 0.05, 1.0).double()
-    for name in ("gaussian", "gmm", "gaussianized_gmm", "kde"):
+    for name in ("gaussian", "gmm", "gaussianized_gmm", "kde", "flow"):
         q = fit([name], x, weight=weight)[0]
         p = fit([name], x)[0]
         share_q, share_p = ((b.sample(3000, generator())[:, 0] < 0).double().mean() for b in (q, p))

@@ -15,6 +15,7 @@ from skebm import AdversarialEBM
 from skebm.bases import _flows
 from skebm.datasets import Rings, TwoMoons
 from skebm.estimators import _flow_based, _members, _tilted, adversarial
+from skebm.exceptions import DivergenceError
 
 GENERATORS = ("flow", "implicit")
 every_generator = pytest.mark.parametrize("generator", GENERATORS)
@@ -204,6 +205,21 @@ def test_settling_that_makes_it_worse_is_undone(monkeypatch):
     np.testing.assert_array_equal(
         spoilt.generator_.score_samples(new_moons()), left.generator_.score_samples(new_moons())
     )
+
+
+def test_settling_that_diverges_is_left_out(monkeypatch):
+    def diverge(self, members, rival, *args):
+        with torch.no_grad():
+            for parameter in rival.parameters():
+                parameter.fill_(math.nan)
+        raise DivergenceError
+
+    monkeypatch.setattr(adversarial, "SETTLED", 0.0)
+    monkeypatch.setattr(AdversarialEBM, "_settle", diverge)
+    estimator = density(max_epochs=30).fit(moons())
+    assert estimator.n_iter_ > 0
+    assert np.isfinite(estimator.log_partition_bound_).all()
+    assert np.isfinite(estimator.generator_.sample(100, random_state=0)).all()
 
 
 def test_gap_that_ends_settling_is_that_of_the_bound(monkeypatch):
