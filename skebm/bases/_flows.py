@@ -479,7 +479,7 @@ def train_flows(
     max_epochs=None,
     patience=None,
     device="cpu",
-    progress=lambda epoch, max_epochs: None,
+    progress=None,
 ):
     """Train K flows in place, by maximum likelihood, to one pooled stopping time.
 
@@ -511,6 +511,24 @@ def train_flows(
     ------
     DivergenceError
         When the likelihood is not a number any more.
+
+    Examples
+    --------
+    Two flows, each judged on the half that it does not learn from:
+
+    >>> import torch
+    >>> from skebm.bases import build_flow, train_flows
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> y = torch.randn(200, 2, generator=generator)
+    >>> y[:, 1] += y[:, 0] ** 2 - 1
+    >>> one, two = torch.arange(200).split(100)
+    >>> flow = build_flow("coupling", 2, 2, generator=generator)
+    >>> train_flows(
+    ...     flow, y.expand(2, -1, -1), torch.ones(200), [(one, two), (two, one)],
+    ...     generator=generator, max_epochs=5,
+    ... )
+    >>> flow.member(1).log_prob(y).shape
+    torch.Size([200])
     """
     weight = weight.double().cpu()
     inside = (y.abs() <= REACH).all(-1).cpu()
@@ -549,7 +567,7 @@ def train_flows(
         train(
             flow, loss, batches, evaluate, learning_rate=learning_rate, weight_decay=0.0,
             max_epochs=max_epochs, patience=patience, device=device,
-            progress=lambda state: progress(state["epoch"], max_epochs),
+            progress=progress and (lambda state: progress(state["epoch"], max_epochs)),
         )  # fmt: skip
 
 
@@ -580,6 +598,21 @@ def fit_flow(
     -------
     FlowBase
         The moving average of the weights, in its best state on the held-out rows.
+
+    Raises
+    ------
+    ValueError
+        When no row of positive weight is left to learn from, or to judge by.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import fit_flow
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(200, 2, generator=generator)
+    >>> law = fit_flow(x, generator=generator, max_epochs=5)
+    >>> law.sample(3, generator).shape
+    torch.Size([3, 2])
     """
     n, d = x.shape
     n_validation = max(1, round(validation_fraction * n))
