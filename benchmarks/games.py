@@ -31,7 +31,7 @@ from density import list_cases, load_case
 from threadpoolctl import threadpool_limits
 
 from skebm import AdversarialEBM, FlowContrastiveDensity, NCEDensity
-from skebm.bases import _flows
+from skebm.bases import _flow_training
 
 N_GRID, MARGIN = 600, 1.5
 
@@ -58,11 +58,11 @@ def longer_flow(X, seed, seconds):
     factor, est = 1.0, None
     for _ in range(2):  # a first fit tells what a step costs
         options = {
-            name: math.ceil(factor * getattr(_flows, name))
+            name: math.ceil(factor * getattr(_flow_training, name))
             for name in ("FLOW_STEPS", "FLOW_PATIENCE", "FLOW_PATIENCE_STEPS")
         }
         start = time.process_time()
-        with mock.patch.multiple(_flows, **options):
+        with mock.patch.multiple(_flow_training, **options):
             est = FlowContrastiveDensity(max_epochs=0, random_state=seed).fit(X)
         factor *= seconds / (time.process_time() - start)
     return est, time.process_time() - start

@@ -15,15 +15,13 @@ from skebm.bases._fit import (
     fit_bases,
     stacking_weights,
 )
+from skebm.bases._flow_training import Coordinates, fit_flow, train_flows
 from skebm.bases._flows import (
-    Coordinates,
     CouplingSplineFlow,
     FlowBase,
     StackedFlow,
     ZukoFlows,
     build_flow,
-    fit_flow,
-    train_flows,
 )
 from skebm.bases._implicit import ImplicitGenerator
 from skebm.bases._marginal import MarginalGaussianization

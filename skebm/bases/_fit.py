@@ -13,7 +13,8 @@ import torch
 from ._adapters import SklearnDensityBase, UniformBase
 from ._combine import StackedBase, TransformedBase
 from ._em import fit_gaussian_mixture
-from ._flows import Coordinates, build_flow, train_flows
+from ._flow_training import Coordinates, train_flows
+from ._flows import build_flow
 from ._marginal import MarginalGaussianization
 from ._mixtures import KernelDensityBase
 

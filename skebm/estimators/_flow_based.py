@@ -13,7 +13,7 @@ from torch import nn
 from skebm._engine import MemberBatches, Opponent
 from skebm._sklearn_compat import StrOptions
 from skebm.bases import Coordinates, StackedBase, build_flow, train_flows
-from skebm.bases._flows import JUDGED_AT_ONCE
+from skebm.bases._flow_training import JUDGED_AT_ONCE
 
 from ._base import resolve_device
 from ._model import TiltedMixture

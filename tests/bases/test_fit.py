@@ -12,7 +12,7 @@ from skebm.bases import (
     SklearnDensity,
     StackedBase,
     _fit,
-    _flows,
+    _flow_training,
     auto_candidates,
     fit_bases,
     stacking_weights,
@@ -134,7 +134,7 @@ def test_unfitted_sklearn_density():
 
 
 def test_flow(monkeypatch):
-    monkeypatch.setattr(_flows, "FLOW_STEPS", 100)
+    monkeypatch.setattr(_flow_training, "FLOW_STEPS", 100)
     monkeypatch.setattr(_fit, "MAX_FIT_ROWS", 200)
     x, splits = rows(), folds(360)
     bases = fit(["flow"], x, splits)
@@ -151,7 +151,7 @@ def test_flow(monkeypatch):
 def test_flow_of_a_split_has_not_seen_its_held_out_rows(monkeypatch):
     """Neither has its map; they decide how long it is trained, which is fixed here."""
     for name, value in (("EPOCHS", 3), ("STEPS", 1)):
-        monkeypatch.setattr(_flows, f"FLOW_{name}", value)
+        monkeypatch.setattr(_flow_training, f"FLOW_{name}", value)
     x, other, split = rows(), rows(), folds(360)[:1]
     (train, held) = split[0]
     other[held] = 0.9 * x[held].flip(0)
@@ -163,7 +163,7 @@ def test_flow_of_a_split_has_not_seen_its_held_out_rows(monkeypatch):
 
 
 def test_weights_count(monkeypatch):
-    monkeypatch.setattr(_flows, "FLOW_STEPS", 100)
+    monkeypatch.setattr(_flow_training, "FLOW_STEPS", 100)
     x = rows()
     light = x[:, 0] < 0
     weight = torch.where(light, 0.05, 1.0).double()

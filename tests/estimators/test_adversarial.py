@@ -12,7 +12,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from skebm import AdversarialEBM
-from skebm.bases import _flows
+from skebm.bases import _flow_training
 from skebm.datasets import Rings, TwoMoons
 from skebm.estimators import _flow_based, _members, _tilted, adversarial
 from skebm.exceptions import DivergenceError
@@ -35,8 +35,8 @@ def quick_parts():
     with pytest.MonkeyPatch.context() as patch:
         small = partial(_flow_based.build_flow, n_layers=2, hidden=(16,), n_bins=4)
         patch.setattr(_flow_based, "build_flow", small)
-        patch.setattr(_flows, "FLOW_STEPS", 1)
-        patch.setattr(_flows, "FLOW_EPOCHS", 10)
+        patch.setattr(_flow_training, "FLOW_STEPS", 1)
+        patch.setattr(_flow_training, "FLOW_EPOCHS", 10)
         patch.setattr(adversarial, "HEAD_START", 40)
         patch.setattr(adversarial, "GENERATOR_STEPS", 50)
         patch.setattr(adversarial, "SETTLING_STEPS", 100)
@@ -167,7 +167,7 @@ def test_bound_says_how_far_the_generator_is_from_the_model():
 
 def test_bound_is_tight_where_the_flow_follows(monkeypatch):
     # a flow that has learned nothing yet, and an energy that learns a correlation
-    monkeypatch.setattr(_flows, "FLOW_EPOCHS", 1)
+    monkeypatch.setattr(_flow_training, "FLOW_EPOCHS", 1)
     rng = np.random.default_rng(0)
     rows = rng.multivariate_normal([0.0, 0.0], [[1.0, 0.8], [0.8, 1.0]], 1000)
     estimator = density(generator_learning_rate=5e-3, max_epochs=100).fit(rows)

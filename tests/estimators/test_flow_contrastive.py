@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from skebm import FlowContrastiveDensity
-from skebm.bases import _flows
+from skebm.bases import _flow_training
 from skebm.datasets import Rings
 from skebm.estimators import _flow_based, flow_contrastive
 from skebm.estimators._classifiers import CorrectedEnergy, MemberEnergies
@@ -32,8 +32,8 @@ def small_flows():
     """Flows that fit in a fraction of a second, and leave the energies something to learn."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_flow_based, "build_flow", partial(_flow_based.build_flow, **SMALL))
-        patch.setattr(_flows, "FLOW_STEPS", 1)
-        patch.setattr(_flows, "FLOW_EPOCHS", 10)
+        patch.setattr(_flow_training, "FLOW_STEPS", 1)
+        patch.setattr(_flow_training, "FLOW_EPOCHS", 10)
         patch.setattr(flow_contrastive, "HEAD_START", 20)
         yield
 
@@ -542,7 +542,7 @@ def test_flows_of_zuko(name, monkeypatch):
     zuko = pytest.importorskip("zuko")
     small = {"transforms": 1, "hidden_features": (8,)}
     monkeypatch.setattr(_flow_based, "build_flow", partial(_flow_based.build_flow.func, **small))
-    monkeypatch.setattr(_flows, "FLOW_EPOCHS", 2)
+    monkeypatch.setattr(_flow_training, "FLOW_EPOCHS", 2)
     options = {
         "flow": zuko.flows.NICE if name == "class" else name,
         "max_epochs": 2, "n_partition_samples": 1000,

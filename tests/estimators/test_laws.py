@@ -20,7 +20,7 @@ from skebm import (
     NCEDensity,
     ScoreMatchingEBM,
 )
-from skebm.bases import _flows
+from skebm.bases import _flow_training
 from skebm.datasets import make_two_moons
 from skebm.estimators import _flow_based, adversarial, flow_contrastive
 from skebm.estimators._progress import Progress
@@ -94,8 +94,8 @@ def small_flows():
     with pytest.MonkeyPatch.context() as patch:
         small = partial(_flow_based.build_flow, n_layers=2, hidden=(16,), n_bins=4)
         patch.setattr(_flow_based, "build_flow", small)
-        patch.setattr(_flows, "FLOW_STEPS", 1)
-        patch.setattr(_flows, "FLOW_EPOCHS", 10)
+        patch.setattr(_flow_training, "FLOW_STEPS", 1)
+        patch.setattr(_flow_training, "FLOW_EPOCHS", 10)
         for module in (adversarial, flow_contrastive):
             patch.setattr(module, "HEAD_START", 20)
         patch.setattr(adversarial, "SETTLING_STEPS", 30)

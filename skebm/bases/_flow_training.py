@@ -1,0 +1,209 @@
+"""Training of normalizing flows by maximum likelihood, K of them side by side."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+from skebm._engine import MemberBatches, train
+
+from ._combine import TransformedBase
+from ._flows import REACH, FlowBase, build_flow
+
+FLOW_LEARNING_RATE = 1e-2
+"""Of maximum likelihood: the cosine lets it be high, and high generalises better."""
+
+FLOW_EPOCHS, FLOW_STEPS, FLOW_PATIENCE, FLOW_PATIENCE_STEPS = 30, 2000, 20, 300
+"""Of the same: epochs or steps, and patience in epochs or steps, whichever is longer. Counted in
+epochs alone it would end where few rows make few steps of them."""
+
+JUDGED_AT_ONCE = 4096
+
+
+class Coordinates(nn.Module):
+    """Where flows live: each member Gaussianises the columns by its own training rows.
+
+    Parameters
+    ----------
+    maps : list of K MarginalGaussianization
+    """
+
+    def __init__(self, maps):
+        super().__init__()
+        self.maps = nn.ModuleList(maps)
+
+    def forward(self, x):
+        """Rows on standardised columns as every member sees them, (n, d) -> (K, n, d)."""
+        return torch.stack([to(x)[0] for to in self.maps])
+
+    def inverse(self, y):
+        """Back to standardised columns, with log |det dy/dx|: (K, n, d) -> (K, n, d), (K, n)."""
+        x = torch.stack([to.inverse(p) for to, p in zip(self.maps, y.double(), strict=True)])
+        return x, torch.stack([to(rows)[1] for to, rows in zip(self.maps, x, strict=True)])
+
+    def laws(self, flow):
+        """Laws on standardised columns, one per member, of flows in these coordinates."""
+        return [TransformedBase(to, flow.member(k)) for k, to in enumerate(self.maps)]
+
+
+def train_flows(
+    flow,
+    y,
+    weight,
+    splits,
+    *,
+    generator,
+    batch_size=256,
+    learning_rate=FLOW_LEARNING_RATE,
+    max_epochs=None,
+    patience=None,
+    device="cpu",
+    progress=None,
+):
+    """Train K flows in place, by maximum likelihood, to one pooled stopping time.
+
+    Parameters
+    ----------
+    flow : StackedFlow
+        Is on `device` afterwards.
+    y : Tensor of shape (K, n, d)
+        Rows as every flow sees them, Gaussianised or at least standardised. Those with a coordinate
+        beyond 5 have no weight, unless all of the held-out rows are such.
+    weight : Tensor of shape (n,)
+    splits : list of K (train, held_out) index tensors
+    generator : torch.Generator
+        On the CPU. Seeds the batches.
+    batch_size : int, default=256
+        Rows of each flow.
+    learning_rate : float, default=0.01
+        Of AdamW, after a warm-up of 100 steps and with a cosine to zero.
+    max_epochs : int, optional
+        By default 30, or as many as make 2,000 steps.
+    patience : int, optional
+        Epochs without improvement of the held-out likelihood before stopping; by default 20, or as
+        many as make 300 steps.
+    device : str or torch.device, default="cpu"
+    progress : callable, optional
+        ``progress(epoch, max_epochs)``.
+
+    Raises
+    ------
+    DivergenceError
+        When the likelihood is not a number any more.
+
+    Examples
+    --------
+    Two flows, each judged on the half that it does not learn from:
+
+    >>> import torch
+    >>> from skebm.bases import build_flow, train_flows
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> y = torch.randn(200, 2, generator=generator)
+    >>> y[:, 1] += y[:, 0] ** 2 - 1
+    >>> one, two = torch.arange(200).split(100)
+    >>> flow = build_flow("coupling", 2, 2, generator=generator)
+    >>> train_flows(
+    ...     flow, y.expand(2, -1, -1), torch.ones(200), [(one, two), (two, one)],
+    ...     generator=generator, max_epochs=5,
+    ... )
+    >>> flow.member(1).log_prob(y).shape
+    torch.Size([200])
+    """
+    weight = weight.double().cpu()
+    # the log-density of one gross outlier, minus half of its square, would outweigh all other rows
+    inside = (y.abs() <= REACH).all(-1).cpu()
+    if not any((weight * w)[h].sum() > 0 for w, (_, h) in zip(inside, splits, strict=True)):
+        inside = torch.ones_like(inside)
+    within = weight * inside  # (K, n)
+    flow.to(device)
+    rows = y.where(inside[..., None].to(y.device), 0.0).float().to(device)
+    batches = MemberBatches(
+        (rows, (within / weight.mean()).float().to(device)),
+        [train_rows for train_rows, _ in splits],
+        batch_size=batch_size,
+        generator=generator,
+    )
+    held = [r[h.to(device)] for r, (_, h) in zip(rows, splits, strict=True)]
+    lengths = [len(r) for r in held]
+    held = pad_sequence(held, batch_first=True)
+    held_weight = torch.cat([w[h] for w, (_, h) in zip(within, splits, strict=True)])
+    held_weight = held_weight / held_weight.sum()
+
+    def loss(flow, batch):
+        points, w = batch
+        return -(w * flow.log_prob(points)).mean(1).sum()
+
+    def evaluate(flow):
+        parts = [flow.log_prob(c) for c in held.split(JUDGED_AT_ONCE, dim=1)]
+        logs = torch.cat(parts, dim=1).cpu().double()
+        logs = torch.cat([row[:n] for row, n in zip(logs, lengths, strict=True)])
+        return (held_weight @ logs).item()
+
+    if max_epochs is None:
+        max_epochs = max(FLOW_EPOCHS, math.ceil(FLOW_STEPS / len(batches)))
+    if patience is None:
+        patience = max(FLOW_PATIENCE, math.ceil(FLOW_PATIENCE_STEPS / len(batches)))
+    with torch.enable_grad():
+        train(
+            flow, loss, batches, evaluate, learning_rate=learning_rate, weight_decay=0.0,
+            max_epochs=max_epochs, patience=patience, device=device,
+            progress=progress and (lambda state: progress(state["epoch"], max_epochs)),
+        )  # fmt: skip
+
+
+def fit_flow(
+    x,
+    *,
+    generator,
+    sample_weight=None,
+    name="coupling",
+    validation_fraction=0.1,
+    **options,
+):
+    """Fit one normalizing flow by maximum likelihood, with early stopping on held-out rows.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, d)
+        Standardised, better Gaussianised columns.
+    generator : torch.Generator
+        On the CPU. Seeds parameters, split and batches.
+    sample_weight : Tensor of shape (n,), optional
+    name : "coupling" or what `ZukoFlows` takes, default="coupling"
+    validation_fraction : float, default=0.1
+    **options
+        Passed on to `train_flows`.
+
+    Returns
+    -------
+    FlowBase
+        The moving average of the weights, in its best state on the held-out rows.
+
+    Raises
+    ------
+    ValueError
+        When no row of positive weight is left to learn from, or to judge by.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import fit_flow
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(200, 2, generator=generator)
+    >>> law = fit_flow(x, generator=generator, max_epochs=5)
+    >>> law.sample(3, generator).shape
+    torch.Size([3, 2])
+    """
+    n, d = x.shape
+    n_validation = max(1, round(validation_fraction * n))
+    if n <= n_validation:
+        raise ValueError(f"validation_fraction={validation_fraction} of {n} rows leaves none.")
+    flow = build_flow(name, d, generator=generator)
+    weight = torch.ones(n) if sample_weight is None else sample_weight.detach()
+    order = torch.randperm(n, generator=generator)
+    split = order[n_validation:], order[:n_validation]
+    if not all(weight[rows].sum() > 0 for rows in split):
+        raise ValueError("sample_weight leaves no rows to learn from, or none to judge by.")
+    train_flows(flow, x.detach()[None], weight, [split], generator=generator, **options)
+    return FlowBase(flow)
