@@ -335,3 +335,21 @@ def test_one_law_for_all_members_is_taken_as_it_is():
     x = rows(30, 1)
     bases = fit_bases(x, torch.ones(30).double(), folds(30), {"fixed": Fixed()}, generator())
     assert all(base is law for base in bases)
+
+
+def test_settings_are_chosen_once_and_serve_all_splits():
+    law, chosen, fitted = GaussianMixtureBase([1.0], [[0.0]], [[[1.0]]]), [], []
+
+    class Spy(_fit._Candidate):
+        def choose(self, rows, held, generator):
+            chosen.append((len(rows.x), len(held.x)))
+            return "settings"
+
+        def fit(self, rows, settings, generator):
+            fitted.append((len(rows.x), settings))
+            return law
+
+    x = rows(30, 1)
+    fit_bases(x, torch.ones(30).double(), folds(30), {"spy": Spy()}, generator())
+    assert chosen == [(20, 10)]
+    assert fitted == [(20, "settings")] * 3
