@@ -8,39 +8,13 @@ import contextlib
 import copy
 import inspect
 import math
-import threading
 
 import numpy as np
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-global_rng_lock = threading.RLock()  # one for all: there is one global state
-
-
-@contextlib.contextmanager
-def global_rng(generator, device=None):
-    """Seed the global generators of torch and numpy from `generator`, for a while.
-
-    Those on the CPU, and that of `device` (by default the generator's). Yields the seed. Threads
-    that draw on the global generators at the same time, outside of this lock, are not held back.
-    """
-    seed = torch.randint(2**31, (), generator=generator, device=generator.device).item()
-    device = generator.device if device is None else device
-    with global_rng_lock:
-        numpy_state = np.random.get_state()  # noqa: NPY002
-        cuda = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
-            # not torch.manual_seed, which would seed the devices that were not saved, too
-            torch.default_generator.manual_seed(seed)
-            for d in cuda:
-                with torch.cuda.device(d):
-                    torch.cuda.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            try:
-                yield seed
-            finally:
-                np.random.set_state(numpy_state)  # noqa: NPY002
+from skebm._random import draw_seed, seeded_global_rng
 
 
 class UniformBase(nn.Module):
@@ -107,7 +81,7 @@ class TorchDistributionBase(nn.Module):
             raise ValueError(f"{type(distribution).__name__} is discrete; it has no density.")
         self.distribution = distribution
         self.n_features = event_shape[0] if event_shape else 1
-        with global_rng(torch.Generator().manual_seed(0)):
+        with seeded_global_rng(0):
             self._dtype = distribution.sample().dtype
 
     def __getstate__(self):
@@ -133,7 +107,7 @@ class TorchDistributionBase(nn.Module):
 
     def sample(self, n, generator):
         """Draw (n, d) points."""
-        with global_rng(generator):
+        with seeded_global_rng(draw_seed(generator), generator.device):
             return self.distribution.sample((n,)).double().reshape(n, self.n_features)
 
 
@@ -168,7 +142,8 @@ class SklearnDensityBase(nn.Module):
 
     def sample(self, n, generator):
         """Draw (n, d) points."""
-        with global_rng(generator) as seed:
+        seed = draw_seed(generator)
+        with seeded_global_rng(seed):
             estimator, options = self.estimator, {}
             if "random_state" in inspect.signature(estimator.sample).parameters:
                 options["random_state"] = seed

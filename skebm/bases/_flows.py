@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions import Distribution
 from torch.nn import functional
 
-from ._adapters import global_rng, global_rng_lock
+from skebm._random import GLOBAL_RNG_LOCK, draw_seed, seeded_global_rng
 
 _MIN_SIZE = 1e-3  # of a bin, relative to the spline's range; bounds the slopes, too
 _MAX_LOG_SLOPE = math.log(1e3)
@@ -309,7 +309,7 @@ class ZukoFlows(StackedFlow):
             build = flow
         else:
             raise ValueError(f"flow must be a name, a flow of zuko or a factory, got {flow!r}.")
-        with global_rng(generator):
+        with seeded_global_rng(draw_seed(generator)):
             flows = [build(n_features, **options) for _ in range(n_members)]
         for made in flows:
             law = made() if isinstance(made, zuko.lazy.LazyDistribution) else None
@@ -340,7 +340,7 @@ class ZukoFlows(StackedFlow):
     def rsample(self, n, generator):
         laws = [flow() for flow in self.flows]
         device = next(self.parameters()).device
-        with global_rng(generator, device):
+        with seeded_global_rng(draw_seed(generator), device):
             draws = [law.base.rsample((n,)) for law in laws]
         z, log_prob = [], []
         for law, u in zip(laws, draws, strict=True):
@@ -365,7 +365,7 @@ def _load_zuko_flows(state):
 
 def _import_zuko():
     """Import zuko, which turns off the validation of all torch distributions, and undo that."""
-    with global_rng_lock:
+    with GLOBAL_RNG_LOCK:
         validate = Distribution._validate_args
         try:
             import zuko

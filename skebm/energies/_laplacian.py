@@ -19,8 +19,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from skebm._random import seeded_global_rng
 from skebm.energies._jets import Source
-from skebm.energies._stack import ModuleStack, seeded_global_rng
+from skebm.energies._stack import ModuleStack
 
 __all__ = ["derivatives"]
 

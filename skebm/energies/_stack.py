@@ -6,12 +6,12 @@ Every stack starts at exactly f = 0.
 """
 
 import copy
-import threading
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from skebm._random import seeded_global_rng
 
 __all__ = ["ModuleStack", "StackedEnergy"]
 
@@ -175,21 +175,3 @@ def _as_vector(values: Tensor, n: int) -> Tensor:
             f"for n={n} it returned {got}."
         )
     return values.reshape(n)
-
-
-# Modules of users draw initial weights and dropout masks on torch's global generators. Whoever
-# borrows those holds this lock, so that fits in parallel threads draw what they would draw alone.
-_GLOBAL_RNG_LOCK = threading.RLock()
-
-
-@contextmanager
-def seeded_global_rng(seed: int, device: torch.device | None = None):
-    """Run a block with torch's global generators seeded, and put them back as they were."""
-    on_cuda = device is not None and device.type == "cuda"
-    with _GLOBAL_RNG_LOCK, torch.random.fork_rng(devices=[device] if on_cuda else []):
-        # not torch.manual_seed, which would reseed every accelerator for good
-        torch.default_generator.manual_seed(seed)
-        if on_cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield

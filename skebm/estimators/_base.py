@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skebm._sklearn_compat import Interval, StrOptions, _check_sample_weight, _fit_context
 
+from ._columns import relative_precision
 from ._threads import limit_threads
 
 SCORED_ROWS = 8192
@@ -99,13 +100,13 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         return self
 
     def _usable_rows(self, X, sample_weight, *, reset):
-        """X as an array, its rows of positive weight, and their weights, of mean one."""
+        """The rows of positive weight, an array, and their weights, of mean one."""
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, reset=reset)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         used = weight > 0
         if used.sum() < 2:
             raise ValueError("sample_weight must be positive for at least 2 samples.")
-        return X, X[used], weight[used] / weight[used].mean()
+        return X[used], weight[used] / weight[used].mean()
 
     def _column_names(self, X):
         return getattr(self, "feature_names_in_", range(X.shape[1]))
@@ -113,20 +114,30 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
     def _draw_seed(self, random_state):
         return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
-    def _set_offset(self, scores, weight, X):
-        """Threshold of `predict`, from out-of-fold scores (NaN where there are none)."""
+    def _set_offset(self, rows, weight, scores):
+        """Threshold of `predict`.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n_rows, n_features)
+            Those of positive weight.
+        weight : ndarray of shape (n_rows,)
+        scores : ndarray of shape (n_rows,)
+            Out-of-fold scores, NaN where there are none.
+        """
         self.out_of_fold_scores_ = scores
         if self.contamination == "auto":
             held = ~np.isnan(scores)
             self.offset_ = _weighted_quantile(scores[held], weight[held], AUTO_CONTAMINATION)
         else:
-            self.offset_ = float(np.percentile(self._score(X), 100.0 * self.contamination))
+            self.offset_ = _weighted_quantile(self._score(rows), weight, self.contamination)
 
     # ------------------------------------------------------------------ density
 
     def _validate(self, X):
         check_is_fitted(self)
-        return validate_data(self, X, dtype=np.float64, reset=False)
+        checked = validate_data(self, X, dtype=np.float64, reset=False)
+        return self._columns.snap(checked, relative_precision(X))
 
     @property
     def _device(self):

@@ -15,6 +15,8 @@ class Columns:
         Columns that the density is about. The others are constant: a point mass.
     constants : ndarray of shape (n_features,)
         Value of the constant columns (unused for the others).
+    precision : ndarray of shape (n_features,)
+        Relative precision of the values that `constants` were read from.
     center, scale : ndarray of shape (n_varying,)
         Median and robust standard deviation (interquartile range / 1.349; where that is 0, the
         standard deviation).
@@ -26,14 +28,17 @@ class Columns:
 
     varying: np.ndarray
     constants: np.ndarray
+    precision: np.ndarray
     center: np.ndarray
     scale: np.ndarray
     spread: np.ndarray
     half_steps: tuple
 
     @classmethod
-    def learn(cls, X, names):
+    def learn(cls, X, names, precision=2.0**-52):
         """Read center, scale and resolution off the rows of X.
+
+        `precision` is that of :func:`relative_precision`, of X as it was given.
 
         Raises
         ------
@@ -65,6 +70,7 @@ class Columns:
         return cls(
             varying=varying,
             constants=X[0].copy(),
+            precision=np.broadcast_to(precision, X.shape[1]).copy(),
             center=center,
             scale=scale,
             spread=x.std(axis=0),
@@ -75,6 +81,16 @@ class Columns:
     def log_det(self):
         """log |d standardised / d X|, added to a log-density of standardised columns."""
         return -np.log(self.scale).sum()
+
+    def snap(self, X, precision):
+        """X, with the value of a constant column wherever it is met within its precision.
+
+        A value counts as met where fit or `precision`, that of these rows as they were given, is
+        too coarse to tell it from the constant: .1 of a float32 file and .1 of a float64 service.
+        """
+        coarser = 4.0 * np.maximum(self.precision, precision)  # a few roundings
+        met = ~self.varying & (np.abs(X - self.constants) <= coarser * np.abs(self.constants))
+        return np.where(met, self.constants, X)
 
     def standardize(self, X):
         """Return the varying columns, standardised, and whether the constant ones are met."""
@@ -106,6 +122,40 @@ class Columns:
     def has_ties(self):
         """Whether any column repeats a value."""
         return any(steps is not None for steps in self.half_steps)
+
+
+def relative_precision(X):
+    """Relative precision that the columns of X were given with, a float or one per column.
+
+    Parameters
+    ----------
+    X : array-like
+        As a user passes it: an array, tensor or frame; lists count as float64.
+
+    Returns
+    -------
+    float or ndarray of shape (n_features,)
+    """
+
+    def of(dtype):
+        name = str(dtype).lower()
+        for kind, precision in _PRECISIONS.items():
+            if kind in name:
+                return precision
+        return 2.0**-52
+
+    if hasattr(X, "columns") and hasattr(X, "dtypes"):
+        return np.array([of(dtype) for dtype in X.dtypes])
+    return of(getattr(X, "dtype", ""))
+
+
+_PRECISIONS = {
+    "bfloat16": 2.0**-7,
+    "float16": 2.0**-10,
+    "halffloat": 2.0**-10,
+    "float32": 2.0**-23,
+    "float[pyarrow]": 2.0**-23,
+}
 
 
 def _half_steps(column):

@@ -25,7 +25,7 @@ from skebm.samplers import mala, run
 
 from ._base import SCORED_ROWS, BaseDensity, perturbed_copies, resolve_device, scott
 from ._classifiers import ClassifierEnergy
-from ._columns import Columns
+from ._columns import Columns, relative_precision
 from ._laws import resolve_law
 from ._members import Members, Trained, guard, make_splits, recalibrate
 from ._model import FeatureMap, ScaleAverage, TiltedMixture
@@ -128,13 +128,18 @@ class BaseTiltedDensity(BaseDensity):
             getattr(getattr(self, "model_", None), "features", None), FeatureMap
         )
         kept = copy.deepcopy(self.model_).to("cpu") if warm else None
-        X, rows, weight = self._usable_rows(X, sample_weight, reset=kept is None)
+        precision = relative_precision(X)
+        rows, weight = self._usable_rows(X, sample_weight, reset=kept is None)
         seed = self._draw_seed(self.random_state)
         generator = torch.Generator().manual_seed(seed)
         device = resolve_device(self.device)
         if kept is not None and kept.n_members != min(self.n_members, len(rows)):
             kept = None  # other folds, other members: nothing to go on from
-        columns = self._columns if kept is not None else Columns.learn(rows, self._column_names(X))
+        if kept is not None:
+            columns = self._columns
+            rows = columns.snap(rows, precision)
+        else:
+            columns = Columns.learn(rows, self._column_names(rows), precision)
         with Progress(self.verbose) as progress, torch.no_grad():
             if self.smoothing == "multiscale":
                 members, model = self._blend(rows, weight, columns, generator, seed, progress)
@@ -151,7 +156,7 @@ class BaseTiltedDensity(BaseDensity):
         self._columns = columns
         self.model_ = model.to("cpu" if device.type == "mps" else device)
         self._report(members, trained, accepted, partition)
-        self._set_threshold(rows, members, X)
+        self._set_threshold(rows, members)
 
     def _make_members(self, rows, weight, columns, kept, generator, seed, progress):
         """Splits, perturbed rows, bases, features: everything before training."""
@@ -360,7 +365,7 @@ class BaseTiltedDensity(BaseDensity):
                     stacklevel=5,
                 )
 
-    def _set_threshold(self, rows, members, X):
+    def _set_threshold(self, rows, members):
         """Out-of-fold scores of the training rows, and the threshold of `predict`."""
         with torch.no_grad():
             x = torch.as_tensor(self._columns.standardize(rows)[0], device=self._device)
@@ -368,7 +373,7 @@ class BaseTiltedDensity(BaseDensity):
             for k, (_, held) in enumerate(members.splits):
                 log_density = self.model_.log_member(k, x[held.to(x.device)])
                 scores[held.numpy()] = log_density.cpu().numpy() + self._columns.log_det
-        self._set_offset(scores, members.weight[: len(rows)].numpy(), X)
+        self._set_offset(rows, members.weight[: len(rows)].numpy(), scores)
 
     # ------------------------------------------------------------------ density
 

@@ -14,7 +14,7 @@ from skebm._sklearn_compat import Interval, StrOptions
 from skebm.latents import BernoulliLikelihood, GaussianLikelihood
 
 from ._base import SCORED_ROWS, BaseDensity, perturbed_copies, resolve_device, scott
-from ._columns import Columns
+from ._columns import Columns, relative_precision
 from ._members import make_splits
 from ._neural import if_auto
 from ._progress import Progress
@@ -251,13 +251,18 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         kept = copy.deepcopy(getattr(self, "model_", None)) if self.warm_start else None
         if kept is not None and type(kept.model.likelihood) is not LIKELIHOODS[self.likelihood]:
             kept = None  # other columns: nothing to go on from
-        X, rows, weight = self._usable_rows(X, sample_weight, reset=kept is None)
-        X, rows = self._rounded(X), self._rounded(rows)
+        precision = relative_precision(X)
+        rows, weight = self._usable_rows(X, sample_weight, reset=kept is None)
+        rows = self._rounded(rows)
         seed = self._draw_seed(self.random_state)
         generator = torch.Generator().manual_seed(seed)
         device = resolve_device(self.device)
-        self._check_range(rows, X)
-        columns = self._learn_columns(rows, X) if kept is None else self._columns
+        self._check_range(rows)
+        if kept is None:
+            columns = self._learn_columns(rows, precision)
+        else:
+            columns = self._columns
+            rows = columns.snap(rows, precision)
         x, _ = columns.standardize(rows)
         h = scott(x) if self.smoothing == "scott" else float(self.smoothing)
         folds = make_splits(len(x), 1, self.validation_fraction, generator)
@@ -307,7 +312,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         scores = np.full(len(rows), np.nan)
         x_held = torch.as_tensor(x[held.numpy()], device=self._device)
         scores[held.numpy()] = self._measure(x_held)[0].cpu().numpy() + columns.log_det
-        self._set_offset(scores, weight, X)
+        self._set_offset(rows, weight, scores)
 
     def _rounded(self, X):
         """Values of columns in [0, 1], where scaling has left them outside by a rounding error."""
@@ -319,17 +324,17 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     def _validate(self, X):
         return self._rounded(super()._validate(X))
 
-    def _check_range(self, rows, X):
+    def _check_range(self, rows):
         outside = ((rows < 0.0) | (rows > 1.0)).any(axis=0)
         if self.likelihood == "bernoulli" and outside.any():
             raise ValueError(
                 f'likelihood="bernoulli" needs values in [0, 1], but column '
-                f"{self._column_names(X)[outside.argmax()]!r} has others; scale it, or take the "
+                f"{self._column_names(rows)[outside.argmax()]!r} has others; scale it, or take the "
                 "gaussian one."
             )
 
-    def _learn_columns(self, rows, X):
-        columns = Columns.learn(rows, self._column_names(X))
+    def _learn_columns(self, rows, precision):
+        columns = Columns.learn(rows, self._column_names(rows), precision)
         if self.likelihood == "gaussian":
             return columns
         n_varying = columns.varying.sum()

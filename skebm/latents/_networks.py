@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from skebm.energies._stack import build_module, seeded_global_rng
+from skebm._random import seeded_global_rng
+from skebm.energies._stack import build_module
 
 __all__ = ["perceptron", "user_network"]
 

@@ -4,6 +4,7 @@ import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from threading import Event
 
 import numpy as np
 import pytest
@@ -405,6 +406,38 @@ def test_stein_score_is_the_gradient(name, d):
         assert np.quantile(error, 0.98) < 1e-4
 
 
+@every_estimator
+@pytest.mark.parametrize("contamination", ["auto", 0.1])
+def test_rows_of_weight_zero_do_not_move_the_threshold(name, contamination):
+    X, bad = data(2), np.full((60, 2), 50.0)
+    # the bad rows also carry a flag that is constant in the others
+    table = np.r_[np.c_[X, np.zeros(len(X))], np.c_[bad, np.ones(60)]]
+    weight = np.r_[np.ones(len(X)), np.zeros(60)]
+    estimator = ESTIMATORS[name]().set_params(contamination=contamination)
+    estimator.fit(table, sample_weight=weight)
+    assert np.isfinite(estimator.offset_)
+    assert estimator.offset_ == clone(estimator).fit(table[: len(X)]).offset_
+
+
+@every_estimator
+def test_contamination_is_a_share_of_the_weight(name):
+    weight = np.where(np.arange(400) % 4 == 0, 3.0, 0.5)
+    estimator = ESTIMATORS[name]().set_params(contamination=0.1).fit(data(2), sample_weight=weight)
+    flagged = weight[estimator.predict(data(2)) == -1].sum() / weight.sum()
+    assert abs(flagged - 0.1) <= weight.max() / weight.sum()
+
+
+@every_estimator
+@pytest.mark.parametrize("dtypes", [("float32", "float64"), ("float64", "float32")])
+def test_a_constant_column_is_met_within_the_precision_of_what_is_given(name, dtypes):
+    X = np.c_[data(1).astype("float32"), np.full(400, 0.1)]
+    given, asked = (X.astype(dtype) for dtype in dtypes)
+    estimator = ESTIMATORS[name]().fit(given)
+    np.testing.assert_array_equal(estimator.score_samples(asked), estimator.score_samples(given))
+    moved = X + [0.0, 1e-3]
+    assert (estimator.score_samples(moved) == -np.inf).all()
+
+
 # ---------------------------------------------------------------------- determinism and state
 
 
@@ -421,6 +454,53 @@ def test_fits_are_bit_identical_also_in_threads(name):
         if name not in LATENT:
             np.testing.assert_array_equal(other.log_partition_, fitted(name).log_partition_)
         assert other.offset_ == fitted(name).offset_
+
+
+class Noisy(torch.nn.Module):
+    """A user's energy that draws on torch's global generator while it trains."""
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(n_features, 16), torch.nn.SiLU(), torch.nn.Dropout(0.2),
+            torch.nn.Linear(16, 1),
+        )  # fmt: skip
+
+    def forward(self, z):
+        return self.layers(z)
+
+
+def test_fits_are_bit_identical_beside_other_estimators_that_use_the_global_generators():
+    normal = torch.distributions.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
+    quick = {"n_members": 1, "random_state": 0, "n_partition_samples": 2000}
+
+    def with_dropout():
+        estimator = NCEDensity(
+            energy_model=Noisy, base="gaussian", max_epochs=20, early_stopping=False, **quick
+        )
+        return estimator.fit(data(2)).history_["train_loss"]
+
+    def on_a_distribution():
+        options = quick | {"hidden_layer_sizes": (8,), "max_epochs": 2, "early_stopping": False}
+        return NCEDensity(base=normal, energy_model="mlp", **options).fit(data(2))
+
+    alone, state = with_dropout(), torch.get_rng_state()
+    stop = Event()
+
+    def others():
+        while not stop.is_set():
+            on_a_distribution()
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(others)
+        try:
+            beside = [with_dropout() for _ in range(3)]
+        finally:
+            stop.set()
+        other.result()
+    for losses in beside:
+        np.testing.assert_array_equal(losses, alone)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @every_estimator
