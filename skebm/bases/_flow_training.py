@@ -1,22 +1,19 @@
 """Training of normalizing flows by maximum likelihood, K of them side by side."""
 
-import math
-
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from skebm._engine import MemberBatches, train
+from skebm._engine import Budget, MemberBatches, train
 
 from ._combine import TransformedBase
-from ._flows import REACH, FlowBase, build_flow
+from ._flows import REACH, FlowBase, build_flow, stack_flows
 
 FLOW_LEARNING_RATE = 1e-2
 """Of maximum likelihood: the cosine lets it be high, and high generalises better."""
 
-FLOW_EPOCHS, FLOW_STEPS, FLOW_PATIENCE, FLOW_PATIENCE_STEPS = 30, 2000, 20, 300
-"""Of the same: epochs or steps, and patience in epochs or steps, whichever is longer. Counted in
-epochs alone it would end where few rows make few steps of them."""
+FLOW_BUDGET, FLOW_PATIENCE = Budget(epochs=30, steps=2000, patience_steps=300), 20
+"""Of the same: its length, and patience in epochs."""
 
 JUDGED_AT_ONCE = 4096
 
@@ -41,6 +38,11 @@ class Coordinates(nn.Module):
         """Back to standardised columns, with log |det dy/dx|: (K, n, d) -> (K, n, d), (K, n)."""
         x = torch.stack([to.inverse(p) for to, p in zip(self.maps, y.double(), strict=True)])
         return x, torch.stack([to(rows)[1] for to, rows in zip(self.maps, x, strict=True)])
+
+    @classmethod
+    def of(cls, laws):
+        """Coordinates, and the flow in them, of laws that `laws` made."""
+        return cls([law.transform for law in laws]), stack_flows([law.base.flow for law in laws])
 
     def laws(self, flow):
         """Laws on standardised columns, one per member, of flows in these coordinates."""
@@ -140,10 +142,9 @@ def train_flows(
         logs = torch.cat([row[:n] for row, n in zip(logs, lengths, strict=True)])
         return (held_weight @ logs).item()
 
-    if max_epochs is None:
-        max_epochs = max(FLOW_EPOCHS, math.ceil(FLOW_STEPS / len(batches)))
+    max_epochs = FLOW_BUDGET.max_epochs(max_epochs, len(batches))
     if patience is None:
-        patience = max(FLOW_PATIENCE, math.ceil(FLOW_PATIENCE_STEPS / len(batches)))
+        patience = FLOW_BUDGET.patience(FLOW_PATIENCE, len(batches))
     with torch.enable_grad():
         train(
             flow, loss, batches, evaluate, learning_rate=learning_rate, weight_decay=0.0,

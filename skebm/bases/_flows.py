@@ -402,6 +402,31 @@ def build_flow(flow, n_features, n_members=1, *, generator, **options):
     return ZukoFlows(flow, n_features, n_members, generator=generator, **options)
 
 
+def stack_flows(flows):
+    """Stack copies of K flows of one shape and one member each, trainable, in float32.
+
+    Parameters
+    ----------
+    flows : list of StackedFlow
+
+    Returns
+    -------
+    StackedFlow
+    """
+    whole = copy.deepcopy(flows[0])
+    whole.n_members = len(flows)
+    if isinstance(whole, ZukoFlows):
+        whole.flows = nn.ModuleList(copy.deepcopy(f.flows[0]) for f in flows)
+    else:
+        for part, *parts in zip(whole.modules(), *(f.modules() for f in flows), strict=True):
+            for name in part._parameters:
+                rows = torch.cat([p._parameters[name].detach() for p in parts])
+                part._parameters[name] = nn.Parameter(rows)
+            for name in part._buffers:
+                part._buffers[name] = torch.cat([p._buffers[name] for p in parts])
+    return whole.float().requires_grad_(True)
+
+
 class FlowBase(nn.Module):
     """A fitted flow, in float64 and frozen.
 

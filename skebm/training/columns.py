@@ -167,3 +167,9 @@ def _half_steps(column):
     padded = np.r_[np.inf, gaps, np.inf]
     gap = np.minimum(np.minimum(padded[1:], padded[:-1]), np.median(gaps))
     return values, 0.5 * gap
+
+
+def scott(x):
+    """Scott's rule, in standard deviations, for rows of shape (n, d)."""
+    n, d = x.shape
+    return n ** (-1.0 / (d + 4))

@@ -102,14 +102,14 @@ class TiltedMixture(nn.Module):
         self.energy = energy
         n_members = len(bases)
         self.modes = nn.ModuleList()
-        self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
+        self.register_buffer("inverse_temperature", torch.ones((), dtype=torch.float64))
         self.register_buffer("mode_weights", torch.zeros(0, dtype=torch.float64))
         self.register_buffer("log_partition", torch.zeros(n_members, dtype=torch.float64))
         self.register_buffer("log_partition_std_error", torch.zeros_like(self.log_partition))
 
-    def calibrate(self, temperature, mode_weights, modes):
+    def calibrate(self, inverse_temperature, mode_weights, modes):
         """Set (alpha, beta) and the K mixtures that beta weights."""
-        self.temperature.fill_(temperature)
+        self.inverse_temperature.fill_(inverse_temperature)
         self.mode_weights = mode_weights
         self.modes = nn.ModuleList(modes if len(mode_weights) else [])
 
@@ -143,7 +143,7 @@ class TiltedMixture(nn.Module):
 
     def tilt(self, x):
         """t_k(x[k]), (K, n, d) -> (K, n)."""
-        return self.temperature * self.energies(x) + self.mode_tilt(x)
+        return self.inverse_temperature * self.energies(x) + self.mode_tilt(x)
 
     def log_members(self, x):
         """Normalised log-density of every member at the same rows, (n, d) -> (K, n)."""
@@ -162,7 +162,7 @@ class TiltedMixture(nn.Module):
         """Member k alone, as a mixture of one."""
         energy = None if self.energy is None else self.energy.member(k)
         single = TiltedMixture([self.bases[k]], [self.proposals[k]], self.features, energy)
-        single.calibrate(self.temperature, self.mode_weights, self.modes[k : k + 1])
+        single.calibrate(self.inverse_temperature, self.mode_weights, self.modes[k : k + 1])
         single.log_partition = self.log_partition[k : k + 1]
         single.log_partition_std_error = self.log_partition_std_error[k : k + 1]
         return single
