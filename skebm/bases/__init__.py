@@ -15,7 +15,7 @@ from skebm.bases._fit import (
     fit_bases,
     stacking_weights,
 )
-from skebm.bases._flow_training import Coordinates, fit_flow, train_flows
+from skebm.bases._flow_training import JUDGED_AT_ONCE, Coordinates, fit_flow, train_flows
 from skebm.bases._flows import (
     CouplingSplineFlow,
     FlowBase,
@@ -29,6 +29,7 @@ from skebm.bases._mixtures import GaussianMixtureBase, KernelDensityBase
 
 __all__ = [
     "CANDIDATES",
+    "JUDGED_AT_ONCE",
     "MAX_FIT_ROWS",
     "AffineTransform",
     "Coordinates",

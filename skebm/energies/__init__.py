@@ -4,6 +4,7 @@ Stacks of K members, (K, n, d) -> (K, n); with one member also (n, d) -> (n,). `
 `Boosting` specify an energy before there are rows to build it from.
 """
 
+from skebm.energies._combine import ClassifierEnergy, CorrectedEnergy, MemberEnergies, logit
 from skebm.energies._embeddings import PeriodicEmbedding, PiecewiseLinearEmbedding
 from skebm.energies._gradient import InputGradient
 from skebm.energies._laplacian import derivatives
@@ -19,6 +20,10 @@ from skebm.energies._stack import ModuleStack, StackedEnergy
 from skebm.energies._trees import SoftTrees
 
 __all__ = [
+    "ClassifierEnergy",
+    "CorrectedEnergy",
+    "MemberEnergies",
+    "logit",
     "Boosting",
     "EnergyModelMixin",
     "InputGradient",

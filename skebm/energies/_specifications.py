@@ -85,7 +85,7 @@ class Network(_Specification):
     batch_size : int, default=256
         Rows per member and step.
     max_epochs : int or "auto", default="auto"
-        Passes over the rows, at most; 0 is the base alone. "auto" is the method's own.
+        Passes over the rows, at most. "auto" is the method's own.
     patience : int or None, default=20
         Epochs without improvement of the held-out log-likelihood before training stops; the best
         state is kept. None trains to the end and keeps the last state.
@@ -145,7 +145,7 @@ class Network(_Specification):
         "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "max_epochs": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
+        "max_epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "patience": [Interval(Integral, 1, None, closed="left"), None],
         "callbacks": [list, tuple, None],
     }
@@ -324,7 +324,7 @@ class Boosting(_Specification):
     learning_rate : float or "auto", default="auto"
         Factor in front of every tree. "auto" is .1, and .2 above 5,000 rows.
     max_iter : int, default=600
-        Trees per member, at most; 0 is the base alone.
+        Trees per member, at most.
     max_leaf_nodes : int, default=31
         Leaves of a tree, from 2 to 63.
     min_samples_leaf : int, default=20
@@ -354,7 +354,7 @@ class Boosting(_Specification):
 
     _parameter_constraints: dict = {
         "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
-        "max_iter": [Interval(Integral, 0, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
         "max_leaf_nodes": [Interval(Integral, 2, _MAX_LEAVES, closed="both")],
         "min_samples_leaf": [Interval(Integral, 1, None, closed="left")],
         "l2_regularization": [Interval(Real, 0, None, closed="left")],

@@ -5,13 +5,17 @@ training; so while chains move a mixture of Gaussians stands in for it, and a fi
 that right (`skebm.samplers.delayed_acceptance`).
 """
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 import torch
 
 from skebm.bases import fit_gaussian_mixture
+from skebm.diagnostics import split_r_hat
 from skebm.energies import InputGradient
+from skebm.models import CLIP, log_ratio
 from skebm.samplers import State, delayed_acceptance, hmc, independence, mala, random_walk, ula
-
-from ._model import CLIP, log_ratio
 
 SAMPLERS = {"hmc": hmc, "mala": mala, "random_walk": random_walk, "ula": ula}
 OPTIONS = {"hmc": {"n_leapfrog_steps": 5}}
@@ -28,6 +32,58 @@ RESERVE = 8192
 WARM_UP_CHAINS, WARM_UP_MOVES = 64, 20
 """Chains per member, and moves of each, that find a first step size."""
 
+DIAGNOSED_CHAINS, DIAGNOSED_MOVES = 16, 100
+"""Chains per member, and moves of each, behind R-hat."""
+
+
+class Walkers(NamedTuple):
+    """Where chains are: n of every member, side by side.
+
+    Attributes
+    ----------
+    z : Tensor of shape (K, n, d)
+        In the coordinates of the energies.
+    log_weight : Tensor of shape (K, n)
+        Log-ratio there of the model without its energy (base, and modes that recalibration weights)
+        to the stand-in.
+    """
+
+    z: torch.Tensor
+    log_weight: torch.Tensor
+
+    def __getitem__(self, index):
+        """Some of them, or what they are made of where `index` is 0 or 1."""
+        if isinstance(index, int):
+            return tuple.__getitem__(self, index)
+        return Walkers(self.z[index], self.log_weight[index])
+
+
+@dataclass(frozen=True)
+class Moves:
+    """How chains move.
+
+    Attributes
+    ----------
+    sampler : str
+        A name of `SAMPLERS`.
+    n_steps : int
+        Steps of the sampler per move.
+    step_size : float or "auto"
+        In units of z; "auto" adapts it to the acceptance rate that the sampler aims at.
+    reinit_fraction : float
+        Share of the chains that are offered a jump to a draw of the proposals before a move.
+    """
+
+    sampler: str
+    n_steps: int
+    step_size: float | str
+    reinit_fraction: float
+
+    @property
+    def adapts(self):
+        """Whether step sizes follow the acceptance rate."""
+        return isinstance(self.step_size, str)
+
 
 def fit_stand_in(x, features, generator):
     """Mixture of Gaussians in the coordinates z, for rows of the proposals (n, d)."""
@@ -37,7 +93,7 @@ def fit_stand_in(x, features, generator):
 
 
 class CheapTarget:
-    """log q' + alpha f for all members: q' stands in for the bases, alpha is the temperature.
+    """log q' + alpha f for all members: q' stands in for the bases, alpha is the model's factor.
 
     Rows of member 0 come first, then those of member 1, ...
     """
@@ -49,47 +105,47 @@ class CheapTarget:
     def _per_member(self, z):
         return z.clamp(-CLIP, CLIP).unflatten(0, (self.model.n_members, -1))
 
-    def tilt(self, z):
+    def scaled_energy(self, z):
         """alpha f, (K n, d) -> (K n,)."""
-        return self.model.temperature.to(z) * self.energy(self._per_member(z)).flatten()
+        return self.model.inverse_temperature.to(z) * self.energy(self._per_member(z)).flatten()
 
     def __call__(self, z):
-        return self.stand_in.log_prob(z) + self.tilt(z)
+        return self.stand_in.log_prob(z) + self.scaled_energy(z)
 
     def value_and_gradient(self, z):
         """Log-density and gradient, as samplers ask for them."""
         f, slope = self.energy.value_and_gradient(self._per_member(z))
-        alpha = self.model.temperature.to(z)
+        alpha = self.model.inverse_temperature.to(z)
         value, gradient = self.stand_in.value_and_gradient(z)
         slope = slope.flatten(0, 1) * (z.abs() < CLIP)
         return value + alpha * f.flatten(), gradient + alpha * slope
 
 
 class Chains:
-    """Chains of all members, side by side.
-
-    A chain is a row (z, w) of d + 1 numbers: its coordinates, and the log-ratio there of the model
-    without its energy (base, and modes that recalibration weights) to the stand-in.
+    """Chains of all members under a model.
 
     Parameters
     ----------
     model : TiltedMixture
         Its energy is read afresh at every move, so that it may be trained in between.
     stand_in : GaussianMixtureBase
-    sampler : str
-        A name of `SAMPLERS`.
-    n_steps : int
-        Steps of the sampler per move.
+    moves : Moves
     step_size : Tensor of shape (n_members,)
-        In units of z.
+        In units of z, to begin with.
     dtype : torch.dtype
         Of the chains; the bases compute in doubles.
     generator : torch.Generator
         Its device is that of the chains.
+
+    Attributes
+    ----------
+    record : list of tuples
+        Acceptance rates of all moves so far: of the steps, of the moves as wholes, (K,) each, and
+        of the jumps to the proposals, (K,) or None.
     """
 
-    def __init__(self, model, stand_in, *, sampler, n_steps, step_size, dtype, generator):
-        self.model, self.n_steps, self.generator = model, n_steps, generator
+    def __init__(self, model, stand_in, moves, *, step_size, dtype, generator):
+        self.model, self.moves, self.generator = model, moves, generator
         self.dtype, self.device = dtype, generator.device
         # the model may be elsewhere: doubles are not for every device
         exact_device = model.log_partition.device
@@ -98,22 +154,43 @@ class Chains:
             self._exact_generator = torch.Generator(exact_device).manual_seed(
                 generator.initial_seed()
             )
-        self.kernel, self.options = SAMPLERS[sampler], OPTIONS.get(sampler, {})
+        self.kernel, self.options = SAMPLERS[moves.sampler], OPTIONS.get(moves.sampler, {})
         self.step_size = step_size.to(self.device, dtype)
         self.target = CheapTarget(model, stand_in.to(self.device, dtype))
+        self.record = []
         self._reserve = torch.empty(model.n_members, 0, model.n_features, device=self.device)
         # then jumps to the proposals are decided on by the energy alone
         self._energy_decides = len(model.mode_weights) == 0 and all(
             q is p for q, p in zip(model.bases, model.proposals, strict=True)
         )
 
-    def rows(self, z):
-        """Chains at given points, (K, n, d) -> (K, n, d + 1)."""
+    # ------------------------------------------------------------------ where chains are
+
+    def at(self, z):
+        """Walkers at given points, (K, n, d)."""
         z = z.to(self.device, self.dtype)
-        return torch.cat([z, torch.stack(self._log_weights(z))[..., None]], dim=-1)
+        return Walkers(z, torch.stack(self._log_weights(z)))
+
+    def start(self, n):
+        """Walkers at draws of the proposals, n of every member."""
+        return self.at(self._draw(n))
+
+    def columns(self, walkers):
+        """Rows on standardised columns, K tensors (n, d) where the model computes."""
+        return [self._columns(z) for z in walkers.z]
+
+    def log_density(self, walkers):
+        """Log-density in the coordinates z, not normalised, (K, n)."""
+        shape = walkers.log_weight.shape
+        return self.target(walkers.z.flatten(0, 1)).view(shape) + walkers.log_weight
+
+    def scaled_energy(self, walkers):
+        """alpha f, (K, n)."""
+        f = self.target.scaled_energy(walkers.z.flatten(0, 1))
+        return f.view(walkers.log_weight.shape)
 
     def _log_weights(self, points):
-        """Log-weights w of every member at its points, K tensors (n_k, d) -> K tensors (n_k,)."""
+        """Log-weights of every member at its points, K tensors (n_k, d) -> K tensors (n_k,)."""
         model, weights = self.model, []
         for k, z in enumerate(points):
             x = self._columns(z)
@@ -123,10 +200,9 @@ class Chains:
         return weights
 
     def _columns(self, z):
-        """Rows on standardised columns, where the model computes."""
         return self.model.features.transform.inverse(z.to(self.model.log_partition))
 
-    def draw(self, n):
+    def _draw(self, n):
         """Points drawn from the proposals, never the same twice, (K, n, d)."""
         if self._reserve.shape[1] < n:
             size = max(n, RESERVE)
@@ -136,32 +212,31 @@ class Chains:
         drawn, self._reserve = self._reserve[:, :n], self._reserve[:, n:]
         return drawn
 
-    def start(self, n):
-        """Chains at draws of the proposals, (K, n, d + 1)."""
-        return self.rows(self.draw(n))
+    # ------------------------------------------------------------------ moves
 
-    def restart(self, rows):
+    def jump(self, walkers):
         """Let chains jump to draws of the proposals, where the model accepts that.
 
         Returns
         -------
-        rows : Tensor of shape (K, n, d + 1)
+        walkers : Walkers
         acceptance_rate : Tensor of shape (K,)
         """
-        z = rows[..., :-1]
+        z = walkers.z
 
         def log_weight(flat):
-            return self.target.tilt(flat) + self._log_ratio(flat.view_as(z)).flatten()
+            ratio = self._log_ratio(flat.view_as(z)).flatten()
+            return self.target.scaled_energy(flat) + ratio
 
         state, info = independence.step(
             independence.init(z.flatten(0, 1), log_weight), log_weight, self.generator,
-            propose=lambda n, generator: self.draw(z.shape[1]).flatten(0, 1),
+            propose=lambda n, generator: self._draw(z.shape[1]).flatten(0, 1),
         )  # fmt: skip
         accepted = info.accepted.view(z.shape[:2])
-        rows = torch.cat([state.position.view_as(z), rows[..., -1:]], dim=-1)
-        jumped = [chains[mask, :-1] for chains, mask in zip(rows, accepted, strict=True)]
-        rows[..., -1][accepted] = torch.cat(self._log_weights(jumped))
-        return rows, accepted.float().mean(1)
+        z, weight = state.position.view_as(z), walkers.log_weight.clone()
+        jumped = [points[mask] for points, mask in zip(z, accepted, strict=True)]
+        weight[accepted] = torch.cat(self._log_weights(jumped))
+        return Walkers(z, weight), accepted.float().mean(1)
 
     def _log_ratio(self, z):
         """log of base and modes to proposal, (K, n, d) -> (K, n)."""
@@ -171,41 +246,105 @@ class Chains:
         ratio = log_ratio(self.model.bases, self.model.proposals, x) + self.model.mode_tilt(x)
         return ratio.to(z)
 
-    def move(self, rows):
-        """Move chains by `n_steps` steps of the sampler.
+    def move(self, walkers, n_steps=None):
+        """Move chains by `n_steps` steps of the sampler, those of `moves` by default.
 
         Returns
         -------
-        rows : Tensor of shape (K, n, d + 1)
+        walkers : Walkers
         acceptance_rate, move_acceptance_rate : Tensors of shape (K,)
             Of the steps, and of the moves as wholes.
         """
-        shape = rows.shape[:2]
-        flat = rows.flatten(0, 1)
+        shape = walkers.log_weight.shape
         state, info = delayed_acceptance.step(
-            State(flat[:, :-1], flat[:, -1]),
+            State(walkers.z.flatten(0, 1), walkers.log_weight.flatten()),
             lambda z: torch.cat(self._log_weights(z.unflatten(0, shape))),
             self.generator,
-            kernel=self.kernel, cheap_log_density=self.target, n_steps=self.n_steps,
+            kernel=self.kernel, cheap_log_density=self.target,
+            n_steps=self.moves.n_steps if n_steps is None else n_steps,
             step_size=self.step_size.repeat_interleave(shape[1])[:, None], **self.options,
         )  # fmt: skip
-        moved = torch.cat([state.position, state.log_density[:, None]], dim=1).view_as(rows)
+        moved = Walkers(state.position.view_as(walkers.z), state.log_density.view(shape))
         acceptance = info.cheap_acceptance_probability.view(shape).mean(1)
         return moved, acceptance, info.accepted.view(shape).float().mean(1)
 
-    def adapt(self, acceptance, rate=ADAPTATION_RATE):
+    def advance(self, walkers, jump_rate=None):
+        """Move chains as training does: step sizes adapt, and the move is recorded."""
+        walkers, acceptance, move_acceptance = self.move(walkers)
+        if self.moves.adapts:
+            self._adapt(acceptance)
+        self.record.append((acceptance, move_acceptance, jump_rate))
+        return walkers
+
+    def advance_some(self, buffer, n):
+        """The same for n chains of `buffer`, in place, with jumps first; returns these n."""
+        shape = buffer.log_weight.shape
+        order = torch.rand(shape, generator=self.generator, device=self.device)
+        index = order.argsort(1)[:, :n]
+        across = index[..., None].expand(-1, -1, buffer.z.shape[-1])
+        walkers = Walkers(buffer.z.gather(1, across), buffer.log_weight.gather(1, index))
+        jump_rate, share = None, self.moves.reinit_fraction
+        if share > 0:
+            n_jumps = max(1, round(share * index.shape[1]))
+            jumped, jump_rate = self.jump(walkers[:, :n_jumps])
+            walkers.z[:, :n_jumps], walkers.log_weight[:, :n_jumps] = jumped
+        walkers = self.advance(walkers, jump_rate)
+        buffer.z.scatter_(1, across, walkers.z)
+        buffer.log_weight.scatter_(1, index, walkers.log_weight)
+        return walkers
+
+    def run(self, walkers, n_steps):
+        """Take `n_steps` steps in moves of at most the usual length, with jumps; recorded."""
+        while n_steps:
+            jump_rate = None
+            if self.moves.reinit_fraction > 0:
+                shape = walkers.log_weight.shape
+                offered = torch.rand(shape, generator=self.generator, device=self.device)
+                offered = offered < self.moves.reinit_fraction
+                jumped, jump_rate = self.jump(walkers)
+                walkers = Walkers(
+                    torch.where(offered[..., None], jumped.z, walkers.z),
+                    torch.where(offered, jumped.log_weight, walkers.log_weight),
+                )
+            n_now = min(n_steps, self.moves.n_steps)
+            walkers, acceptance, move_acceptance = self.move(walkers, n_now)
+            self.record.append((acceptance, move_acceptance, jump_rate))
+            n_steps -= n_now
+        return walkers
+
+    def _adapt(self, acceptance, rate=ADAPTATION_RATE):
         """Change step sizes towards the acceptance rate that the sampler aims at."""
         excess = acceptance - self.kernel.TARGET_ACCEPTANCE
         self.step_size = self.step_size * (rate * excess).exp()
 
     def warm_up(self):
         """Find step sizes for the energy as it is."""
-        rows = self.start(WARM_UP_CHAINS)
+        walkers = self.start(WARM_UP_CHAINS)
         for t in range(WARM_UP_MOVES):
-            rows, acceptance, _ = self.move(rows)
-            self.adapt(acceptance, rate=(1 + t) ** -0.5)
+            walkers, acceptance, _ = self.move(walkers)
+            self._adapt(acceptance, rate=(1 + t) ** -0.5)
 
-    def log_density(self, rows):
-        """Log-density of chains in the coordinates z, not normalised, (K, n, d + 1) -> (K, n)."""
-        flat = rows.flatten(0, 1)
-        return (self.target(flat[:, :-1]) + flat[:, -1]).view(rows.shape[:2])
+    # ------------------------------------------------------------------ diagnostics
+
+    def rates(self, last=1.0):
+        """Mean acceptance rates of a last share of the moves so far, and the step sizes."""
+        record = self.record[-max(1, int(len(self.record) * last)) :]
+        steps, moves, jumps = zip(*record, strict=True)
+        jumps = [rate for rate in jumps if rate is not None]
+        return {
+            "step_size": self.step_size.cpu().numpy(),
+            "acceptance_rate": torch.stack(steps).mean(0).cpu().numpy(),
+            "move_acceptance_rate": torch.stack(moves).mean().item(),
+            "restart_acceptance_rate": torch.stack(jumps).mean().item() if jumps else np.nan,
+        }
+
+    @torch.no_grad()
+    def r_hat(self):
+        """Split R-hat, the largest over members, columns and f, of chains as in training."""
+        walkers, draws = self.start(DIAGNOSED_CHAINS), []
+        for _ in range(DIAGNOSED_MOVES):
+            walkers = self.run(walkers, self.moves.n_steps)
+            draws.append(torch.cat([walkers.z, self.scaled_energy(walkers)[..., None]], dim=-1))
+        # (moves, members, chains, d + 1) -> (moves, chains, members * (d + 1))
+        draws = torch.stack(draws).transpose(1, 2).flatten(2)
+        return float(np.nanmax(split_r_hat(draws)))

@@ -143,7 +143,7 @@ def fit_blend(task_at, recipe):
     Parameters
     ----------
     task_at : callable
-        ``task_at(smoothing)`` -> Task.
+        ``task_at(smoothing=h)`` -> Task.
     recipe : Recipe
 
     Returns
@@ -152,10 +152,10 @@ def fit_blend(task_at, recipe):
     """
     if recipe.base is None or recipe.noise is not None:
         raise ValueError('smoothing="multiscale" blends bases: it needs a base, and noise=None.')
-    plain = task_at(0.0)
+    plain = task_at(smoothing=0.0)
     scales = []
     for h in (0.0, scott(plain.x), COARSE_SMOOTHING):
-        scales.append(_distributions(task_at(h), recipe).bases)
+        scales.append(_distributions(task_at(smoothing=h), recipe).bases)
     # their arithmetic mean is normalised, easy to sample, and nowhere below the geometric one
     bases = [StackedBase(at, [1.0] * len(at)) for at in zip(*scales, strict=True)]
     features = torch.nn.Identity()

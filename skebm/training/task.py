@@ -7,7 +7,6 @@ together is known to the splits alone, and every random draw has a seed of its s
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +116,9 @@ class Task:
         """Weights as losses take them, float32 on the device, (n_copies * n_rows,)."""
         return (self.weight / self.weight.mean()).float().to(self.device)
 
-    def batches(self, make, stage, *, batch_size, copies=None, rows=None, noise=(), noise_ratio=1.0):
+    def batches(
+        self, make, stage, *, batch_size, copies=None, rows=None, noise=(), noise_ratio=1.0
+    ):
         """Minibatches of what a method makes of the rows, for all members at once.
 
         Parameters
@@ -294,6 +295,11 @@ class TiltedTask(Task):
     pool_log_ratio: torch.Tensor = field(kw_only=True)
 
     @property
+    def flow_distributions(self):
+        """Distributions of the flows that maximum likelihood left."""
+        return self.bases if self.tilts_its_proposal else self.coordinates.laws(self.flow)
+
+    @property
     def tilts_its_proposal(self):
         """Whether the proposals are the bases, so that log-ratios vanish."""
         return all(q is p for q, p in zip(self.bases, self.proposals, strict=True))
@@ -337,9 +343,7 @@ class TiltedTask(Task):
         """Responsibilities of the components of `modes` at held-out rows and pool, or None."""
         if self.modes is None:
             return None
-        held = [
-            q.responsibilities(self.x[h]) for q, h in zip(self.modes, self.held, strict=True)
-        ]
+        held = [q.responsibilities(self.x[h]) for q, h in zip(self.modes, self.held, strict=True)]
         pool = [q.responsibilities(x) for q, x in zip(self.modes, self.pool, strict=True)]
         return held, torch.stack(pool)
 
@@ -446,16 +450,14 @@ class Fitted:
     ----------
     model : nn.Module
         On standardised columns, where it is to compute.
-    held_out_scores : ndarray of shape (n_rows,)
+    scores : ndarray of shape (n_rows,)
         Log-density of every row, in the units of X, under the member that has not seen it; NaN for
         rows that were never held out.
     attributes : dict
-        Public attributes of the estimator, by name.
-    private : dict
-        What scoring and sampling need beside the model.
+        What else the estimator gets, by name; names that begin with an underscore are for its own
+        use.
     """
 
     model: torch.nn.Module
-    held_out_scores: np.ndarray
+    scores: np.ndarray
     attributes: dict
-    private: dict[str, Any] = field(default_factory=dict)
