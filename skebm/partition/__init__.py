@@ -14,6 +14,12 @@ from skebm.partition._importance import (
     importance_sampling,
 )
 from skebm.partition._posterior import Marginals, RowStreams, marginal_likelihoods
+from skebm.partition._weights import (
+    ess,
+    largest_power,
+    rows_by_importance,
+    systematic_resampling,
+)
 
 __all__ = [
     "MIN_ESS_SHARE",
@@ -25,8 +31,12 @@ __all__ = [
     "adaptive_importance_sampling",
     "annealed_importance_sampling",
     "bridge_sampling",
+    "ess",
     "estimate",
     "importance_sampling",
+    "largest_power",
     "marginal_likelihoods",
+    "rows_by_importance",
     "sequential_monte_carlo",
+    "systematic_resampling",
 ]

@@ -13,6 +13,7 @@ import torch
 from skebm.partition._bridge import bridge_sampling
 from skebm.partition._importance import LogPartition, from_error, importance_sampling
 from skebm.partition._path import Path, at_least
+from skebm.partition._weights import largest_power, systematic_resampling
 
 MIN_STEP = 1e-6
 """A step of the temperature below this means a log-ratio whose range no path can cross."""
@@ -167,7 +168,7 @@ def sequential_monte_carlo(
                 f"log_density is -inf at all n_particles={n_particles} draws of a run; give more "
                 "particles, or a proposal with more mass on the support."
             )
-        x = x[_resample(log_weights, generator)]
+        x = x[_resampled(log_weights, generator)]
         x, _ = move(
             x, path.at(b.item()), generator, kernel, n_moves, step_size.item(), scale_tril, options
         )
@@ -188,7 +189,7 @@ def _pilot(path, generator, n, ess_share, n_moves, kernel, options):
     while temperatures[-1] < 1:
         log_ratio = path.log_ratio(x)
         b = _next_temperature(temperatures[-1], log_ratio, ess_share)
-        x = x[_resample((b - temperatures[-1]) * log_ratio[None], generator)]
+        x = x[_resampled((b - temperatures[-1]) * log_ratio[None], generator)]
         temperatures.append(b)
         scale_trils.append(torch.linalg.cholesky(shrunk_covariance(x)))
         x, step_size = move(
@@ -221,34 +222,24 @@ def _next_temperature(b, log_ratio, ess_share):
             f"log_density is -inf at all {len(log_ratio)} draws of the proposal: give one with "
             "more mass on the support."
         )
-    enough = ess_share * len(flat)
-
-    def keeps(step):
-        w = step * flat
-        return (2 * w.logsumexp(0) - (2 * w).logsumexp(0)).exp().item() >= enough
-
-    low, high = 0.0, 1 - b
-    if keeps(high):
+    step = largest_power(flat, ess_share, most=1 - b, n_halvings=60).item()
+    if step == 1 - b:
         return 1.0
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if keeps(middle) else (low, middle)
-    if low < MIN_STEP:
+    if step < MIN_STEP:
         raise ValueError(
             f"log_density differs from that of the proposal by {flat.max() - flat.min():.3g} nats "
             "among the particles: too far to be bridged. Give a proposal that is closer."
         )
-    return b + low
+    return b + step
 
 
-def _resample(log_weights, generator):
+def _resampled(log_weights, generator):
     """Systematic resampling within each run: (n_runs, n) -> rows of the flat cloud (n_runs n,)."""
     n_runs, n = log_weights.shape
     options = {"dtype": log_weights.dtype, "device": log_weights.device}
     offset = torch.rand(n_runs, 1, generator=generator, **options)
-    edges = log_weights.softmax(1).cumsum(1)
-    picks = torch.searchsorted(edges / edges[:, -1:], (torch.arange(n, **options) + offset) / n)
-    return (picks.clamp_max(n - 1) + n * torch.arange(n_runs, device=picks.device)[:, None]).ravel()
+    picks = systematic_resampling(log_weights.softmax(1), offset)
+    return (picks + n * torch.arange(n_runs, device=picks.device)[:, None]).ravel()
 
 
 def move(

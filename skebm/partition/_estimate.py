@@ -15,6 +15,7 @@ from skebm.partition._annealing import (
 from skebm.partition._bridge import solve
 from skebm.partition._importance import adaptive_importance_sampling, from_error
 from skebm.partition._path import Path, at_least
+from skebm.partition._weights import ess
 
 MIN_ESS_SHARE = 0.01
 """Share of effective samples above which importance sampling is believed. Measured: honest from
@@ -168,7 +169,7 @@ def _of_particles(path, particles, log_z, generator):
     """From the weights of the runs, or by bridge sampling where that is sound and better."""
     n_samples = particles.shape[0] * particles.shape[1]
     result = combine(log_z, n_samples, "sequential Monte Carlo")
-    if 1 / log_z.softmax(0).square().sum() < MIN_RUN_SHARE * len(log_z):
+    if ess(log_z) < MIN_RUN_SHARE * len(log_z):
         return result
     try:
         bridge = _bridge(path, particles, log_z, generator)
