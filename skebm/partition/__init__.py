@@ -1,11 +1,6 @@
 """Measured normalising constants, each with its standard error."""
 
-from skebm.partition._annealing import (
-    ParticleRun,
-    Tuning,
-    annealed_importance_sampling,
-    sequential_monte_carlo,
-)
+from skebm.partition._ais import annealed_importance_sampling
 from skebm.partition._bridge import bridge_sampling
 from skebm.partition._estimate import MIN_ESS_SHARE, estimate
 from skebm.partition._importance import (
@@ -13,7 +8,9 @@ from skebm.partition._importance import (
     adaptive_importance_sampling,
     importance_sampling,
 )
-from skebm.partition._posterior import Marginals, RowStreams, marginal_likelihoods
+from skebm.partition._marginal_likelihood import Marginals, RowStreams, marginal_likelihoods
+from skebm.partition._pilot import Tuning
+from skebm.partition._smc import ParticleRun, sequential_monte_carlo
 from skebm.partition._weights import (
     ess,
     largest_power,

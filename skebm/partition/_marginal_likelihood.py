@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from skebm.partition._annealing import annealed_importance_sampling
+from skebm.partition._ais import annealed_importance_sampling
 from skebm.partition._importance import importance_sampling
 from skebm.partition._weights import ess, largest_power
 
