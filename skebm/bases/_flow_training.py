@@ -3,13 +3,14 @@
 import math
 
 import torch
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from skebm._engine import MemberBatches, train
 
-from ._combine import TransformedBase
-from ._flows import REACH, FlowBase, build_flow
+from ._combine import Coordinates  # noqa: F401 (until `_fit` imports it from there)
+from ._coupling import REACH
+from ._flows import build_flow
+from ._stacked_flow import FlowBase
 
 FLOW_LEARNING_RATE = 1e-2
 """Of maximum likelihood: the cosine lets it be high, and high generalises better."""
@@ -19,32 +20,6 @@ FLOW_EPOCHS, FLOW_STEPS, FLOW_PATIENCE, FLOW_PATIENCE_STEPS = 30, 2000, 20, 300
 epochs alone it would end where few rows make few steps of them."""
 
 JUDGED_AT_ONCE = 4096
-
-
-class Coordinates(nn.Module):
-    """Where flows live: each member Gaussianises the columns by its own training rows.
-
-    Parameters
-    ----------
-    maps : list of K MarginalGaussianization
-    """
-
-    def __init__(self, maps):
-        super().__init__()
-        self.maps = nn.ModuleList(maps)
-
-    def forward(self, x):
-        """Rows on standardised columns as every member sees them, (n, d) -> (K, n, d)."""
-        return torch.stack([to(x)[0] for to in self.maps])
-
-    def inverse(self, y):
-        """Back to standardised columns, with log |det dy/dx|: (K, n, d) -> (K, n, d), (K, n)."""
-        x = torch.stack([to.inverse(p) for to, p in zip(self.maps, y.double(), strict=True)])
-        return x, torch.stack([to(rows)[1] for to, rows in zip(self.maps, x, strict=True)])
-
-    def laws(self, flow):
-        """Laws on standardised columns, one per member, of flows in these coordinates."""
-        return [TransformedBase(to, flow.member(k)) for k, to in enumerate(self.maps)]
 
 
 def train_flows(
