@@ -5,7 +5,8 @@ from skebm.bases._adapters import (
     TorchDistributionBase,
     UniformBase,
 )
-from skebm.bases._combine import AffineTransform, StackedBase, TransformedBase
+from skebm.bases._combine import AffineTransform, Coordinates, StackedBase, TransformedBase
+from skebm.bases._coupling import CouplingSplineFlow
 from skebm.bases._em import fit_gaussian_mixture
 from skebm.bases._fit import (
     CANDIDATES,
@@ -15,17 +16,13 @@ from skebm.bases._fit import (
     fit_bases,
     stacking_weights,
 )
-from skebm.bases._flow_training import JUDGED_AT_ONCE, Coordinates, fit_flow, train_flows
-from skebm.bases._flows import (
-    CouplingSplineFlow,
-    FlowBase,
-    StackedFlow,
-    ZukoFlows,
-    build_flow,
-)
+from skebm.bases._flow_training import JUDGED_AT_ONCE, fit_flow, train_flows
+from skebm.bases._flows import build_flow
 from skebm.bases._implicit import ImplicitGenerator
 from skebm.bases._marginal import MarginalGaussianization
 from skebm.bases._mixtures import GaussianMixtureBase, KernelDensityBase
+from skebm.bases._stacked_flow import FlowBase, StackedFlow
+from skebm.bases._zuko import ZukoFlows
 
 __all__ = [
     "CANDIDATES",

@@ -45,6 +45,39 @@ class TransformedBase(nn.Module):
         return self.base.responsibilities(self.transform(x)[0])
 
 
+class Coordinates(nn.Module):
+    """Where flows live: each member Gaussianises the columns by its own training rows.
+
+    Parameters
+    ----------
+    maps : list of K MarginalGaussianization
+    """
+
+    def __init__(self, maps):
+        super().__init__()
+        self.maps = nn.ModuleList(maps)
+
+    def forward(self, x):
+        """Rows on standardised columns as every member sees them, (n, d) -> (K, n, d)."""
+        return torch.stack([to(x)[0] for to in self.maps])
+
+    def inverse(self, y):
+        """Back to standardised columns, with log |det dy/dx|: (K, n, d) -> (K, n, d), (K, n)."""
+        x = torch.stack([to.inverse(p) for to, p in zip(self.maps, y.double(), strict=True)])
+        return x, torch.stack([to(rows)[1] for to, rows in zip(self.maps, x, strict=True)])
+
+    @classmethod
+    def of(cls, laws):
+        """Coordinates of laws that `laws` has made, and the flow in them, trainable, in float32."""
+        first, *others = [law.base.flow for law in laws]
+        flow = first.beside(others).float().requires_grad_(True)
+        return cls([law.transform for law in laws]), flow
+
+    def laws(self, flow):
+        """Laws on standardised columns, one per member, of flows in these coordinates."""
+        return [TransformedBase(to, flow.member(k)) for k, to in enumerate(self.maps)]
+
+
 class StackedBase(nn.Module):
     r"""Mixture of whole laws, :math:`q(x) = \sum_j w_j q_j(x)` (Smyth & Wolpert 1999).
 

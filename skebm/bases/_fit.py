@@ -13,9 +13,9 @@ import torch
 from skebm._random import spawn
 
 from ._adapters import SklearnDensityBase, UniformBase
-from ._combine import StackedBase, TransformedBase
+from ._combine import Coordinates, StackedBase, TransformedBase
 from ._em import fit_gaussian_mixture
-from ._flow_training import Coordinates, train_flows
+from ._flow_training import train_flows
 from ._flows import build_flow
 from ._marginal import MarginalGaussianization
 from ._mixtures import KernelDensityBase

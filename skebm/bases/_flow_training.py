@@ -1,13 +1,13 @@
 """Training of normalizing flows by maximum likelihood, K of them side by side."""
 
 import torch
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from skebm._engine import Budget, MemberBatches, train
 
-from ._combine import TransformedBase
-from ._flows import REACH, FlowBase, build_flow, stack_flows
+from ._coupling import REACH
+from ._flows import build_flow
+from ._stacked_flow import FlowBase
 
 FLOW_LEARNING_RATE = 1e-2
 """Of maximum likelihood: the cosine lets it be high, and high generalises better."""
@@ -16,37 +16,6 @@ FLOW_BUDGET, FLOW_PATIENCE = Budget(epochs=30, steps=2000, patience_steps=300), 
 """Of the same: its length, and patience in epochs."""
 
 JUDGED_AT_ONCE = 4096
-
-
-class Coordinates(nn.Module):
-    """Where flows live: each member Gaussianises the columns by its own training rows.
-
-    Parameters
-    ----------
-    maps : list of K MarginalGaussianization
-    """
-
-    def __init__(self, maps):
-        super().__init__()
-        self.maps = nn.ModuleList(maps)
-
-    def forward(self, x):
-        """Rows on standardised columns as every member sees them, (n, d) -> (K, n, d)."""
-        return torch.stack([to(x)[0] for to in self.maps])
-
-    def inverse(self, y):
-        """Back to standardised columns, with log |det dy/dx|: (K, n, d) -> (K, n, d), (K, n)."""
-        x = torch.stack([to.inverse(p) for to, p in zip(self.maps, y.double(), strict=True)])
-        return x, torch.stack([to(rows)[1] for to, rows in zip(self.maps, x, strict=True)])
-
-    @classmethod
-    def of(cls, laws):
-        """Coordinates, and the flow in them, of laws that `laws` made."""
-        return cls([law.transform for law in laws]), stack_flows([law.base.flow for law in laws])
-
-    def laws(self, flow):
-        """Laws on standardised columns, one per member, of flows in these coordinates."""
-        return [TransformedBase(to, flow.member(k)) for k, to in enumerate(self.maps)]
 
 
 def train_flows(

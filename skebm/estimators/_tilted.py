@@ -23,6 +23,7 @@ from skebm.energies import (
     resolve_energy_model,
 )
 from skebm.models import FeatureMap
+from skebm.partition import rows_by_importance
 from skebm.samplers import mala, run
 from skebm.training import Recipe, fit_blend, fit_tilted, make_task
 
@@ -33,9 +34,6 @@ SCORED_ROWS = 8192
 
 VALIDATION_FRACTION = 0.1
 """Rows held out where there is one member; with more, every row is held out once."""
-
-MAX_COPIES = 10.0
-"""Sampling: weights above this multiple of their mean give repeated rows."""
 
 SCORE_SOFTNESS = 0.25
 """Softness of the trees in `stein_score` where the chosen ones are hard."""
@@ -266,26 +264,17 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
     def _draw(self, sizes, generator):
         """Rows of every member by importance, a list of K tensors (sizes[k], d)."""
         model, n_members = self.model_, self.model_.n_members
-        drawn = [[] for _ in range(n_members)]
-        missing = sizes.clone()
-        cap = None
-        while (missing > 0).any():
-            if model.is_untilted:
-                for k in range(n_members):
-                    drawn[k].append(model.bases[k].sample(int(missing[k]), generator))
-                break
-            n_proposed = int(1.1 * missing.max() * (cap or 2.0))  # one in cap is kept
-            n_proposed = max(1024, min(n_proposed, 65_536))
-            x, log_weights = model.draw(n_proposed, [generator] * n_members)
-            weights = (log_weights - model.log_partition[:, None]).exp()
-            if cap is None:
-                cap = weights.max().clamp(1.0, MAX_COPIES).item()
-            uniform = torch.rand(
-                weights.shape, generator=generator, dtype=torch.float64, device=weights.device
-            )
-            copies = (weights / cap + uniform).floor().long()
-            for k in range(n_members):
-                rows = x[k].repeat_interleave(copies[k], dim=0)[: int(missing[k])]
-                drawn[k].append(rows)
-                missing[k] -= len(rows)
-        return [torch.cat(parts) for parts in drawn]
+        if model.is_untilted:
+            pairs = zip(model.bases, sizes.tolist(), strict=True)
+            # not all distributions can draw 0 rows
+            return [base.sample(max(n, 1), generator)[:n] for base, n in pairs]
+
+        def propose(n):
+            x, log_weights = model.draw(n, [generator] * n_members)
+            return x, (log_weights - model.log_partition[:, None]).exp()
+
+        def uniform(shape):
+            like = {"dtype": torch.float64, "device": self._device}
+            return torch.rand(shape, generator=generator, **like)
+
+        return rows_by_importance(propose, sizes, uniform)

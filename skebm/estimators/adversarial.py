@@ -4,16 +4,18 @@ from functools import partial
 from numbers import Real
 
 import numpy as np
+import torch
 from torch import nn
 
 from skebm._sklearn_compat import Interval, StrOptions
 from skebm._threads import limit_threads
 from skebm.energies import Network
+from skebm.partition import rows_by_importance
 from skebm.training.adversarial import settled_generator, train_adversarially
 
 from ._base import parameters
 from ._generators import FlowDensity, ImplicitSampler
-from ._tilted import MAX_COPIES, TiltedDensity
+from ._tilted import TiltedDensity
 
 GENERATOR_MALA_STEPS = 100
 
@@ -225,16 +227,18 @@ class AdversarialEBM(TiltedDensity):
             x = self._walk(x, n_steps, generator)
         return self._columns.restore(x.cpu().numpy())
 
-    def _rows_by_importance(self, n, rng):
+    def _rows_by_importance(self, n, seed):
         """Rows of a generator that is a flow, kept as `sample` keeps those of the base."""
-        kept, missing, cap = [], n, None
-        while missing > 0:
-            rows = self.generator_.sample(max(1024, int(1.1 * missing * (cap or 2.0))), rng)
-            log_weights = self._score(rows) - self.generator_.score_samples(rows)
-            weights = np.exp(log_weights - log_weights.max())
-            weights /= weights.mean()
-            cap = min(weights.max(), MAX_COPIES) if cap is None else cap
-            copies = np.floor(weights / cap + rng.random_sample(len(rows))).astype(int)
-            kept.append(rows.repeat(copies, axis=0)[:missing])
-            missing -= len(kept[-1])
-        return rng.permutation(np.concatenate(kept))
+        rng = np.random.RandomState(seed % 2**32)
+
+        def propose(n):
+            rows = self.generator_.sample(n, rng)
+            log_weights = self._log_density(rows) - self.generator_.score_samples(rows)
+            weights = torch.as_tensor(np.exp(log_weights - log_weights.max()))
+            return torch.as_tensor(rows)[None], (weights / weights.mean())[None]
+
+        def uniform(shape):
+            return torch.as_tensor(rng.random_sample(shape))
+
+        (rows,) = rows_by_importance(propose, torch.tensor([n]), uniform)
+        return rng.permutation(rows.numpy())

@@ -5,16 +5,12 @@ import math
 import torch
 
 from skebm.bases import GaussianMixtureBase
-from skebm.partition._annealing import (
-    check_samples,
-    combine,
-    move,
-    sequential_monte_carlo,
-    shrunk_covariance,
-)
 from skebm.partition._bridge import solve
 from skebm.partition._importance import adaptive_importance_sampling, from_error
-from skebm.partition._path import Path, at_least
+from skebm.partition._path import Path, at_least, move
+from skebm.partition._pilot import shrunk_covariance
+from skebm.partition._smc import combine, sequential_monte_carlo
+from skebm.partition._weights import ess
 
 MIN_ESS_SHARE = 0.01
 """Share of effective samples above which importance sampling is believed. Measured: honest from
@@ -121,7 +117,7 @@ def estimate(
         max_particles=(max_particles, n_particles),
     )
     if samples is not None:
-        check_samples(samples, proposal.sample(1, generator), path)
+        path.check_samples(samples, proposal.sample(1, generator))
         at_least(**{"len(samples)": (len(samples), 2 * N_GROUPS)})
         blocks = samples[len(samples) % N_GROUPS :].unflatten(0, (N_GROUPS, -1))
         return _bridge(path, blocks, blocks.new_zeros(N_GROUPS), generator)
@@ -168,7 +164,7 @@ def _of_particles(path, particles, log_z, generator):
     """From the weights of the runs, or by bridge sampling where that is sound and better."""
     n_samples = particles.shape[0] * particles.shape[1]
     result = combine(log_z, n_samples, "sequential Monte Carlo")
-    if 1 / log_z.softmax(0).square().sum() < MIN_RUN_SHARE * len(log_z):
+    if ess(log_z) < MIN_RUN_SHARE * len(log_z):
         return result
     try:
         bridge = _bridge(path, particles, log_z, generator)

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from skebm.partition._weights import log_sums
+
 
 class LogPartition(NamedTuple):
     """A measured log Z.
@@ -64,9 +66,7 @@ class _Moments(NamedTuple):
             )
         if not (log_weights < math.inf).all():  # nan as well
             raise ValueError("log_weights must not contain nan or +inf.")
-        return cls(
-            log_weights.logsumexp(-1), (2 * log_weights).logsumexp(-1), log_weights.shape[-1]
-        )
+        return cls(*log_sums(log_weights), log_weights.shape[-1])
 
 
 def importance_sampling(log_weights):

@@ -18,6 +18,7 @@ from skebm.samplers import _mala as mala
 from skebm.samplers import _random_walk as random_walk
 from skebm.samplers import _ula as ula
 from skebm.samplers._delayed_acceptance import DelayedInfo
+from skebm.samplers._geometric import geometric_path
 from skebm.samplers._parallel_tempering import ParallelTempering, TemperedInfo, TemperedState
 from skebm.samplers._run import Run, run
 from skebm.samplers._state import Info, State
@@ -31,6 +32,7 @@ __all__ = [
     "TemperedInfo",
     "TemperedState",
     "delayed_acceptance",
+    "geometric_path",
     "hmc",
     "independence",
     "mala",

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 from skebm.samplers import _mala
+from skebm.samplers._geometric import geometric_path
 from skebm.samplers._state import State, choose, evaluate, evaluate_with_gradient
 
 COLDEST_TO_HOTTEST = 0.01
@@ -277,13 +278,8 @@ class _Path:
     def mix(self, x, parts):
         """State at x, from the parts there."""
         p, gradient, q, reference_gradient = parts
+        if self.log_reference is None:
+            return State(x, self.b[:, 0] * p, None if gradient is None else self.b * gradient)
         if gradient is not None:
-            gradient = self._mix(self.b, gradient, reference_gradient)
-        return State(x, self._mix(self.b[:, 0], p, q), gradient)
-
-    @staticmethod
-    def _mix(b, p, q):
-        if q is None:
-            return b * p
-        # -inf times 0 is nan, but outside of the support of p the hottest law may be positive
-        return torch.where(b > 0, b * p, 0.0) + torch.where(b < 1, (1 - b) * q, 0.0)
+            gradient = geometric_path(self.b, gradient, reference_gradient)
+        return State(x, geometric_path(self.b[:, 0], p, q), gradient)

@@ -6,6 +6,7 @@ import torch
 
 from skebm.bases import MAX_FIT_ROWS, fit_gaussian_mixture
 from skebm.models import ModesAndBackground, TiltedMixture
+from skebm.partition import ess, largest_power
 
 MAX_MODES, ROWS_PER_MODE, ROWS_PER_COLUMN = 8, 50, 10
 """Size of the mixture whose components recalibration may weight: so many rows for each mode, and so
@@ -81,15 +82,10 @@ def is_gain(task, gain, pool_tilt):
     mean, error = mean_and_error(task, gain)
     weight = task.held_weight
     masses = torch.stack([task.weight[held].sum() for held in task.held]) / weight.sum()
-    ess = ess_shares(task, pool_tilt)
-    log_z = (masses.square() * (1 / ess - 1) / pool_tilt.shape[-1]).sum().item()
+    n = pool_tilt.shape[-1]
+    share = ess(pool_tilt + task.pool_log_ratio) / n
+    log_z = (masses.square() * (1 / share - 1) / n).sum().item()
     return mean > 2.0 * math.sqrt(error**2 + log_z)
-
-
-def ess_shares(task, pool_tilt):
-    """Effective sample size of every member on the pool, as a fraction, (K,)."""
-    log_w = pool_tilt + task.pool_log_ratio
-    return (2 * log_w.logsumexp(-1) - (2 * log_w).logsumexp(-1)).exp() / log_w.shape[-1]
 
 
 def guard(task, pool_tilt):
@@ -104,17 +100,7 @@ def guard(task, pool_tilt):
     -------
     float
     """
-
-    def honest(factor):
-        return ess_shares(task, factor * pool_tilt).min().item() >= MIN_ESS
-
-    if honest(1.0):
-        return 1.0
-    low, high = 0.0, 1.0
-    for _ in range(20):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if honest(middle) else (low, middle)
-    return low
+    return largest_power(pool_tilt, MIN_ESS, offset=task.pool_log_ratio).min().item()
 
 
 def recalibrate(task, held_f, pool_f, *, ridge=(1e-2, 1e-3)):

@@ -24,6 +24,8 @@ from skebm.energies import (
     logit,
 )
 
+from skebm.partition import systematic_resampling
+
 from .networks import in_blocks
 from .task import Trained
 
@@ -198,10 +200,7 @@ def _noise(task, k, n, start, generator):
         return task.features(proposal.sample(n, generator))
     z = task.features(proposal.sample(_PROPOSED * n, generator))
     weights = in_blocks(start.energy.member(k), z[None])[0].softmax(0)
-    # systematic resampling: every sample as often as its weight says, to one
-    points = (torch.arange(n, dtype=z.dtype) + torch.rand(1, generator=generator)) / n
-    chosen = torch.searchsorted(weights.cumsum(0), points).clamp_max(len(z) - 1)
-    return z[chosen]
+    return z[systematic_resampling(weights, torch.rand(1, generator=generator), n)]
 
 
 def _curve(classifier, contrast, early_stopping):

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from skebm.partition import annealed_importance_sampling, sequential_monte_carlo
-from skebm.partition._annealing import _resample
 from skebm.samplers import hmc, mala, random_walk
 
 # name of the law, its arguments
@@ -123,19 +122,6 @@ def test_reproducible_from_the_generator_alone(laws):
     a, b, c = (ais(law, laws.generator(s), samples=exact) for s in (1, 1, 2))
     assert a == b != c
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_systematic_resampling():
-    log_weights = torch.tensor([[0.1, 0.2, 0.3, 0.4], [1.0, 0.0, 0.0, 0.0]]).double().log()
-    counts = torch.zeros(8)
-    for seed in range(500):
-        rows = _resample(log_weights, torch.Generator().manual_seed(seed))
-        own = torch.bincount(rows, minlength=8)
-        assert own[:4].sum() == own[4:].sum() == 4
-        expected = 4 * log_weights.exp().ravel()
-        assert ((own - expected).abs() < 1).all()  # what "systematic" gives
-        counts += own / 500
-    torch.testing.assert_close(counts.double(), 4 * log_weights.exp().ravel(), atol=0.08, rtol=0)
 
 
 # ------------------------------------------------------------------ annealed importance sampling

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from skebm.partition._annealing import annealed_importance_sampling
+from skebm.partition._ais import annealed_importance_sampling
 from skebm.partition._importance import importance_sampling
+from skebm.partition._weights import ess, largest_power
 
 DEGREES = 8
 """Degrees of freedom of the t proposal."""
@@ -153,7 +154,8 @@ class Proposal(nn.Module):
 
     def refitted(self, z, log_weights):
         """Proposal with the moments of weighted draws, (n, m, k) and (n, m)."""
-        weights = _flattened(log_weights)
+        power = largest_power(log_weights, FITTED_SHARE)
+        weights = (power[:, None] * log_weights).softmax(-1)
         location = (weights[..., None] * z).sum(1)
         centered = z - location[:, None]
         covariance = centered.mT @ (weights[..., None] * centered)
@@ -281,7 +283,7 @@ def _adapt(log_joint, proposal, streams, rows, n):
     active, current = torch.arange(len(rows), device=rows.device), proposal
     for stage in range(MAX_ROUNDS):
         z, log_weights = _weigh(log_joint, current, streams, rows[active], stage, n)
-        share = _ess_share(log_weights)
+        share = ess(log_weights) / n
         before = best_share[active]
         better = share > before
         there = active[better]
@@ -295,23 +297,6 @@ def _adapt(log_joint, proposal, streams, rows, n):
         current = current.take(goes_on).refitted(z[goes_on], log_weights[goes_on])
         active = active[goes_on]
     return best
-
-
-def _ess_share(log_weights):
-    log_ess = 2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1)
-    return log_ess.exp() / log_weights.shape[-1]
-
-
-def _flattened(log_weights):
-    """Normalised weights, raised to the largest power that leaves enough of them effective."""
-    low, high = torch.zeros_like(log_weights[:, :1]), torch.ones_like(log_weights[:, :1])
-    fine = (_ess_share(log_weights) >= FITTED_SHARE)[:, None]
-    for _ in range(20):
-        middle = 0.5 * (low + high)
-        enough = (_ess_share(middle * log_weights) >= FITTED_SHARE)[:, None]
-        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
-    power = torch.where(fine, torch.ones_like(low), low)
-    return (power * log_weights).softmax(-1)
 
 
 def _anneal(log_joint, proposal, streams, row, measured, i):
