@@ -1,24 +1,24 @@
+"""Energy-based density estimators in scikit-learn's style, over PyTorch."""
+
+from skebm._version import __version__
 from skebm.energies import Boosting, Network
 from skebm.estimators import (
+    AdversarialEBM,
     ContrastiveDivergenceEBM,
+    FlowContrastiveDensity,
+    ImplicitVAE,
     NCEDensity,
     ScoreMatchingEBM,
-    FlowContrastiveDensity,
-    AdversarialEBM,
 )
 
-
-class ImplicitVAE:
-    pass
-
-
 __all__ = [
+    "AdversarialEBM",
     "Boosting",
-    "Network",
-    "NCEDensity",
-    "ScoreMatchingEBM",
     "ContrastiveDivergenceEBM",
     "FlowContrastiveDensity",
-    "AdversarialEBM",
     "ImplicitVAE",
+    "NCEDensity",
+    "Network",
+    "ScoreMatchingEBM",
+    "__version__",
 ]

@@ -43,7 +43,7 @@ class StackedFlow(nn.Module, ABC):
 
     @abstractmethod
     def beside(self, others):
-        """This flow and others, one member each, as one flow of several, with copied weights."""
+        """Make one flow of this one and others, one member each, with copied weights."""
 
     @torch.no_grad()
     def sample(self, n, generator):

@@ -5,7 +5,6 @@ from numbers import Real
 
 from skebm._sklearn_compat import Interval, StrOptions
 from skebm.energies import Boosting, Network
-from skebm.training import Recipe
 from skebm.training.classifiers import train_classifiers
 from skebm.training.noise_contrastive import train_against_noise
 

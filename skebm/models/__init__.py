@@ -1,6 +1,6 @@
 """Models: what a fit ends with, torch modules on standardised columns that know no estimator."""
 
-from skebm.models.latent import LatentVariableModel
+from skebm.models.latent import LatentVariableModel, antithetic_noise
 from skebm.models.tilted import (
     CLIP,
     FeatureMap,
@@ -18,6 +18,7 @@ __all__ = [
     "ModesAndBackground",
     "ScaleAverage",
     "TiltedMixture",
+    "antithetic_noise",
     "feature_scores",
     "log_ratio",
 ]

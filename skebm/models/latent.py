@@ -12,6 +12,9 @@ __all__ = ["LatentVariableModel"]
 MOMENT_DRAWS, MOMENT_ELEMENTS = 128, 2**22
 """Draws of the encoder that give the moments of a first proposal; numbers made at once for them."""
 
+MEASURED_ROWS = 8192
+"""Rows that are measured at once, so that memory does not grow with n."""
+
 
 class LatentVariableModel(nn.Module):
     r"""Rows made from latent variables: z ~ N(0, I), then x ~ p(x | decoder(z)).
@@ -86,6 +89,26 @@ class LatentVariableModel(nn.Module):
         return marginal_likelihoods(
             log_joint, location.double(), covariance.double(), RowStreams(x, seed), **options
         )
+
+    def log_prob(self, x: Tensor, seed: int, *, n_samples: int) -> tuple[Tensor, Tensor]:
+        """Log-densities of rows and their standard errors, (n, d) -> (n,), (n,).
+
+        Rows that the likelihood does not support have -inf.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, d)
+        seed : int
+        n_samples : int
+            Draws behind every log-density.
+        """
+        inside = self.likelihood.supports(x)
+        value = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
+        error = torch.zeros_like(value)
+        for rows in inside.nonzero()[:, 0].split(MEASURED_ROWS):
+            measured = self.log_likelihoods(x[rows], seed, n_samples=n_samples)
+            value[rows], error[rows] = measured.value, measured.std_error
+        return value, error
 
 
 def antithetic_noise(encoder, n: int, generator: torch.Generator, dtype) -> Tensor:

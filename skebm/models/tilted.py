@@ -20,6 +20,7 @@ class FeatureMap(nn.Module):
         self.transform = transform
 
     def forward(self, x):
+        """Rows as energies see them, (n, d) -> (n, d)."""
         return self.transform(x)[0].clamp(-CLIP, CLIP)
 
 
@@ -115,10 +116,12 @@ class TiltedMixture(nn.Module):
 
     @property
     def n_members(self):
+        """Number of members K."""
         return len(self.bases)
 
     @property
     def n_features(self):
+        """Number of varying columns d."""
         return self.bases[0].n_features
 
     @property

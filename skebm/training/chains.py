@@ -110,6 +110,7 @@ class CheapTarget:
         return self.model.inverse_temperature.to(z) * self.energy(self._per_member(z)).flatten()
 
     def __call__(self, z):
+        """Log-density, not normalised, (K n, d) -> (K n,)."""
         return self.stand_in.log_prob(z) + self.scaled_energy(z)
 
     def value_and_gradient(self, z):

@@ -23,7 +23,6 @@ from skebm.energies import (
     SoftTrees,
     logit,
 )
-
 from skebm.partition import systematic_resampling
 
 from .networks import in_blocks

@@ -1,8 +1,11 @@
 """Columns before the model: constant columns, robust scales, ties, smoothing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+ROUNDING = 1e-9
+"""Values so far outside of the unit interval are taken to be 0 or 1."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Columns:
         Standard deviation of the standardised columns.
     half_steps : tuple of (values, half_widths) or None, one per varying column
         Resolution of a column with ties: each distinct value and how far it is spread.
+    unit_interval : bool
+        Whether columns lie in [0, 1], and keep their units.
     """
 
     varying: np.ndarray
@@ -33,6 +38,7 @@ class Columns:
     scale: np.ndarray
     spread: np.ndarray
     half_steps: tuple
+    unit_interval: bool = False
 
     @classmethod
     def learn(cls, X, names, precision=2.0**-52):
@@ -77,6 +83,14 @@ class Columns:
             half_steps=tuple(_half_steps(column) for column in x.T),
         )
 
+    def in_unit_interval(self):
+        """The same columns in their own units, which have to be the unit interval."""
+        n_varying = int(self.varying.sum())
+        return replace(
+            self, center=np.zeros(n_varying), scale=np.ones(n_varying),
+            half_steps=(None,) * n_varying, unit_interval=True,
+        )  # fmt: skip
+
     @property
     def log_det(self):
         """log |d standardised / d X|, added to a log-density of standardised columns."""
@@ -85,12 +99,18 @@ class Columns:
     def snap(self, X, precision):
         """X, with the value of a constant column wherever it is met within its precision.
 
+        In the unit interval also 0 and 1 where scaling has left values outside by a rounding error.
+
         A value counts as met where fit or `precision`, that of these rows as they were given, is
         too coarse to tell it from the constant: .1 of a float32 file and .1 of a float64 service.
         """
         coarser = 4.0 * np.maximum(self.precision, precision)  # a few roundings
         met = ~self.varying & (np.abs(X - self.constants) <= coarser * np.abs(self.constants))
-        return np.where(met, self.constants, X)
+        X = np.where(met, self.constants, X)
+        if self.unit_interval:
+            near = (X >= -ROUNDING) & (X <= 1.0 + ROUNDING)
+            X = np.where(near, X.clip(0.0, 1.0), X)
+        return X
 
     def standardize(self, X):
         """Return the varying columns, standardised, and whether the constant ones are met."""

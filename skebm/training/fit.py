@@ -25,7 +25,7 @@ from .distributions import (
     on_flows,
     resolve,
 )
-from .task import Fitted, Trained, make_task, tilted_task
+from .task import Fitted, Trained, tilted_task
 
 TARGET_STD_ERROR = 0.01
 """Standard error of log Z, in nats, that ``n_partition_samples="auto"`` aims at."""

@@ -2,24 +2,16 @@
 
 import copy
 import math
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
 
-from skebm._engine import MemberBatches, Opponent, train
-from skebm.latents import (
-    FULL_NOISE_SHARE,
-    AffinePlus,
-    BernoulliLikelihood,
-    GaussianEncoder,
-    GaussianLikelihood,
-    ImplicitEncoder,
-    LatentVariableModel,
-    factor_analysis,
-    perceptron,
-    user_network,
-)
+from skebm._engine import Budget, Opponent, evaluations_every, train
+from skebm._threads import limit_threads
+from skebm.latents import ImplicitEncoder
 from skebm.objectives import (
     calibrated_scores,
     draw_directions,
@@ -28,15 +20,14 @@ from skebm.objectives import (
     sliced_score_network_losses,
     stein_scores,
 )
-from skebm.partition import RowStreams, marginal_likelihoods
 
-from ._threads import limit_threads
+from .latent_start import build_model, choose_n_components
+from .task import Fitted
 
-EPOCHS, STEPS = 100, 6000
+BUDGET = Budget(epochs=100, steps=6000, patience_steps=600)
 """``max_epochs="auto"``: whichever lasts longer."""
 
-PATIENCE_STEPS = 600
-"""Steps that patience lasts for, at least."""
+LEARNING_RATE = 2e-3
 
 SOLO_STEPS = 2
 """Steps that the score network takes alone before each step of both: with none it lags behind."""
@@ -50,159 +41,253 @@ TEMPERED = 0.6
 JUDGED_ROWS, JUDGED_DRAWS = 5_000, 32
 """Held-out rows, and draws for each, in an evaluation."""
 
-STEP_COST, EVALUATION_SHARE, LOOKS = 6, 0.1, 3
-"""Cost of a step on a row, in draws; share of the time that judging may take; evaluations, at
-least, before patience ends."""
+STEP_COST = 6
+"""Of a step on a row, in draws."""
 
-MOMENT_DRAWS, MOMENT_ELEMENTS = 128, 2**22
-"""Draws of the encoder that give the moments of a first proposal; numbers made at once for them."""
+COMPARED_ROWS = 2_000
+"""Held-out rows, at most, on which training is compared with its start."""
 
 ONE_SIDED = 1.645
 """Standard errors by which training has to beat its start."""
 
-CANDIDATES = (1, 2, 3, 4, 6, 8, 12, 16)
-"""Numbers of components that "auto" chooses from: curved, they do the work of more."""
 
-PLANES = 4
-"""Fewest of them, where there are as many columns: a curved surface needs more than a plane."""
+@dataclass(frozen=True)
+class LatentSettings:
+    """The fields of the estimator that make and train a latent-variable model, by their names."""
 
-
-class LatentNetworks(nn.Module):
-    """A latent-variable model and its encoder.
-
-    Parameters
-    ----------
-    model : LatentVariableModel
-    encoder : GaussianEncoder or ImplicitEncoder
-    """
-
-    def __init__(self, model, encoder):
-        super().__init__()
-        self.model, self.encoder = model, encoder
-
-    def moments(self, x, generator):
-        """Approximate posterior means and covariances of rows, (n, k) and (n, k, k)."""
-        noise = antithetic_noise(self.encoder, MOMENT_DRAWS, generator, x.dtype)
-        n_rows = max(1, MOMENT_ELEMENTS // (MOMENT_DRAWS * (x.shape[1] + noise.shape[1])))
-        parts = [self.encoder.moments(rows, noise) for rows in x.split(n_rows)]
-        return tuple(torch.cat(values) for values in zip(*parts, strict=True))
-
-    @torch.no_grad()
-    def marginals(self, x, seed, **options):
-        """Measured log-likelihoods of rows, (n, d) -> Marginals."""
-        generator = torch.Generator(x.device).manual_seed(seed)
-        location, covariance = self.moments(x, generator)
-
-        def log_joint(rows, z):
-            return self.model.log_joint(x[rows][:, None], z.to(x.dtype))
-
-        return marginal_likelihoods(
-            log_joint, location.double(), covariance.double(), RowStreams(x, seed), **options
-        )
+    n_components: int | str
+    encoder: str
+    likelihood: str
+    kl_weight_start: float
+    n_importance_samples: int
+    encoder_model: Any
+    decoder_model: Any
+    hidden_layer_sizes: Sequence[int]
+    learning_rate: float | str
+    weight_decay: float
+    batch_size: int
+    max_epochs: int | str
+    patience: int | None
+    callbacks: Sequence | None
 
 
-def antithetic_noise(encoder, n, generator, dtype):
-    """Noise in pairs of opposite signs, (n, n_noise): what is odd in it averages out."""
-    half = encoder.noise(-(-n // 2), generator=generator, dtype=dtype)
-    return torch.cat([half, -half])[:n]
-
-
-def choose_n_components(x, weight, split):
-    """Number of factors whose factor analysis has the best held-out likelihood."""
-    train_rows, held = split
-    d, best, chosen = x.shape[1], -math.inf, 1
-    for k in CANDIDATES:
-        if k > d or k >= len(train_rows):
-            break
-        factors = factor_analysis(x[train_rows], weight[train_rows], k)
-        level = (weight[held] @ factors.log_prob(x[held])).item()
-        if level > best:
-            best, chosen = level, k
-    return max(chosen, min(d, PLANES))
-
-
-def build_networks(
-    x, weight, n_components, *, binary, likelihood, encoder, score_estimator, encoder_model,
-    decoder_model, hidden_layer_sizes, seeds,
-):  # fmt: skip
-    """Networks that start as factor analysis, with its exact posterior as the encoder.
-
-    Modules of the user replace the decoder, or the encoder's location and scale, as they are.
+def fit_latent(task, settings):
+    """Fit a latent-variable model: start, training, comparison with the start, held-out scores.
 
     Parameters
     ----------
-    x : Tensor of shape (n, d)
-        Rows to start from.
-    weight : Tensor of shape (n,)
-    n_components : int
-    binary : bool
-        Whether all values are 0 or 1, for the Bernoulli likelihood.
-    likelihood, encoder, score_estimator, encoder_model, decoder_model, hidden_layer_sizes
-        As of the estimator.
-    seeds : Seeds
+    task : Task
+        Of one member.
+    settings : LatentSettings
 
     Returns
     -------
-    LatentNetworks
+    Fitted
     """
-    d, k = x.shape[1], n_components
-    factors = factor_analysis(x, weight, k)
-    center, loadings = factors.center, factors.loadings
-    posterior_weight, posterior_bias, posterior_scale = factors.posterior()
-    if likelihood == "bernoulli":
-        p = center.clamp(0.01, 0.99)
-        center, loadings = p.logit(), loadings / (p * (1 - p))[:, None]
-        law = BernoulliLikelihood(binary)
-    elif isinstance(decoder_model, str):
-        law = GaussianLikelihood(factors.variance.float())
-    else:
-        # little noise: with much of it z is of no use at first, and may stay so
-        total = factors.variance + loadings.square().sum(1)
-        law = GaussianLikelihood((FULL_NOISE_SHARE * total).float())
-    make = partial(perceptron, hidden_layer_sizes=hidden_layer_sizes)
-    if isinstance(decoder_model, str):
-        decoder = AffinePlus(loadings, center, make(k, d, seed=seeds.of("decoder")))
-    else:
-        decoder = user_network(decoder_model, "decoder_model", k, d, seed=seeds.of("decoder"))
-        # nothing is known of what its components mean
-        posterior_weight, posterior_bias = torch.zeros(k, d), torch.zeros(k)
-        posterior_scale = torch.ones(k)
-    if isinstance(encoder_model, str):
-        network = AffinePlus(
-            torch.cat([posterior_weight, torch.zeros(k, d)]),
-            torch.cat([posterior_bias, posterior_scale.log()]),
-            make(d, 2 * k, seed=seeds.of("encoder")),
-        )
-    else:
-        network = user_network(encoder_model, "encoder_model", d, 2 * k, seed=seeds.of("encoder"))
-    if encoder == "gaussian":
-        coder = GaussianEncoder(network, k)
-    else:
-        score = (
-            make(d + k, k, seed=seeds.of("score network")) if score_estimator == "sliced" else None
-        )
-        coder = ImplicitEncoder(
-            network, k, make(d + 2 * k, k, seed=seeds.of("encoder, bent")), score
-        )
-    return LatentNetworks(LatentVariableModel(decoder, law, k), coder)
+    task.progress.stage("factor analysis")
+    model, goes_on = _start(task, settings)
+    start = copy.deepcopy(model)
+    # a decoder with nothing to learn has one likelihood, whatever the encoder: none to stop by
+    learns = any(p.requires_grad for p in model.decoder.parameters())
+    stops_early = settings.patience is not None and learns
+    history, n_iter = None, 0
+    if settings.max_epochs != 0:
+        history = train_latent(task, model, settings, stops_early)
+        n_iter = int(history["epoch"][-1])
+    model, start = model.cpu().double().eval(), start.double().eval()
+    task.progress.stage("log-likelihood")
+    if n_iter and stops_early:
+        n_iter = int(history["epoch"][np.nanargmax(history["validation_gain"])])
+        # a decoder of the user has been fitted to nothing at the start
+        fitted = isinstance(settings.decoder_model, str) or goes_on
+        if n_iter and fitted and not beats(task, model, start):
+            model, n_iter = start, 0
+    model.requires_grad_(False)
+    model = model.to("cpu" if task.device.type == "mps" else task.device)
+    return _finished(task, settings, model, history, n_iter)
 
 
-def negative_bounds(networks, x, generator, kl_weight, *, score_estimator):
+def _start(task, settings):
+    """The model to start from, and whether it is that of the last fit."""
+    (split,), start = task.splits, task.start
+    n_components = settings.n_components
+    if isinstance(n_components, str):
+        n_components = (
+            choose_n_components(task.x, task.weight, split) if start is None else start.n_components
+        )
+    train_rows = split[0]
+    model = build_model(
+        task.x[train_rows], task.weight[train_rows], n_components, settings, task.seeds
+    )
+    if start is None:
+        return model, False
+    old, new = start.state_dict(), model.state_dict()
+    goes_on = {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()}
+    if goes_on:
+        model.load_state_dict(old)
+    return model, goes_on
+
+
+def _finished(task, settings, model, history, n_iter):
+    columns, seed, (held,) = task.columns, task.seeds.seed, task.held
+    device = next(model.parameters()).device
+    if history is None:  # nothing was trained
+        found = model.log_likelihoods(task.x[held].to(device), seed).value.cpu()
+        history = {
+            "epoch": np.zeros(1, dtype=int),
+            "validation_gain": np.atleast_1d(np.average(found, weights=task.weight[held])),
+            "train_loss": np.full(1, np.nan),
+        }
+    attributes = {
+        "n_iter_": n_iter,
+        "n_components_": model.n_components,
+        "history_": {
+            "n_iter": history["epoch"],
+            "held_out_log_likelihood": history["validation_gain"] + columns.log_det,
+            "train_loss": history["train_loss"],
+        },
+    }
+    if settings.likelihood == "gaussian":
+        variance = np.zeros(len(columns.varying))
+        learned = model.likelihood.variance.cpu().numpy()
+        variance[columns.varying] = learned * columns.scale**2
+        attributes["noise_variance_"] = variance
+    scores = np.full(task.n_rows, np.nan)
+    measured, _ = model.log_prob(
+        task.given[held].to(device), seed, n_samples=settings.n_importance_samples
+    )
+    scores[held.numpy()] = measured.cpu().numpy() + columns.log_det
+    return Fitted(model, scores, attributes)
+
+
+def train_latent(task, model, settings, stops_early):
+    """Train all networks in place by the evidence lower bound.
+
+    Parameters
+    ----------
+    task : Task
+    model : LatentVariableModel
+    settings : LatentSettings
+    stops_early : bool
+        Whether the state that is best on the held-out rows is kept.
+
+    Returns
+    -------
+    dict of arrays
+        The engine's history; its gains are held-out log-likelihoods, in nats per row.
+    """
+    device, seeds = task.device, task.seeds
+    row_weight, automatic = task.row_weight(), isinstance(settings.learning_rate, str)
+    learning_rate = LEARNING_RATE if automatic else settings.learning_rate
+
+    def data(x, _):
+        return x.float().to(device)[None], row_weight[None]
+
+    batches = task.batches(data, "latent", batch_size=settings.batch_size)
+    n_batches = len(batches)
+    max_epochs = BUDGET.max_epochs(settings.max_epochs, n_batches)
+    noise = seeds.generator("noise", device=device)
+    tempered_steps, n_done = TEMPERED * max_epochs * n_batches, 0
+    learns_score = getattr(model.encoder, "score_network", None) is not None
+
+    def loss(model, batch):
+        nonlocal n_done
+        rows, w = batch[0][0], batch[1][0]
+        kl_weight = settings.kl_weight_start ** max(0.0, 1.0 - n_done / tempered_steps)
+        n_done += 1
+        value = (w * negative_bounds(model, rows, noise, kl_weight)).mean()
+        if learns_score:
+            # the score network raises the loss: minus its own, which is not reported
+            own = (w * score_network_losses(model.encoder, rows, noise)).mean()
+            value = value - (own - own.detach())
+        return value
+
+    opponent = None
+    if learns_score:
+        solo_loss = _solo_loss(task, row_weight, batches.batch_size, noise)
+        opponent = Opponent(
+            model.encoder.score_network, learning_rate, n_solo_steps=SOLO_STEPS, solo_loss=solo_loss
+        )
+    judged = task.held[0][:JUDGED_ROWS]
+    held_x, held_weight = task.x[judged].float().to(device), task.weight[judged]
+    held_weight = held_weight / held_weight.sum()
+
+    def level(model):
+        found = model.log_likelihoods(held_x, seeds.seed, n_samples=JUDGED_DRAWS, n_adaptation=0)
+        return (held_weight @ found.value.cpu()).item()
+
+    model.to(device)
+    # a draw is a forward pass of the decoder
+    every = evaluations_every(len(judged) * JUDGED_DRAWS / (STEP_COST * task.n_train))
+    # at another temperature the bound on the likelihood is not what training is after
+    waits = stops_early and settings.kl_weight_start == 1.0
+    with limit_threads(task.n_threads), torch.enable_grad():
+        return train(
+            model, loss, batches, level if stops_early else None,
+            learning_rate=learning_rate,
+            weight_decay=settings.weight_decay, max_epochs=max_epochs,
+            patience=BUDGET.patience(settings.patience, n_batches, every) if waits else None,
+            evaluate_every=every, callbacks=settings.callbacks, device=device, opponent=opponent,
+            progress=lambda state: task.progress.stage(
+                "networks", state["epoch"], max_epochs, held_out=f"{state['best_gain']:.3f} nats"
+            ),
+        )  # fmt: skip
+
+
+def _solo_loss(task, row_weight, n_rows, noise):
+    """What the score network raises in its steps alone, on rows of its own choice."""
+    candidates, x = task.train[0].to(task.device), task.x.float().to(task.device)
+
+    def loss(model):
+        picked = torch.randint(len(candidates), (n_rows,), generator=noise, device=task.device)
+        picked = candidates[picked]
+        losses = score_network_losses(model.encoder, x[picked], noise)
+        return -(row_weight[picked] * losses).mean()
+
+    return loss
+
+
+def beats(task, model, start):
+    """Whether training has raised the mean held-out log-likelihood, by a test at a level of 5 %.
+
+    Parameters
+    ----------
+    task : Task
+    model, start : LatentVariableModel
+        After training, and before.
+
+    Returns
+    -------
+    bool
+    """
+    rows = task.held[0][:COMPARED_ROWS]
+    x, weight = task.x[rows], task.weight[rows]
+    models = [copy.deepcopy(m).double().eval() for m in (model, start)]
+    new, old = (m.log_likelihoods(x, task.seeds.seed) for m in models)
+    share = weight / weight.sum()
+    gains = new.value - old.value
+    mean = share @ gains
+    error = share.square() @ ((gains - mean).square() + new.std_error**2 + old.std_error**2)
+    return bool(mean > ONE_SIDED * error.sqrt())
+
+
+def negative_bounds(model, x, generator, kl_weight):
     """Minus the evidence lower bound of rows, (n, d) -> (n,), to be lowered.
 
     The entropy of an implicit encoder has the right gradient; its value is that of a Gaussian one.
     """
-    model, encoder = networks.model, networks.encoder
+    encoder = model.encoder
     location, log_scale = encoder(x)
     implicit = isinstance(encoder, ImplicitEncoder)
-    n_draws = STEIN_DRAWS if implicit and score_estimator == "stein" else 1
+    stein = implicit and encoder.score_network is None
+    n_draws = STEIN_DRAWS if stein else 1
     noise = encoder.noise(len(x), n_draws, generator=generator)
     u = encoder.standardized(x, noise)
     z = location[:, None] + log_scale.exp()[:, None] * u
     fit = model.log_likelihood(x[:, None], z).mean(1)
     if not implicit:
         return kl_weight * gaussian_divergences(location, log_scale) - fit
-    if score_estimator == "stein":
+    if stein:
         score = stein_scores(u)
     else:
         score = calibrated_scores(encoder.score(x, u.detach()), u)
@@ -218,117 +303,3 @@ def score_network_losses(encoder, x, generator):
         u = encoder.standardized(x, encoder.noise(len(x), 1, generator=generator))
     directions = draw_directions(u, generator)
     return sliced_score_network_losses(lambda v: encoder.score(x, v), u, directions).squeeze(-1)
-
-
-def train_latent(
-    networks, x, weight, split, *, score_estimator, kl_weight_start, refresh, seeds,
-    learning_rate, weight_decay, batch_size, max_epochs, patience, early_stopping, callbacks,
-    device, n_threads, progress,
-):  # fmt: skip
-    """Train all networks in place by the evidence lower bound.
-
-    Parameters
-    ----------
-    networks : LatentNetworks
-    x : Tensor of shape (n, d)
-    weight : Tensor of shape (n,)
-    split : (train, held_out) index tensors
-    refresh : callable or None
-        ``refresh(generator)`` -> rows like `x` with fresh jitter, called every epoch.
-    seeds : Seeds
-    max_epochs : int or None
-        None is 100, or as many as make 6,000 steps.
-    **others
-        As of the estimator and the engine.
-
-    Returns
-    -------
-    dict of arrays
-        The engine's history; its gains are held-out log-likelihoods, in nats per row.
-    """
-    train_rows, held = split
-    row_weight = (weight / weight.mean()).float().to(device)[None]
-
-    def tensors(x):
-        return x.float().to(device)[None], row_weight
-
-    fixed = tensors(x)
-    batches = MemberBatches(
-        fixed if refresh is None else lambda generator: tensors(refresh(generator)),
-        [train_rows], batch_size=batch_size, generator=seeds.generator("batches"),
-    )  # fmt: skip
-    n_batches = len(batches)
-    if max_epochs is None:
-        max_epochs = max(EPOCHS, math.ceil(STEPS / n_batches))
-    noise = seeds.generator("noise", device=device)
-    tempered_steps, n_done = TEMPERED * max_epochs * n_batches, 0
-    encoder = networks.encoder
-    learns_score = getattr(encoder, "score_network", None) is not None
-
-    def loss(networks, batch):
-        nonlocal n_done
-        rows, w = batch[0][0], batch[1][0]
-        kl_weight = kl_weight_start ** max(0.0, 1.0 - n_done / tempered_steps)
-        n_done += 1
-        bounds = negative_bounds(networks, rows, noise, kl_weight, score_estimator=score_estimator)
-        value = (w * bounds).mean()
-        if learns_score:
-            # the score network raises the loss: minus its own, which is not reported
-            own = (w * score_network_losses(networks.encoder, rows, noise)).mean()
-            value = value - (own - own.detach())
-        return value
-
-    candidates = train_rows.to(device)
-
-    def solo_loss(networks):
-        picked = torch.randint(len(candidates), (batches.batch_size,), generator=noise,
-                               device=device)  # fmt: skip
-        picked = candidates[picked]
-        losses = score_network_losses(networks.encoder, fixed[0][0, picked], noise)
-        return -(row_weight[0, picked] * losses).mean()
-
-    opponent = None
-    if learns_score:
-        opponent = Opponent(
-            encoder.score_network, learning_rate, n_solo_steps=SOLO_STEPS, solo_loss=solo_loss
-        )
-    judged = held[:JUDGED_ROWS]
-    held_x, held_weight = x[judged].float().to(device), weight[judged] / weight[judged].sum()
-
-    def level(networks):
-        found = networks.marginals(held_x, seeds.seed, n_samples=JUDGED_DRAWS, n_adaptation=0)
-        return (held_weight @ found.value.cpu()).item()
-
-    networks.to(device)
-    # a draw is a forward pass of the decoder
-    cost = len(judged) * JUDGED_DRAWS / (STEP_COST * len(train_rows))
-    evaluate_every = max(1, round(cost / EVALUATION_SHARE))
-    patience = max(patience, LOOKS * evaluate_every, math.ceil(PATIENCE_STEPS / n_batches))
-    # at another temperature the bound on the likelihood is not what training is after
-    waits = early_stopping and kl_weight_start == 1.0
-    with limit_threads(n_threads), torch.enable_grad():
-        return train(
-            networks, loss, batches,
-            level if early_stopping else None,
-            learning_rate=learning_rate, weight_decay=weight_decay, max_epochs=max_epochs,
-            patience=patience if waits else None, evaluate_every=evaluate_every,
-            callbacks=callbacks, device=device, opponent=opponent,
-            progress=lambda state: progress.stage(
-                "networks", state["epoch"], max_epochs, held_out=f"{state['best_gain']:.3f} nats"
-            ),
-        )  # fmt: skip
-
-
-def beats(networks, start, x, weight, seed):
-    """Whether networks raise the mean log-likelihood of rows, by a test at a level of 5 %.
-
-    Returns
-    -------
-    bool
-    """
-    new, old = (copy.deepcopy(n).double().eval().marginals(x, seed) for n in (networks, start))
-    share = weight / weight.sum()
-    gains = new.value - old.value
-    mean = share @ gains
-    error = share.square() @ ((gains - mean).square() + new.std_error**2 + old.std_error**2)
-    return bool(mean > ONE_SIDED * error.sqrt())

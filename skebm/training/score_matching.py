@@ -44,7 +44,7 @@ PIECEWISE_LINEAR = {
 
 
 def resolve_method(method, n_features):
-    """ "exact", "sliced" or "denoising": "auto" looks at the number of columns."""
+    """Return "exact", "sliced" or "denoising"; "auto" looks at the number of columns."""
     if method != "auto":
         return method
     return "exact" if n_features <= EXACT_FEATURES else "sliced"
