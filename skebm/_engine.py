@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from skebm._random import spawn
 from skebm.exceptions import DivergenceError
 
 __all__ = ["MemberBatches", "Opponent", "train"]
@@ -49,6 +50,7 @@ class MemberBatches:
         Noise samples per data row.
     generator : torch.Generator
         On the CPU whatever the device of the tensors, so that the batches are the same everywhere.
+        Seeds one stream per member, and is handed to `data`.
 
     Yields
     ------
@@ -66,7 +68,8 @@ class MemberBatches:
         noise_ratio: float = 1.0,
         generator: torch.Generator,
     ):
-        self.data, self.rows, self.noise, self.generator = data, rows, noise, generator
+        self.data, self.rows, self.noise = data, rows, noise
+        self.generator, self.generators = generator, spawn(generator, len(rows))
         n_rows = min(len(r) for r in rows)
         self.n_batches = max(1, round(n_rows / batch_size))
         self.batch_size = n_rows // self.n_batches
@@ -80,8 +83,8 @@ class MemberBatches:
         n_members, shape = len(self.rows), (self.n_batches, self.batch_size)
         order = torch.stack(
             [
-                r[torch.randperm(len(r), generator=self.generator)[: math.prod(shape)]]
-                for r in self.rows
+                r[torch.randperm(len(r), generator=own)[: math.prod(shape)]]
+                for r, own in zip(self.rows, self.generators, strict=True)
             ]
         ).view(n_members, *shape)
         n_gathered = max(t[0, 0].numel() for t in data + self.noise) * n_members
@@ -89,8 +92,10 @@ class MemberBatches:
         for chosen in order.split(max(1, MAX_BLOCK // n_gathered), dim=1):
             gathered = [_gather(tensor, chosen) for tensor in data]
             if self.noise:
-                size = (*chosen.shape[:2], self.n_noise)
-                drawn = torch.randint(self.noise[0].shape[1], size, generator=self.generator)
+                pool_size, size = self.noise[0].shape[1], (chosen.shape[1], self.n_noise)
+                drawn = torch.stack(
+                    [torch.randint(pool_size, size, generator=own) for own in self.generators]
+                )
                 gathered += [_gather(tensor, drawn) for tensor in self.noise]
             yield from zip(*gathered, strict=True)
 

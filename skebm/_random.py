@@ -1,4 +1,4 @@
-"""Random streams: the one lock around the global generators of torch and numpy.
+"""Random streams: seeds of stages and members, and the lock around the global generators.
 
 Everything of ours draws from a `torch.Generator` that is handed down. Code of others (modules and
 distributions of users, scikit-learn, zuko) may draw on the global generators; it runs inside
@@ -6,7 +6,9 @@ distributions of users, scikit-learn, zuko) may draw on the global generators; i
 """
 
 import threading
+import zlib
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -48,3 +50,47 @@ def seeded_global_rng(seed, device=None):
 def draw_seed(generator):
     """Draw a seed from a torch.Generator, an int in [0, 2^31)."""
     return int(torch.randint(2**31, (), generator=generator, device=generator.device))
+
+
+def spawn(generator, n):
+    """Return n generators, one per member: number k depends on `generator` and k alone.
+
+    Parameters
+    ----------
+    generator : torch.Generator
+        On the CPU.
+    n : int
+
+    Returns
+    -------
+    list of torch.Generator
+    """
+    return [torch.Generator().manual_seed(draw_seed(generator)) for _ in range(n)]
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """A seed for every stage of a fit and every member of it, all from one.
+
+    What a stage draws depends on neither what other stages drew nor on their order, so that
+    members may be fitted side by side and stages may be added.
+
+    Attributes
+    ----------
+    seed : int
+    """
+
+    seed: int
+
+    def of(self, stage, member=0):
+        """Seed of a stage and member, an int in [0, 2^31)."""
+        entropy = [self.seed, zlib.crc32(stage.encode()), member]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
+
+    def generator(self, stage, member=0, device="cpu"):
+        """Return a fresh torch.Generator of that seed."""
+        return torch.Generator(device).manual_seed(self.of(stage, member))
+
+    def generators(self, stage, n_members):
+        """Return one for each of the members."""
+        return [self.generator(stage, k) for k in range(n_members)]

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from skebm._random import spawn
+
 from ._stacked_flow import StackedFlow
 
 _MIN_SIZE = 1e-3  # of a bin, relative to the spline's range; bounds the slopes, too
@@ -60,8 +62,9 @@ class CouplingSplineFlow(StackedFlow):
     ):
         super().__init__(n_features, n_members)
         n_bins = min(8, max(5, 32 // n_features)) if n_bins is None else n_bins
+        generators = spawn(generator, n_members)
         self.layers = nn.ModuleList(
-            _CouplingLayer(n_features, n_members, hidden, n_bins, bound, i % 2 == 1, generator)
+            _CouplingLayer(n_features, hidden, n_bins, bound, i % 2 == 1, generators)
             for i in range(n_layers)
         )
 
@@ -106,18 +109,18 @@ class _CouplingLayer(nn.Module):
     With rows last, sums and softmax over the bins run along the rows, many times as fast on a CPU.
     """
 
-    def __init__(self, n_features, n_members, hidden, n_bins, bound, shuffle, generator):
+    def __init__(self, n_features, hidden, n_bins, bound, shuffle, generators):
         super().__init__()
         self.n_bins, self.bound = n_bins, bound
         self.n_fixed = n_features // 2
         self.n_mapped = n_features - self.n_fixed
 
         def parameter(*shape, scale=0.0):
-            draw = 2 * torch.rand(n_members, *shape, generator=generator) - 1
-            return nn.Parameter(scale * draw)
+            draws = torch.stack([torch.rand(*shape, generator=own) for own in generators])
+            return nn.Parameter(scale * (2 * draws - 1))
 
         eye = torch.eye(n_features)
-        start = [eye[_order(n_features, shuffle, generator)] for _ in range(n_members)]
+        start = [eye[_order(n_features, shuffle, own)] for own in generators]
         self.register_buffer("permutation", torch.stack(start))
         # W = (lower triangle, ones on the diagonal) (upper triangle, exp on it) permutation
         self.triangles = parameter(n_features, n_features)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from skebm._random import spawn
+
 from ._adapters import SklearnDensityBase, UniformBase
 from ._combine import StackedBase, TransformedBase
 from ._em import fit_gaussian_mixture
@@ -77,9 +79,11 @@ def fit_bases(x, weight, splits, candidates, generator, progress=lambda text: No
     """
     laws, columns = [], []
     held_weight = torch.cat([weight[held] for _, held in splits])
-    for name, candidate in candidates.items():
+    for (name, candidate), own in zip(
+        candidates.items(), spawn(generator, len(candidates)), strict=True
+    ):
         progress(name)
-        fitted = candidate.fit_splits(x, weight, splits, generator)
+        fitted = candidate.fit_splits(x, weight, splits, own)
         laws.append(fitted)
         columns.append(
             torch.cat([q.log_prob(x[held]) for q, (_, held) in zip(fitted, splits, strict=True)])
@@ -144,15 +148,15 @@ class _Candidate(ABC):
         """Laws, one per split."""
         settings, laws = None, []
         box = x.amin(0), x.amax(0)
-        for train, held in splits:
-            train = _some(train, MAX_FIT_ROWS, generator)
+        for (train, held), own in zip(splits, spawn(generator, len(splits)), strict=True):
+            train = _some(train, MAX_FIT_ROWS, own)
             rows = _Rows(x[train], weight[train], box)
             if settings is None:
                 some = _some(held, MAX_CHOICE_ROWS, generator)
                 settings = self.choose(
                     rows.first(MAX_CHOICE_ROWS), _Rows(x[some], weight[some]), generator
                 )
-            laws.append(self.fit(rows, settings, generator))
+            laws.append(self.fit(rows, settings, own))
         return laws
 
 
@@ -237,8 +241,8 @@ class _Flow:
 
     def fit_splits(self, x, weight, splits, generator):
         splits = [
-            (_some(train, MAX_FIT_ROWS, generator), _some(held, MAX_CHOICE_ROWS, generator))
-            for train, held in splits
+            (_some(train, MAX_FIT_ROWS, own), _some(held, MAX_CHOICE_ROWS, own))
+            for (train, held), own in zip(splits, spawn(generator, len(splits)), strict=True)
         ]
         # only these rows: every member sees them in coordinates of its own
         used = torch.cat([rows for split in splits for rows in split]).unique()

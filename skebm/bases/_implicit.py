@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from skebm._random import spawn
+
 __all__ = ["ImplicitGenerator"]
 
 _MIN_SCALE, _MAX_SCALE = 0.05, 0.3
@@ -49,9 +51,10 @@ class ImplicitGenerator(nn.Module):
         self.n_features, self.n_members, self.n_contrast = n_features, n_members, n_contrast
         widths = [n_features, *hidden, n_features]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        generators = spawn(generator, n_members)
         for n_in, n_out in zip(widths, widths[1:], strict=False):
-            weight = n_in**-0.5 * torch.randn(n_members, n_in, n_out, generator=generator)
-            self.weights.append(weight)
+            draws = [torch.randn(n_in, n_out, generator=own) for own in generators]
+            self.weights.append(n_in**-0.5 * torch.stack(draws))
             self.biases.append(torch.zeros(n_members, 1, n_out))
         nn.init.zeros_(self.weights[-1])
         self.log_scale = nn.Parameter(torch.full((n_members,), math.log(_MAX_SCALE)))

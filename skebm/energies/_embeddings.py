@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from skebm._random import spawn
+
 __all__ = ["PeriodicEmbedding", "PiecewiseLinearEmbedding"]
 
 
@@ -101,8 +103,9 @@ class PeriodicEmbedding(nn.Module):
         generator: torch.Generator,
     ):
         super().__init__()
-        shape = (n_members, 1, n_features, n_frequencies)
-        self.frequencies = nn.Parameter(sigma * torch.randn(shape, generator=generator))
+        shape = (1, n_features, n_frequencies)
+        draws = [torch.randn(shape, generator=own) for own in spawn(generator, n_members)]
+        self.frequencies = nn.Parameter(sigma * torch.stack(draws))
         self.n_members, self.n_features = n_members, n_features
         self.n_outputs = 2 * n_features * n_frequencies
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from skebm._random import spawn
 from skebm.energies._stack import StackedEnergy
 
 __all__ = ["MLPEnergy"]
@@ -44,8 +45,9 @@ class MLPEnergy(StackedEnergy):
         self.embedding = embedding
         self.hidden = nn.ModuleList()
         width = n_features if embedding is None else embedding.n_outputs
+        generators = spawn(generator, n_members)
         for n_units in hidden_layer_sizes:
-            self.hidden.append(_Hidden(n_members, width, n_units, generator))
+            self.hidden.append(_Hidden(width, n_units, generators))
             width = n_units
         self.output = nn.Parameter(torch.zeros(n_members, width, 1))
 
@@ -59,12 +61,13 @@ class MLPEnergy(StackedEnergy):
 class _Hidden(nn.Module):
     """Linear, LayerNorm, SiLU for K members at once (batched products)."""
 
-    def __init__(self, n_members: int, n_inputs: int, n_units: int, generator: torch.Generator):
+    def __init__(self, n_inputs: int, n_units: int, generators: Sequence[torch.Generator]):
         super().__init__()
+        n_members = len(generators)
 
         def uniform(n_rows):  # as torch.nn.Linear
-            draw = torch.rand(n_members, n_rows, n_units, generator=generator)
-            return nn.Parameter(n_inputs**-0.5 * (2 * draw - 1))
+            draws = [torch.rand(n_rows, n_units, generator=own) for own in generators]
+            return nn.Parameter(n_inputs**-0.5 * (2 * torch.stack(draws) - 1))
 
         self.weight, self.offset = uniform(n_inputs), uniform(1)
         self.gain = nn.Parameter(torch.ones(n_members, 1, n_units))

@@ -178,8 +178,8 @@ class _Task:
 
 
 def train_classifiers(
-    members, energy_model, *, noise_ratio, learning_rate, max_iter, early_stopping, seed, progress,
-    start=None,
+    members, energy_model, *, noise_ratio, learning_rate, max_iter, early_stopping, progress,
+    stage="energy", start=None,
 ):  # fmt: skip
     """Fit one classifier per member: its rows against samples of its base, or of its base tilted.
 
@@ -198,8 +198,9 @@ def train_classifiers(
         Boosting iterations of ``"boosting"``, at most.
     early_stopping : bool
         Whether the number of stages is chosen on the held-out rows.
-    seed : int
     progress : Progress
+    stage : str, default="energy"
+        Of the seeds.
     start : Trained, optional
         Energies that the classifiers correct: the noise is then the base tilted by these.
 
@@ -209,10 +210,12 @@ def train_classifiers(
         Without improvement, of 0 iterations.
     """
     start = Trained.nothing(members) if start is None else start
-    tasks = [_task(members, k, noise_ratio, start) for k in range(len(members))]
+    tasks = [_task(members, k, noise_ratio, start, stage) for k in range(len(members))]
     boosting = isinstance(energy_model, str)
     classifiers = [
-        boosting_classifier(learning_rate, seed + k) if boosting else clone(energy_model)
+        boosting_classifier(learning_rate, members.seeds.of(f"{stage}, trees", k))
+        if boosting
+        else clone(energy_model)
         for k in range(len(tasks))
     ]
     total = min(_ROUND, max_iter) if boosting and early_stopping else max_iter
@@ -255,11 +258,12 @@ def train_classifiers(
     return Trained(energy, held, pool, n_stages, history)
 
 
-def _task(members, k, noise_ratio, start):
+def _task(members, k, noise_ratio, start, stage):
     train, held = members.splits[k]
-    train = train[torch.randperm(len(train), generator=members.generator)[:MAX_ROWS]]
+    generator = members.seeds.generator(stage, k)
+    train = train[torch.randperm(len(train), generator=generator)[:MAX_ROWS]]
     n_noise = max(1, min(round(noise_ratio * len(train)), MAX_NOISE))
-    noise = _noise(members, k, n_noise, start)
+    noise = _noise(members, k, n_noise, start, generator)
     weight = members.weight[train]
     return _Task(
         z=torch.cat([members.z[train], noise]).numpy(),
@@ -272,9 +276,9 @@ def _task(members, k, noise_ratio, start):
     )
 
 
-def _noise(members, k, n, start):
+def _noise(members, k, n, start, generator):
     """Samples of base k, tilted where there is a tilt, as the energies see them, (n, d)."""
-    law, generator = members.proposals[k], members.generator
+    law = members.proposals[k]
     if start.energy is None:
         return members.features(law.sample(n, generator))
     z = members.features(law.sample(_PROPOSED * n, generator))

@@ -111,12 +111,16 @@ class FlowBasedDensity(BaseTiltedDensity):
         "base": [StrOptions({"flow"}), None],
     }
 
-    def _laws(self, law, x, weight, splits, generator, seed, progress):
+    def _laws(self, law, x, weight, splits, seeds, progress):
         # not the coordinates of the energies, which come from all rows: they are no density, but
         # the flows are, and held-out rows must not have shaped them
         coordinates = Coordinates(
-            [self._transform(x[rows], weight[rows], generator) for rows, _ in splits]
+            [
+                self._transform(x[rows], weight[rows], seeds.generator("coordinates", k))
+                for k, (rows, _) in enumerate(splits)
+            ]
         )
+        generator = seeds.generator("flow")
         flow = build_flow(self.flow, x.shape[1], len(splits), generator=generator)
         train_flows(
             flow, coordinates(x), weight, splits, generator=generator,
@@ -130,8 +134,8 @@ class FlowBasedDensity(BaseTiltedDensity):
             return bases, halves(laws, bases), laws
         return laws, laws, laws
 
-    def _blend(self, rows, weight, columns, generator, seed, progress):
-        blend = super()._blend(rows, weight, columns, generator, seed, progress)
+    def _blend(self, rows, weight, columns, seeds, progress):
+        blend = super()._blend(rows, weight, columns, seeds, progress)
         del self._start  # of the last scale only
         return blend
 
@@ -179,7 +183,6 @@ class FlowBasedDensity(BaseTiltedDensity):
         *,
         learning_rate,
         rival_learning_rate,
-        seed,
         refresh,
         device,
         kept,
@@ -199,7 +202,7 @@ class FlowBasedDensity(BaseTiltedDensity):
             log-densities under the rival and under the bases.
         plays : callable
             ``plays(n_steps)`` -> bool: whether the rival takes a step.
-        learning_rate, rival_learning_rate, seed, refresh, device, kept, progress
+        learning_rate, rival_learning_rate, refresh, device, kept, progress
 
         Returns
         -------
@@ -210,7 +213,7 @@ class FlowBasedDensity(BaseTiltedDensity):
             Steps of an epoch.
         """
         n_members = len(members)
-        energy = self._new_energy(members, seed, kept)
+        energy = self._new_energy(members, "game", kept)
         log_base, features = self._views(members, device)
         coordinates = self._start[1]
         game = EnergyWithPartition(energy, n_members)
@@ -234,10 +237,10 @@ class FlowBasedDensity(BaseTiltedDensity):
             few_copies(rows, 1 if refresh is None else MAX_COPIES),
             [train_rows for train_rows, _ in members.splits],
             batch_size=self.batch_size,
-            generator=members.generator,
+            generator=members.seeds.generator("game, batches"),
         )
         self._stages = {}
-        generator = torch.Generator(device).manual_seed(seed)
+        generator = members.seeds.generator("game, samples", device=device)
         n_steps = 0
 
         def batch_loss(game, batch):
@@ -261,10 +264,14 @@ class FlowBasedDensity(BaseTiltedDensity):
         rival.cpu().requires_grad_(False)
         return trained, game, len(batches)
 
-    def _new_energy(self, members, seed, kept):
+    def _new_energy(self, members, stage, kept):
         """Energies to start from: zero, or those of the last fit."""
         return build_energy(
-            if_auto(self.energy_model, "periodic"), members, self.hidden_layer_sizes, seed, kept
+            if_auto(self.energy_model, "periodic"),
+            members,
+            self.hidden_layer_sizes,
+            members.seeds.of(f"{stage}, network"),
+            kept,
         )
 
     def _n_epochs(self, n_batches):
@@ -278,8 +285,8 @@ class FlowBasedDensity(BaseTiltedDensity):
             "device": device, "progress": progress,
         }  # fmt: skip
 
-    def _tilt(self, members, kept, seed, refresh, device, progress):
-        model, trained, accepted = super()._tilt(members, kept, seed, refresh, device, progress)
+    def _tilt(self, members, kept, refresh, device, progress):
+        model, trained, accepted = super()._tilt(members, kept, refresh, device, progress)
         if not hasattr(self, "_trained"):
             return model, trained, accepted
         flow, coordinates = self._trained

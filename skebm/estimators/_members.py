@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from skebm._random import Seeds
 from skebm.bases import MAX_FIT_ROWS, StackedBase, fit_gaussian_mixture
 
 from ._model import ModesAndBackground, log_ratio
@@ -93,7 +94,7 @@ class Members:
     bases: list
     proposals: list
     features: torch.nn.Module
-    generator: torch.Generator
+    seeds: Seeds
     noise: list | None = None
     n_threads: int = 1
     modes: list | None = None
@@ -107,7 +108,10 @@ class Members:
         shared = isinstance(first, StackedBase) or all(q is first for q in self.bases)
         if self.modes is None and shared and getattr(first, "n_components", 1) > 1:
             self.modes = self.bases
-        self.pool = torch.stack([p.sample(POOL_SIZE, self.generator) for p in self.proposals])
+        own = self.seeds.generators("pool", len(self.proposals))
+        self.pool = torch.stack(
+            [p.sample(POOL_SIZE, g) for p, g in zip(self.proposals, own, strict=True)]
+        )
         self.pool_log_ratio = log_ratio(self.bases, self.proposals, self.pool)
         self.z = self.features(self.x)
         self.pool_z = torch.stack([self.features(rows) for rows in self.pool])
@@ -178,12 +182,12 @@ class Members:
         return held, torch.stack(pool)
 
 
-def data_modes(x, weight, n_rows, splits, bases, generator):
+def data_modes(x, weight, n_rows, splits, bases, seeds):
     """Mixtures whose components recalibration may weight, where training hardly sees modes.
 
     Parameters
     ----------
-    x, weight, n_rows, splits, bases, generator
+    x, weight, n_rows, splits, bases, seeds
         As of :class:`Members`.
 
     Returns
@@ -194,7 +198,7 @@ def data_modes(x, weight, n_rows, splits, bases, generator):
     if n_modes < 2:
         return None
 
-    def fit(rows, start=None):
+    def fit(rows, generator, start=None):
         rows = rows[torch.randperm(len(rows), generator=generator)[:MAX_FIT_ROWS]]
         return fit_gaussian_mixture(
             x[rows], n_modes, generator, diagonal=True, sample_weight=weight[rows], start=start
@@ -202,10 +206,10 @@ def data_modes(x, weight, n_rows, splits, bases, generator):
 
     # one start, so that components mean the same; then each from its own rows, because a mixture
     # that has seen the held-out rows would favour them
-    shared = fit(torch.arange(len(x)))
+    shared = fit(torch.arange(len(x)), seeds.generator("modes, shared"))
     return [
-        ModesAndBackground(fit(train, shared), base)
-        for (train, _), base in zip(splits, bases, strict=True)
+        ModesAndBackground(fit(train, seeds.generator("modes", k), shared), base)
+        for k, ((train, _), base) in enumerate(zip(splits, bases, strict=True))
     ]
 
 

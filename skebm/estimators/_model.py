@@ -193,8 +193,13 @@ class TiltedMixture(nn.Module):
                 parts.append(torch.autograd.grad(total, leaf)[0])
         return torch.cat(parts)
 
-    def draw(self, n, generator):
+    def draw(self, n, generators):
         """Draw n rows for every member from its proposal, with their log-weights.
+
+        Parameters
+        ----------
+        n : int
+        generators : list of K torch.Generator
 
         Returns
         -------
@@ -202,7 +207,8 @@ class TiltedMixture(nn.Module):
         log_weights : Tensor of shape (K, n)
             log of q_k e^{t_k} / proposal_k at x.
         """
-        x = torch.stack([p.sample(n, generator) for p in self.proposals])
+        pairs = zip(self.proposals, generators, strict=True)
+        x = torch.stack([p.sample(n, own) for p, own in pairs])
         return x, self.log_weights(x)
 
     def log_weights(self, x):

@@ -176,7 +176,7 @@ def rows_judged(members):
 
 def train_against_noise(
     members, energy, loss, *, learns_partition, noise_ratio, batch_size, refresh, device,
-    log_partition=None, **options
+    stage="energy", log_partition=None, **options
 ):  # fmt: skip
     """Train a stack of K energies against samples of the noise.
 
@@ -197,6 +197,8 @@ def train_against_noise(
     refresh : callable or None
         ``refresh(generator)`` -> rows like ``members.x`` with fresh jitter, called every epoch.
     device : torch.device
+    stage : str, default="energy"
+        Of the seeds.
     log_partition : Tensor of shape (K,), optional
         What the learned log Z starts from; 0 by default.
     **options
@@ -221,7 +223,8 @@ def train_against_noise(
 
     n_train = max(len(train) for train, _ in members.splits)
     n_pool = min(max(20_000, math.ceil(4 * noise_ratio * n_train)), _MAX_NOISE_POOL)
-    noise = torch.stack([p.sample(n_pool, members.generator) for p in members.noise])
+    own = members.seeds.generators(f"{stage}, noise", n_members)
+    noise = torch.stack([p.sample(n_pool, g) for p, g in zip(members.noise, own, strict=True)])
     noise_z = torch.stack([members.features(rows) for rows in noise]).float().to(device)
     noise_log_ratio = log_ratio(members.bases, members.noise, noise).float()
     fixed = data_tensors(members.x)
@@ -231,7 +234,7 @@ def train_against_noise(
         (noise_z, noise_log_ratio.to(device)),
         batch_size=batch_size,
         noise_ratio=noise_ratio,
-        generator=members.generator,
+        generator=members.seeds.generator(f"{stage}, batches"),
     )
 
     def batch_loss(module, batch):

@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.metaestimators import available_if
 from torch.distributions import Distribution
 
+from skebm._random import Seeds, draw_seed
 from skebm._sklearn_compat import HasMethods, Interval, StrOptions
 from skebm.bases import CANDIDATES, MAX_FIT_ROWS, MarginalGaussianization, StackedBase
 from skebm.exceptions import LowEffectiveSampleSizeWarning
@@ -82,7 +83,7 @@ class BaseTiltedDensity(BaseDensity):
     # ------------------------------------------------------------------ what an estimator adds
 
     @abstractmethod
-    def _train(self, members, seed, refresh, device, kept, progress):
+    def _train(self, members, refresh, device, kept, progress):
         """Train energies on `members` and return a `Trained`; `kept` is a model to go on from."""
 
     def _energy_is_opaque(self):
@@ -93,7 +94,7 @@ class BaseTiltedDensity(BaseDensity):
         """Whether temperature and mode weights are set by held-out likelihood."""
         return True
 
-    def _modes(self, x, weight, n_rows, splits, bases, generator):
+    def _modes(self, x, weight, n_rows, splits, bases, seeds):
         """Laws, one per member, whose components recalibration may weight; None: the bases'."""
         return None
 
@@ -101,7 +102,7 @@ class BaseTiltedDensity(BaseDensity):
         """Law given for the noise; None for the base, or for "auto" where there is none."""
         return None
 
-    def _laws(self, law, x, weight, splits, generator, seed, progress):
+    def _laws(self, law, x, weight, splits, seeds, progress):
         """Bases, proposals and noise (or None), one per member; ``law(value, where)`` resolves."""
         bases = law(self.base, "base")
         if self._noise() is not None:
@@ -130,8 +131,7 @@ class BaseTiltedDensity(BaseDensity):
         kept = copy.deepcopy(self.model_).to("cpu") if warm else None
         precision = relative_precision(X)
         rows, weight = self._usable_rows(X, sample_weight, reset=kept is None)
-        seed = self._draw_seed(self.random_state)
-        generator = torch.Generator().manual_seed(seed)
+        seeds = Seeds(self._draw_seed(self.random_state))
         device = resolve_device(self.device)
         if kept is not None and kept.n_members != min(self.n_members, len(rows)):
             kept = None  # other folds, other members: nothing to go on from
@@ -142,33 +142,31 @@ class BaseTiltedDensity(BaseDensity):
             columns = Columns.learn(rows, self._column_names(rows), precision)
         with Progress(self.verbose) as progress, torch.no_grad():
             if self.smoothing == "multiscale":
-                members, model = self._blend(rows, weight, columns, generator, seed, progress)
+                members, model = self._blend(rows, weight, columns, seeds, progress)
                 trained, accepted = Trained.nothing(members), False
             else:
-                members, refresh = self._make_members(
-                    rows, weight, columns, kept, generator, seed, progress
-                )
+                members, refresh = self._make_members(rows, weight, columns, kept, seeds, progress)
                 members.n_threads = n_threads
-                model, trained, accepted = self._tilt(
-                    members, kept, seed, refresh, device, progress
-                )
-            partition = self._measure(model, generator, progress)
+                model, trained, accepted = self._tilt(members, kept, refresh, device, progress)
+            partition = self._measure(model, seeds, progress)
         self._columns = columns
         self.model_ = model.to("cpu" if device.type == "mps" else device)
         self._report(members, trained, accepted, partition)
         self._set_threshold(rows, members)
 
-    def _make_members(self, rows, weight, columns, kept, generator, seed, progress):
+    def _make_members(self, rows, weight, columns, kept, seeds, progress):
         """Splits, perturbed rows, bases, features: everything before training."""
         x, _ = columns.standardize(rows)
         h = scott(x) if self.smoothing == "scott" else float(self.smoothing)
-        folds = make_splits(len(x), self.n_members, self.validation_fraction, generator)
+        folds = make_splits(
+            len(x), self.n_members, self.validation_fraction, seeds.generator("folds")
+        )
         draw, row_weight, splits = perturbed_copies(x, weight, folds, columns, h)
-        x_fit = draw(seed)
+        x_fit = draw(seeds.of("jitter"))
 
         def law(value, where):
             return resolve_law(
-                value, where, x_fit, row_weight, splits, columns, generator, progress
+                value, where, x_fit, row_weight, splits, columns, seeds.generator(where), progress
             )
 
         if kept is not None:
@@ -176,59 +174,59 @@ class BaseTiltedDensity(BaseDensity):
             noise = None if self._noise() is None else law(self._noise(), "noise")
             features = kept.features
         else:
-            bases, proposals, noise = self._laws(
-                law, x_fit, row_weight, splits, generator, seed, progress
-            )
-            features = FeatureMap(self._transform(x_fit, row_weight, generator))
-        modes = self._modes(x_fit, row_weight, len(x), splits, bases, generator)
+            bases, proposals, noise = self._laws(law, x_fit, row_weight, splits, seeds, progress)
+            features = FeatureMap(self._transform(x_fit, row_weight, seeds.generator("features")))
+        modes = self._modes(x_fit, row_weight, len(x), splits, bases, seeds)
         members = Members(
-            x_fit, row_weight, splits, bases, proposals, features, generator, noise,
+            x_fit, row_weight, splits, bases, proposals, features, seeds, noise,
             modes=modes, n_rows=len(x),
         )  # fmt: skip
         if h == 0 and not columns.has_ties:
             return members, None
 
         def refresh(generator):
-            return draw(int(torch.randint(2**31 - 1, (), generator=generator)))
+            return draw(draw_seed(generator))
 
         return members, refresh
 
-    def _blend(self, rows, weight, columns, generator, seed, progress):
+    def _blend(self, rows, weight, columns, seeds, progress):
         """``smoothing="multiscale"``: the geometric mean of the bases at several scales."""
         if self.base is None or self._noise() is not None:
             raise ValueError(
                 'smoothing="multiscale" blends bases: it needs a base, and noise=None.'
             )
         x, _ = columns.standardize(rows)
-        folds = make_splits(len(x), self.n_members, self.validation_fraction, generator)
+        folds = make_splits(
+            len(x), self.n_members, self.validation_fraction, seeds.generator("folds")
+        )
         scales = []
         for h in (0.0, scott(x), COARSE_SMOOTHING):
             draw, row_weight, splits = perturbed_copies(x, weight, folds, columns, h)
-            copies = draw(seed)
+            copies = draw(seeds.of("jitter"))
 
             def law(value, where, h=h, copies=copies, row_weight=row_weight, splits=splits):
                 return resolve_law(
                     value, f"{where}, smoothing {h:.2g}", copies, row_weight, splits, columns,
-                    generator, progress,
+                    seeds.generator(where), progress,
                 )  # fmt: skip
 
-            laws = self._laws(law, copies, row_weight, splits, generator, seed, progress)
+            laws = self._laws(law, copies, row_weight, splits, seeds, progress)
             scales.append(laws[0])
         # their arithmetic mean is normalised, easy to sample, and nowhere below the geometric one
         bases = [StackedBase(laws, [1.0] * len(laws)) for laws in zip(*scales, strict=True)]
         draw, row_weight, splits = perturbed_copies(x, weight, folds, columns, 0.0)
         members = Members(
-            draw(seed), row_weight, splits, bases, bases, torch.nn.Identity(), generator
+            draw(seeds.of("jitter")), row_weight, splits, bases, bases, torch.nn.Identity(), seeds
         )
         return members, TiltedMixture(bases, bases, torch.nn.Identity(), ScaleAverage(bases))
 
-    def _tilt(self, members, kept, seed, refresh, device, progress):
+    def _tilt(self, members, kept, refresh, device, progress):
         """Train, accept, recalibrate, guard."""
         if self.max_epochs == 0:
             trained = Trained.nothing(members)
         else:
             with torch.enable_grad():
-                trained = self._train(members, seed, refresh, device, kept, progress)
+                trained = self._train(members, refresh, device, kept, progress)
         # a warm start that finds nothing better stays at the tilt it came with, and the weights of
         # modes may be wrong where training found nothing
         tilted = (
@@ -254,7 +252,7 @@ class BaseTiltedDensity(BaseDensity):
         model.calibrate(factor * temperature, factor * mode_weights, members.modes)
         return model, trained, True
 
-    def _measure(self, model, generator, progress):
+    def _measure(self, model, seeds, progress):
         """Log Z of every member by importance sampling, on fresh samples."""
         progress.stage("log Z")
         n_members = model.n_members
@@ -270,11 +268,12 @@ class BaseTiltedDensity(BaseDensity):
         if model.is_untilted:
             exact = torch.zeros(n_members, dtype=torch.float64)
             return LogPartition(exact, exact, torch.full_like(exact, math.inf), 0, "exact")
+        generators = seeds.generators("log Z", n_members)
         partition = adaptive_importance_sampling(
-            lambda n, g: model.draw(n, g)[1], generator, **options
+            lambda n, _: model.draw(n, generators)[1], generators[0], **options
         )
         if self.n_partition_samples == "auto":
-            partition = self._anneal_where_needed(model, partition, target, generator, progress)
+            partition = self._anneal_where_needed(model, partition, target, seeds, progress)
         model.log_partition = partition.value
         model.log_partition_std_error = partition.std_error
         error = partition.std_error.square().sum().sqrt().item() / n_members
@@ -301,7 +300,7 @@ class BaseTiltedDensity(BaseDensity):
             )
         return partition
 
-    def _anneal_where_needed(self, model, partition, target, generator, progress):
+    def _anneal_where_needed(self, model, partition, target, seeds, progress):
         """Measure again, by sequential Monte Carlo and bridge sampling, where the ESS is too low.
 
         The model then goes on as before; its samples are still proposed by the base.
@@ -320,7 +319,7 @@ class BaseTiltedDensity(BaseDensity):
 
             try:
                 again = estimate(
-                    log_density, model.proposals[k], generator,
+                    log_density, model.proposals[k], seeds.generator("log Z, annealed", k),
                     target_std_error=target, max_samples=0, **options,
                 )  # fmt: skip
             except ValueError:  # no path from the proposal to the model
@@ -515,7 +514,7 @@ class BaseTiltedDensity(BaseDensity):
                 break
             n_proposed = int(1.1 * missing.max() * (cap or 2.0))  # one in cap is kept
             n_proposed = max(1024, min(n_proposed, 65_536))
-            x, log_weights = model.draw(n_proposed, generator)
+            x, log_weights = model.draw(n_proposed, [generator] * n_members)
             weights = (log_weights - model.log_partition[:, None]).exp()
             if cap is None:
                 cap = weights.max().clamp(1.0, MAX_COPIES).item()

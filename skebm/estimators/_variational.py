@@ -123,7 +123,7 @@ def choose_n_components(x, weight, split):
 
 def build_networks(
     x, weight, n_components, *, binary, likelihood, encoder, score_estimator, encoder_model,
-    decoder_model, hidden_layer_sizes, seed,
+    decoder_model, hidden_layer_sizes, seeds,
 ):  # fmt: skip
     """Networks that start as factor analysis, with its exact posterior as the encoder.
 
@@ -139,7 +139,7 @@ def build_networks(
         Whether all values are 0 or 1, for the Bernoulli likelihood.
     likelihood, encoder, score_estimator, encoder_model, decoder_model, hidden_layer_sizes
         As of the estimator.
-    seed : int
+    seeds : Seeds
 
     Returns
     -------
@@ -161,9 +161,9 @@ def build_networks(
         law = GaussianLikelihood((FULL_NOISE_SHARE * total).float())
     make = partial(perceptron, hidden_layer_sizes=hidden_layer_sizes)
     if isinstance(decoder_model, str):
-        decoder = AffinePlus(loadings, center, make(k, d, seed=seed))
+        decoder = AffinePlus(loadings, center, make(k, d, seed=seeds.of("decoder")))
     else:
-        decoder = user_network(decoder_model, "decoder_model", k, d, seed=seed)
+        decoder = user_network(decoder_model, "decoder_model", k, d, seed=seeds.of("decoder"))
         # nothing is known of what its components mean
         posterior_weight, posterior_bias = torch.zeros(k, d), torch.zeros(k)
         posterior_scale = torch.ones(k)
@@ -171,15 +171,19 @@ def build_networks(
         network = AffinePlus(
             torch.cat([posterior_weight, torch.zeros(k, d)]),
             torch.cat([posterior_bias, posterior_scale.log()]),
-            make(d, 2 * k, seed=seed + 1),
+            make(d, 2 * k, seed=seeds.of("encoder")),
         )
     else:
-        network = user_network(encoder_model, "encoder_model", d, 2 * k, seed=seed + 1)
+        network = user_network(encoder_model, "encoder_model", d, 2 * k, seed=seeds.of("encoder"))
     if encoder == "gaussian":
         coder = GaussianEncoder(network, k)
     else:
-        score = make(d + k, k, seed=seed + 3) if score_estimator == "sliced" else None
-        coder = ImplicitEncoder(network, k, make(d + 2 * k, k, seed=seed + 2), score)
+        score = (
+            make(d + k, k, seed=seeds.of("score network")) if score_estimator == "sliced" else None
+        )
+        coder = ImplicitEncoder(
+            network, k, make(d + 2 * k, k, seed=seeds.of("encoder, bent")), score
+        )
     return LatentNetworks(LatentVariableModel(decoder, law, k), coder)
 
 
@@ -217,7 +221,7 @@ def score_network_losses(encoder, x, generator):
 
 
 def train_latent(
-    networks, x, weight, split, *, score_estimator, kl_weight_start, refresh, generator, seed,
+    networks, x, weight, split, *, score_estimator, kl_weight_start, refresh, seeds,
     learning_rate, weight_decay, batch_size, max_epochs, patience, early_stopping, callbacks,
     device, n_threads, progress,
 ):  # fmt: skip
@@ -231,10 +235,7 @@ def train_latent(
     split : (train, held_out) index tensors
     refresh : callable or None
         ``refresh(generator)`` -> rows like `x` with fresh jitter, called every epoch.
-    generator : torch.Generator
-        On the CPU, of the batches.
-    seed : int
-        Of the noise.
+    seeds : Seeds
     max_epochs : int or None
         None is 100, or as many as make 6,000 steps.
     **others
@@ -254,12 +255,12 @@ def train_latent(
     fixed = tensors(x)
     batches = MemberBatches(
         fixed if refresh is None else lambda generator: tensors(refresh(generator)),
-        [train_rows], batch_size=batch_size, generator=generator,
+        [train_rows], batch_size=batch_size, generator=seeds.generator("batches"),
     )  # fmt: skip
     n_batches = len(batches)
     if max_epochs is None:
         max_epochs = max(EPOCHS, math.ceil(STEPS / n_batches))
-    noise = torch.Generator(device).manual_seed(seed)
+    noise = seeds.generator("noise", device=device)
     tempered_steps, n_done = TEMPERED * max_epochs * n_batches, 0
     encoder = networks.encoder
     learns_score = getattr(encoder, "score_network", None) is not None
@@ -295,7 +296,7 @@ def train_latent(
     held_x, held_weight = x[judged].float().to(device), weight[judged] / weight[judged].sum()
 
     def level(networks):
-        found = networks.marginals(held_x, seed, n_samples=JUDGED_DRAWS, n_adaptation=0)
+        found = networks.marginals(held_x, seeds.seed, n_samples=JUDGED_DRAWS, n_adaptation=0)
         return (held_weight @ found.value.cpu()).item()
 
     networks.to(device)

@@ -296,15 +296,15 @@ class AdversarialEBM(FlowBasedDensity):
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def _train(self, members, seed, refresh, device, kept, progress):
+    def _train(self, members, refresh, device, kept, progress):
         flow, coordinates = self._start
         implicit = self.generator == "implicit"
         if implicit:
             rival = ImplicitGenerator(
-                flow.n_features, len(members), generator=torch.Generator().manual_seed(seed)
+                flow.n_features, len(members), generator=members.seeds.generator("generator")
             )
             # not in the game, whose early stopping would count these steps
-            self._settle(members, rival, None, GENERATOR_STEPS, seed + 2, device)
+            self._settle(members, rival, None, GENERATOR_STEPS, "generator, start", 0, device)
         else:
             rival = copy.deepcopy(flow).requires_grad_(True)
 
@@ -330,15 +330,15 @@ class AdversarialEBM(FlowBasedDensity):
             members, rival, loss, lambda n_steps: implicit or n_steps > HEAD_START,
             learning_rate=if_auto(self.learning_rate, 1e-3),
             rival_learning_rate=if_auto(self.generator_learning_rate, 1e-3 if implicit else 5e-4),
-            seed=seed, refresh=refresh, device=device, kept=kept, progress=progress,
+            refresh=refresh, device=device, kept=kept, progress=progress,
         )  # fmt: skip
         if not implicit:
             self._trained = copy.deepcopy(rival), coordinates
         self._rival = rival, coordinates
         return trained
 
-    def _tilt(self, members, kept, seed, refresh, device, progress):
-        model, trained, accepted = super()._tilt(members, kept, seed, refresh, device, progress)
+    def _tilt(self, members, kept, refresh, device, progress):
+        model, trained, accepted = super()._tilt(members, kept, refresh, device, progress)
         if not hasattr(self, "_rival"):
             return model, trained, accepted
         implicit = self.generator == "implicit"
@@ -349,28 +349,31 @@ class AdversarialEBM(FlowBasedDensity):
         progress.stage("generator")
         rival, coordinates = self._rival
 
-        def settle(seed):
+        def settle(n_settled):
             with torch.enable_grad():
-                self._settle(members, rival, model, SETTLING_STEPS, seed, device)
+                self._settle(
+                    members, rival, model, SETTLING_STEPS, "generator, settling", n_settled, device
+                )
 
         def frozen():
             return copy.deepcopy(rival).cpu().double().requires_grad_(False)
 
         if implicit:
-            settle(seed + 1)
+            settle(0)
             self._rival = frozen(), coordinates
             return model, trained, accepted
         best = frozen()
-        best_gap = self._gap(model, best, coordinates, members.generator)
+        generator = members.seeds.generator("generator, gap")
+        best_gap = self._gap(model, best, coordinates, generator)
         for n_settled in range(MAX_SETTLINGS):
             if best_gap < SETTLED:
                 break
             try:
-                settle(seed + 1 + n_settled)
+                settle(n_settled)
             except DivergenceError:  # the best state so far is sound
                 break
             settled = frozen()
-            gap = self._gap(model, settled, coordinates, members.generator)
+            gap = self._gap(model, settled, coordinates, generator)
             stalled = gap > STALLED * best_gap
             if gap < best_gap:
                 best, best_gap = settled, gap
@@ -379,7 +382,7 @@ class AdversarialEBM(FlowBasedDensity):
         self._rival = best, coordinates
         return model, trained, accepted
 
-    def _settle(self, members, rival, model, n_steps, seed, device):
+    def _settle(self, members, rival, model, n_steps, stage, n_settled, device):
         """Let the generator alone follow a model, or the bases."""
         log_base, features = self._views(members, device)
         energy = None
@@ -387,7 +390,7 @@ class AdversarialEBM(FlowBasedDensity):
             energy = copy.deepcopy(model.energy).float().to(device).requires_grad_(False)
             temperature = model.temperature.item()
         rival.to(device).requires_grad_(True)
-        generator = torch.Generator(device).manual_seed(seed)
+        generator = members.seeds.generator(stage, n_settled, device)
 
         def loss(rival, batch):
             y, log_rival = rival.rsample(SETTLING_SAMPLES, generator)
@@ -425,7 +428,7 @@ class AdversarialEBM(FlowBasedDensity):
             else:
                 self.generator_ = ImplicitSampler(self._columns, *rival)
             draw = partial(draw_from_rival, *(copy.deepcopy(p).to(self._device) for p in rival))
-        terms = bound_terms(self.model_, draw, members.generator, BOUND_SAMPLES)
+        terms = bound_terms(self.model_, draw, members.seeds.generator("bound"), BOUND_SAMPLES)
         self.log_partition_bound_ = terms.mean(1).cpu().numpy()
         error = terms.std(1) / terms.shape[1] ** 0.5
         self.log_partition_bound_std_error_ = error.cpu().numpy()

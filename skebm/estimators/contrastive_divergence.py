@@ -287,22 +287,26 @@ class ContrastiveDivergenceEBM(BaseTiltedDensity):
     def _recalibrates(self):
         return self.recalibration
 
-    def _modes(self, x, weight, n_rows, splits, bases, generator):
+    def _modes(self, x, weight, n_rows, splits, bases, seeds):
         if not self.recalibration or self.max_epochs == 0:
             return None
-        return data_modes(x, weight, n_rows, splits, bases, generator)
+        return data_modes(x, weight, n_rows, splits, bases, seeds)
 
-    def _train(self, members, seed, refresh, device, kept, progress):
+    def _train(self, members, refresh, device, kept, progress):
         n_features = members.x.shape[1]
         energy = build_energy(
-            if_auto(self.energy_model, "periodic"), members, self.hidden_layer_sizes, seed, kept
+            if_auto(self.energy_model, "periodic"),
+            members,
+            self.hidden_layer_sizes,
+            members.seeds.of("network"),
+            kept,
         )
         module = EnergyAlone(energy).to(device)
         bound = None
         if self.spectral_norm is not None:
             bound = SpectralBound(energy, self.spectral_norm)
             bound.apply()
-        chains = self._follow(members, energy, device, seed)
+        chains = self._follow(members, energy, device)
         buffer, record = None, []
         if self.persistent:
             buffer = self._buffer(members, chains, kept)
@@ -321,7 +325,7 @@ class ContrastiveDivergenceEBM(BaseTiltedDensity):
             few_copies(rows, 1 if refresh is None else n_copies),
             [train for train, _ in members.splits],
             batch_size=self.batch_size,
-            generator=members.generator,
+            generator=members.seeds.generator("energy, batches"),
         )
 
         def batch_loss(module, batch):
@@ -356,7 +360,7 @@ class ContrastiveDivergenceEBM(BaseTiltedDensity):
         self._chains = chains, buffer, self._diagnose(chains, record, trained.n_iter, device)
         return trained
 
-    def _follow(self, members, energy, device, seed):
+    def _follow(self, members, energy, device):
         """Chains under the model as it is trained."""
         model = TiltedMixture(members.bases, members.proposals, members.features, energy)
         if device.type not in ("cpu", "mps"):  # doubles are not for every device
@@ -366,12 +370,13 @@ class ContrastiveDivergenceEBM(BaseTiltedDensity):
         auto = isinstance(self.step_size, str)
         step_size = n_features ** (-1.0 / 3.0) if auto else self.step_size
         x = members.pool.flatten(0, 1)
-        x = x[torch.randperm(len(x), generator=members.generator)[:MAX_FIT_ROWS]]
+        generator = members.seeds.generator("stand-in")
+        x = x[torch.randperm(len(x), generator=generator)[:MAX_FIT_ROWS]]
         chains = Chains(
-            model, fit_stand_in(x, members.features, members.generator),
+            model, fit_stand_in(x, members.features, generator),
             sampler=self.sampler, n_steps=self.n_steps,
             step_size=torch.full((len(members),), step_size), dtype=torch.float32,
-            generator=torch.Generator(device).manual_seed(seed),
+            generator=members.seeds.generator("chains", device=device),
         )  # fmt: skip
         energy.eval()
         if auto:

@@ -241,7 +241,7 @@ class FlowContrastiveDensity(FlowBasedDensity):
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def _train(self, members, seed, refresh, device, kept, progress):
+    def _train(self, members, refresh, device, kept, progress):
         # trees are grown anew
         if kept is not None and isinstance(kept.energy, CorrectedEnergy):
             kept.energy = kept.energy.first
@@ -271,7 +271,7 @@ class FlowContrastiveDensity(FlowBasedDensity):
 
         played, game, n_batches = self._play(
             members, flow, loss, plays, learning_rate=learning_rate,
-            rival_learning_rate=self.generator_learning_rate, seed=seed, refresh=refresh,
+            rival_learning_rate=self.generator_learning_rate, refresh=refresh,
             device=device, kept=kept, progress=progress,
         )  # fmt: skip
         self._trained = flow, coordinates
@@ -287,10 +287,11 @@ class FlowContrastiveDensity(FlowBasedDensity):
             # f is learned where only the confining law has mass, too
             members.noise = halves(members.noise, members.bases)
         refined = train_against_noise(
-            members, self._new_energy(members, seed, kept),
+            members, self._new_energy(members, "refinement", kept),
             partial(nce_losses, noise_ratio=NOISE_RATIO),
-            learns_partition=True, noise_ratio=NOISE_RATIO, batch_size=self.batch_size,
-            refresh=refresh, log_partition=None if kept is None else kept.log_partition,
+            stage="refinement", learns_partition=True, noise_ratio=NOISE_RATIO,
+            batch_size=self.batch_size, refresh=refresh,
+            log_partition=None if kept is None else kept.log_partition,
             learning_rate=learning_rate, max_epochs=self._n_epochs(n_batches),
             **self._training_options(n_batches, device, progress),
         )  # fmt: skip
@@ -306,7 +307,7 @@ class FlowContrastiveDensity(FlowBasedDensity):
             starts["flow_boosted"] = Trained.nothing(members)
         for stage, start in starts.items():
             boosted = train_classifiers(
-                members, "boosting", **settings, early_stopping=self.early_stopping, seed=seed,
+                members, "boosting", **settings, early_stopping=self.early_stopping, stage=stage,
                 progress=progress, start=start,
             )  # fmt: skip
             # what the classifiers take for one is the integral of what they correct

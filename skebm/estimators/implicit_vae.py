@@ -10,6 +10,7 @@ import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
+from skebm._random import Seeds, draw_seed
 from skebm._sklearn_compat import Interval, StrOptions
 from skebm.latents import BernoulliLikelihood, GaussianLikelihood
 
@@ -255,7 +256,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         rows, weight = self._usable_rows(X, sample_weight, reset=kept is None)
         rows = self._rounded(rows)
         seed = self._draw_seed(self.random_state)
-        generator = torch.Generator().manual_seed(seed)
+        seeds = Seeds(seed)
         device = resolve_device(self.device)
         self._check_range(rows)
         if kept is None:
@@ -265,12 +266,12 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
             rows = columns.snap(rows, precision)
         x, _ = columns.standardize(rows)
         h = scott(x) if self.smoothing == "scott" else float(self.smoothing)
-        folds = make_splits(len(x), 1, self.validation_fraction, generator)
+        folds = make_splits(len(x), 1, self.validation_fraction, seeds.generator("folds"))
         draw, row_weight, (split,) = perturbed_copies(x, weight, folds, columns, h)
-        x_fit = draw(seed)
+        x_fit = draw(seeds.of("jitter"))
         with Progress(self.verbose) as progress, torch.no_grad():
             progress.stage("factor analysis")
-            networks, goes_on = self._new_networks(x_fit, row_weight, split, seed, kept)
+            networks, goes_on = self._new_networks(x_fit, row_weight, split, seeds, kept)
             start = copy.deepcopy(networks)
             # a decoder with nothing to learn has one likelihood, whatever the encoder: none to
             # stop by
@@ -282,7 +283,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
                     networks, x_fit, row_weight, split,
                     score_estimator=self.score_estimator, kl_weight_start=self.kl_weight_start,
                     refresh=partial(_fresh, draw) if h > 0 or columns.has_ties else None,
-                    generator=generator, seed=seed,
+                    seeds=seeds,
                     learning_rate=if_auto(self.learning_rate, 2e-3),
                     weight_decay=self.weight_decay, batch_size=self.batch_size,
                     max_epochs=if_auto(self.max_epochs, None), patience=self.patience,
@@ -343,7 +344,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
             half_steps=(None,) * n_varying,
         )  # fmt: skip
 
-    def _new_networks(self, x, weight, split, seed, kept):
+    def _new_networks(self, x, weight, split, seeds, kept):
         """Networks to start from, and whether they are those of the last fit."""
         rows, row_weight = x[split[0]], weight[split[0]]
         n_components = self.n_components
@@ -357,7 +358,8 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
             rows, row_weight, n_components, binary=bool(((x == 0) | (x == 1)).all()),
             likelihood=self.likelihood, encoder=self.encoder,
             score_estimator=self.score_estimator, encoder_model=self.encoder_model,
-            decoder_model=self.decoder_model, hidden_layer_sizes=self.hidden_layer_sizes, seed=seed,
+            decoder_model=self.decoder_model, hidden_layer_sizes=self.hidden_layer_sizes,
+            seeds=seeds,
         )  # fmt: skip
         goes_on = False
         if kept is not None:
@@ -505,4 +507,4 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
 
 def _fresh(draw, generator):
     """Rows with another jitter."""
-    return draw(int(torch.randint(2**31 - 1, (), generator=generator)))
+    return draw(draw_seed(generator))

@@ -236,7 +236,7 @@ class NCEDensity(BaseTiltedDensity):
         model = self._energy()
         return _is_classifier(model) and not isinstance(model, HistGradientBoostingClassifier)
 
-    def _train(self, members, seed, refresh, device, kept, progress):
+    def _train(self, members, refresh, device, kept, progress):
         model = self._energy()
         classifier = _is_classifier(model) or (isinstance(model, str) and model == "boosting")
 
@@ -255,10 +255,11 @@ class NCEDensity(BaseTiltedDensity):
                 )
             return train_classifiers(
                 members, model, noise_ratio=noise_ratio, learning_rate=learning_rate,
-                max_iter=max_epochs, early_stopping=self.early_stopping, seed=seed,
-                progress=progress,
+                max_iter=max_epochs, early_stopping=self.early_stopping, progress=progress,
             )  # fmt: skip
-        energy = build_energy(model, members, self.hidden_layer_sizes, seed, kept)
+        energy = build_energy(
+            model, members, self.hidden_layer_sizes, members.seeds.of("network"), kept
+        )
         loss = {
             "nce": partial(nce_losses, noise_ratio=noise_ratio),
             "ranking": _ranking,

@@ -274,10 +274,10 @@ class ScoreMatchingEBM(BaseTiltedDensity):
     def _recalibrates(self):
         return self.recalibration
 
-    def _modes(self, x, weight, n_rows, splits, bases, generator):
+    def _modes(self, x, weight, n_rows, splits, bases, seeds):
         if not self.recalibration or self.max_epochs == 0:
             return None
-        return data_modes(x, weight, n_rows, splits, bases, generator)
+        return data_modes(x, weight, n_rows, splits, bases, seeds)
 
     def _check_parameters(self):
         self._noise_levels(2, 1)
@@ -335,13 +335,17 @@ class ScoreMatchingEBM(BaseTiltedDensity):
                     stacklevel=7,
                 )
 
-    def _train(self, members, seed, refresh, device, kept, progress):
+    def _train(self, members, refresh, device, kept, progress):
         n_features = members.x.shape[1]
         method = self._resolve_method(n_features)
         levels = self._noise_levels(members.n_rows, n_features)
 
         energy = build_energy(
-            if_auto(self.energy_model, "periodic"), members, self.hidden_layer_sizes, seed, kept
+            if_auto(self.energy_model, "periodic"),
+            members,
+            self.hidden_layer_sizes,
+            members.seeds.of("network"),
+            kept,
         )
         self._warn_of_blind_spots(energy, n_features)
         rows = _ScoredRows(
@@ -354,9 +358,9 @@ class ScoreMatchingEBM(BaseTiltedDensity):
             few_copies(rows, rows.n_copies),
             rows.train,
             batch_size=max(1, self.batch_size // pair),
-            generator=members.generator,
+            generator=members.seeds.generator("energy, batches"),
         )
-        directions = torch.Generator(device).manual_seed(seed)
+        directions = members.seeds.generator("directions", device=device)
 
         def batch_loss(module, batch):
             z, base_score, weight, noise, sigma = batch
@@ -446,7 +450,11 @@ class _ScoredRows:
         n = len(members.x)
         chosen = torch.arange(n)
         if n > MAX_ROWS:
-            chosen = torch.randperm(n, generator=members.generator)[:MAX_ROWS].sort().values
+            chosen = (
+                torch.randperm(n, generator=members.seeds.generator("scored rows"))[:MAX_ROWS]
+                .sort()
+                .values
+            )
         self.chosen = chosen
         place = torch.full((n,), -1)
         place[chosen] = torch.arange(len(chosen))
