@@ -25,6 +25,7 @@ RANK = {
     "bases": 2,
     "datasets": 2,
     "_engine": 1,
+    "_modules": 1,
     "_random": 0,
     "exceptions": 0,
     "_sklearn_compat": 0,
