@@ -1,6 +1,7 @@
 """Every law integrates to one, matches its sampler, and is reproducible."""
 
 import inspect
+import pickle
 
 import numpy as np
 import pytest
@@ -182,6 +183,15 @@ def test_reproducible_and_make_agrees(name):
             assert parameter.default == own[key].default
     with pytest.raises(ValueError, match="features"):
         law.log_density(np.zeros((3, law.n_features + 1)))
+
+
+def test_make_functions_are_ordinary_functions():
+    assert str(inspect.signature(datasets.make_banana)) == (
+        "(n_samples=1000, *, curvature=1.0, noise=0.3, random_state=None, return_log_density=False)"
+    )
+    assert pickle.loads(pickle.dumps(datasets.make_banana)) is datasets.make_banana
+    with pytest.raises(TypeError, match="unexpected keyword argument 'curve'"):
+        datasets.make_banana(10, curve=2.0)
 
 
 def test_parameters_move_the_law():

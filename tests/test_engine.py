@@ -96,7 +96,7 @@ def test_batches_blocks_noise_and_offsets(monkeypatch):
     assert all(z.shape == (2, 22, 2) and r.shape == (2, 22) for _, z, r in whole)
     for _, z, r in whole:
         assert torch.equal(z[..., 0] + torch.arange(2.0)[:, None], r)
-    monkeypatch.setattr(_engine, "MAX_BLOCK", 1)
+    monkeypatch.setattr(_engine.batches, "MAX_BLOCK", 1)
     data_only = [z for z, *_ in epoch()]
     assert all(torch.equal(a, b[0]) for a, b in zip(data_only, whole, strict=True))
 
@@ -315,7 +315,7 @@ def test_cosine_runs_in_game_time():
     first, second = np.array(rates).T
     time = np.arange(n_steps)
     cosine = 0.02 * 0.5 * (1 + np.cos(np.pi * time / n_steps))
-    warm = min(_engine.WARM_UP_STEPS, n_steps // 10)
+    warm = min(_engine.steps.WARM_UP_STEPS, n_steps // 10)
     np.testing.assert_allclose(first, cosine * np.minimum(1, (time + 1) / warm), rtol=1e-6)
     # its warm-up counts its own steps
     own = np.minimum(1, (time - start + 1) / warm)[start:]
@@ -346,7 +346,7 @@ def test_players_have_rates_of_their_own():
     assert other.x.abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("norm", [_engine.MAX_GRADIENT_NORM, 100.0])
+@pytest.mark.parametrize("norm", [_engine.loop.MAX_GRADIENT_NORM, 100.0])
 def test_clipping_is_of_each_player_alone(norm):
     # with one norm for both, the steep player would stop the flat one; AdamW would hide it
     moved = []
@@ -512,7 +512,12 @@ def test_progress_reports_every_epoch(capsys):
 
 
 def test_importing_the_engine_does_not_import_skorch():
-    tree = ast.parse(Path(_engine.__file__).read_text())
-    at_import = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    assert at_import
-    assert not any("skorch" in ast.unparse(node) for node in at_import)
+    files = {path.name: path for path in Path(_engine.__file__).parent.glob("*.py")}
+    assert "skorch" in files.pop("net.py").read_text()
+    assert len(files) > 2
+    for path in files.values():
+        tree = ast.parse(path.read_text())
+        at_import = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        assert at_import
+        assert not any("skorch" in ast.unparse(node) for node in at_import)
+        assert not any(ast.unparse(node).startswith("from .net") for node in at_import)
