@@ -3,11 +3,12 @@
 import sys
 import warnings
 
-_PACKAGES = ("skebm", "sklearn")
+_PACKAGES = ("skebm", "sklearn", "torch", "contextlib")
+"""Those whose frames are passed over: the package, and what may stand between it and its user."""
 
 
 def warn(message, category=UserWarning):
-    """Warn, with the place of the innermost call from outside of this package and scikit-learn.
+    """Warn, with the place of the innermost call from outside of the package.
 
     Parameters
     ----------
@@ -17,8 +18,8 @@ def warn(message, category=UserWarning):
     frame, depth = sys._getframe(1), 2
     while frame.f_back is not None and _is_ours(frame):
         frame, depth = frame.f_back, depth + 1
-    warnings.warn(message, category, stacklevel=depth - 1)
+    warnings.warn(message, category, stacklevel=depth)
 
 
 def _is_ours(frame):
-    return frame.f_globals.get("__name__", "").split(".")[0] in (*_PACKAGES, "contextlib")
+    return frame.f_globals.get("__name__", "").split(".")[0] in _PACKAGES

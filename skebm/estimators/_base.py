@@ -104,31 +104,29 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         n_threads = torch.get_num_threads()  # for training; all else is made of small steps
         try:
             with limit_threads(1), Progress(self.verbose) as progress, torch.no_grad():
-                self._learn(X, sample_weight, n_threads, progress)
+                self._check_parameters()
+                start = self._start()
+                rows, weight, columns = self._read(X, sample_weight, start)
+                seeds = Seeds(self._draw_seed(self.random_state))
+                where = {
+                    "seeds": seeds, "device": resolve_device(self.device),
+                    "n_threads": n_threads, "progress": progress, "start": start,
+                }  # fmt: skip
+                fitted = self._fit(rows, weight, columns, where)
+                self._keep(fitted, columns, seeds)
+                self.offset_ = self._threshold(rows, weight)
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
         return self
 
-    def _learn(self, X, sample_weight, n_threads, progress):
-        self._check_parameters()
-        start = getattr(self, "model_", None) if self.warm_start else None
-        if start is not None:
-            start = copy.deepcopy(start).to("cpu") if self._goes_on_from(start) else None
-        rows, weight, columns = self._read(X, sample_weight, start)
-        seeds = Seeds(self._draw_seed(self.random_state))
-        where = {
-            "seeds": seeds, "device": resolve_device(self.device), "n_threads": n_threads,
-            "progress": progress, "start": start,
-        }  # fmt: skip
-        fitted = self._fit(rows, weight, columns, where)
-        for name in [name for name in vars(self) if name.endswith("_") and name not in _OF_X]:
-            delattr(self, name)  # of an earlier fit
-        self._columns, self._seed, self.model_ = columns, seeds.seed, fitted.model
-        for name, value in (fitted.attributes | {"out_of_fold_scores_": fitted.scores}).items():
-            setattr(self, name, value)
-        self.offset_ = self._threshold(rows, weight)
+    def _start(self):
+        """Copy of the model that a warm start goes on from, or None."""
+        model = getattr(self, "model_", None) if self.warm_start else None
+        if model is None or not self._goes_on_from(model):
+            return None
+        return copy.deepcopy(model).to("cpu")
 
     def _read(self, X, sample_weight, start):
         """The rows of positive weight, their weights, and the columns."""
@@ -147,6 +145,15 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
     def _learn_columns(self, rows, names, precision):
         return Columns.learn(rows, names, precision)
+
+    def _keep(self, fitted, columns, seeds):
+        """Set what a fit has learned, and forget an earlier one."""
+        for name in [name for name in vars(self) if name.endswith("_") and name not in _OF_X]:
+            delattr(self, name)
+        self._columns, self._seed, self.model_ = columns, seeds.seed, fitted.model
+        self.out_of_fold_scores_ = fitted.scores
+        for name, value in fitted.attributes.items():
+            setattr(self, name, value)
 
     def _threshold(self, rows, weight):
         """Score below which `predict` calls a row an outlier."""

@@ -122,6 +122,8 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         Threshold of `predict` on `score_samples`.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
         Log-density of the training rows (of positive weight) that were held out; NaN for the rest.
+    out_of_fold_members_ : ndarray of shape (n_rows,), int
+        0 for rows that were held out, -1 for the rest.
     model_ : torch.nn.Module
         The fitted networks, ``model`` and ``encoder``, on standardised columns.
     n_features_in_ : int

@@ -303,6 +303,7 @@ def finished(task, trained, model, partition, left):
                 ConvergenceWarning,
             )
     model = model.to("cpu" if task.device.type == "mps" else task.device)
+    attributes["out_of_fold_members_"] = task.judges
     return Fitted(model, held_out_scores(task, model), attributes | left)
 
 

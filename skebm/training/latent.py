@@ -140,6 +140,7 @@ def _finished(task, settings, model, history, n_iter):
         }
     attributes = {
         "n_iter_": n_iter,
+        "out_of_fold_members_": task.judges,
         "n_components_": model.n_components,
         "history_": {
             "n_iter": history["epoch"],

@@ -103,6 +103,14 @@ class Task:
         """Weights of the held-out rows of all members, one after the other, (n_held,)."""
         return torch.cat([self.weight[held] for held in self.held])
 
+    @property
+    def judges(self):
+        """Member that each row is held out from, -1 where there is none, (n_rows,)."""
+        judges = np.full(self.n_rows, -1)
+        for k, held in enumerate(self.held):
+            judges[held.numpy()] = k
+        return judges
+
     def mean(self, values):
         """Weighted mean of values at the held-out rows of all members, (..., n_held) -> (...)."""
         weight = self.held_weight
