@@ -15,7 +15,6 @@ from skebm.energies._specifications import (
     Network,
     resolve_energy_model,
 )
-from skebm.energies._spectral import SpectralBound
 from skebm.energies._stack import ModuleStack, StackedEnergy
 from skebm.energies._trees import SoftTrees
 
@@ -33,7 +32,6 @@ __all__ = [
     "PeriodicEmbedding",
     "PiecewiseLinearEmbedding",
     "SoftTrees",
-    "SpectralBound",
     "StackedEnergy",
     "derivatives",
     "resolve_energy_model",

@@ -96,7 +96,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
 
     Attributes
     ----------
-    persistent_chains_ : ndarray of shape (n_members, buffer_size, n_features)
+    persistent_chains_ : ndarray of shape (n_members, 256, n_features)
         Where the persistent chains were at the end of training, in the units of X. Only if
         `persistent` and something was trained.
     chain_diagnostics_ : dict
@@ -165,10 +165,11 @@ class ContrastiveDivergenceEBM(TiltedDensity):
 
     Examples
     --------
-    >>> from skebm import ContrastiveDivergenceEBM
+    >>> from skebm import ContrastiveDivergenceEBM, Network
     >>> from skebm.datasets import make_two_moons
     >>> X = make_two_moons(n_samples=400, random_state=0)
-    >>> density = ContrastiveDivergenceEBM(max_epochs=50, random_state=0).fit(X)
+    >>> network = Network(max_epochs=50)
+    >>> density = ContrastiveDivergenceEBM(energy_model=network, random_state=0).fit(X)
     >>> density.score_samples(X[:2]).shape
     (2,)
     >>> density.sample(3, random_state=0).shape
@@ -281,8 +282,8 @@ class ContrastiveDivergenceEBM(TiltedDensity):
             raise ValueError(f"start={start!r} must be 'base' or 'buffer'.")
         if start == "buffer" and not hasattr(self, "persistent_chains_"):
             raise ValueError(
-                'start="buffer" needs persistent chains: fit with persistent=True and max_epochs '
-                "above 0."
+                'start="buffer" needs persistent chains: fit with persistent=True and an '
+                "energy_model that is not None."
             )
         if not hasattr(self, "chain_diagnostics_"):  # no chains: as the other estimators
             n_steps = 0 if default_steps else n_steps

@@ -147,10 +147,11 @@ class ScoreMatchingEBM(TiltedDensity):
 
     Examples
     --------
-    >>> from skebm import ScoreMatchingEBM
+    >>> from skebm import ScoreMatchingEBM, Network
     >>> from skebm.datasets import make_two_moons
     >>> X = make_two_moons(n_samples=400, random_state=0)
-    >>> density = ScoreMatchingEBM(max_epochs=50, random_state=0).fit(X)
+    >>> network = Network(max_epochs=50)
+    >>> density = ScoreMatchingEBM(energy_model=network, random_state=0).fit(X)
     >>> density.method_
     'exact'
     >>> density.stein_score(X[:2]).shape
@@ -201,6 +202,8 @@ class ScoreMatchingEBM(TiltedDensity):
 
     def _results(self, task, trained, model):
         """Method and noise levels, which "auto" leaves to the rows."""
+        if self.smoothing == "multiscale":  # a blend of bases: nothing is trained
+            return {}
         return {
             "method_": resolve_method(self.method, task.n_features),
             "sigma_": noise_levels(self.sigma, task.n_rows, task.n_features),
