@@ -1,12 +1,12 @@
 """The loop that runs any kernel."""
 
 import math
-import warnings
 from typing import NamedTuple
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
+from skebm._warnings import warn
 from skebm.samplers._parallel_tempering import TemperedState
 from skebm.samplers._state import State
 
@@ -226,7 +226,7 @@ def _warn(kernel, result, n_steps):
             f"probability {result.swap_rates[i]:.2g}: put further temperatures in between."
         )
     for message in messages:
-        warnings.warn(message, ConvergenceWarning, stacklevel=3)
+        warn(message, ConvergenceWarning)
 
 
 class Adaptation:

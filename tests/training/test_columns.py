@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from skebm.estimators._columns import Columns
+from skebm.training import Columns
 
 
 def learn(X):
