@@ -3,8 +3,8 @@
 import sys
 import warnings
 
-_PACKAGES = ("skebm", "sklearn", "torch", "contextlib")
-"""Those whose frames are passed over: the package, and what may stand between it and its user."""
+_PASSED_THROUGH = ("skebm", "sklearn", "joblib", "torch", "contextlib")
+"""The package, and what may stand between it and its user."""
 
 
 def warn(message, category=UserWarning):
@@ -15,11 +15,11 @@ def warn(message, category=UserWarning):
     message : str
     category : type, default=UserWarning
     """
-    frame, depth = sys._getframe(1), 2
-    while frame.f_back is not None and _is_ours(frame):
-        frame, depth = frame.f_back, depth + 1
-    warnings.warn(message, category, stacklevel=depth)
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and _is_passed_through(frame):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
-def _is_ours(frame):
-    return frame.f_globals.get("__name__", "").split(".")[0] in _PACKAGES
+def _is_passed_through(frame):
+    return frame.f_globals.get("__name__", "").split(".")[0] in _PASSED_THROUGH
