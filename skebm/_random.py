@@ -41,7 +41,7 @@ def seeded_global_rng(seed, device=None):
             for d in cuda:
                 with torch.cuda.device(d):
                     torch.cuda.manual_seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
+            np.random.seed(seed)  # noqa: NPY002
             yield
         finally:
             np.random.set_state(numpy_state)  # noqa: NPY002

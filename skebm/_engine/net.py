@@ -10,7 +10,10 @@ from skebm.exceptions import DivergenceError
 
 from .steps import AveragedWeights, Player
 
-WHAT_TO_LOWER = "lower learning_rate (by a factor of 3 to 10), or scale down your module's output."
+WHAT_TO_LOWER = (
+    "lower the learning rate (by a factor of 3 to 10), for an energy by energy_model=Network("
+    "learning_rate=...), or scale down your module's output."
+)
 
 
 class EngineNet(NeuralNet):

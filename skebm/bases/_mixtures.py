@@ -95,6 +95,19 @@ class GaussianMixtureBase(nn.Module):
         return x
 
 
+class ConfiningGaussian(GaussianMixtureBase):
+    """What keeps an energy-based model without a base normalisable: one wide Gaussian.
+
+    Parameters
+    ----------
+    mean : Tensor of shape (n_features,)
+    variance : Tensor of shape (n_features,)
+    """
+
+    def __init__(self, mean, variance):
+        super().__init__(torch.ones(1), mean[None], torch.diag(variance)[None])
+
+
 class KernelDensityBase(nn.Module):
     r"""Gaussian kernel density, :math:`q(x) = \sum_i w_i N(x; c_i, h^2 \Sigma)`.
 

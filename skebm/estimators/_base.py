@@ -26,7 +26,7 @@ parameters = dataclass(kw_only=True, eq=False, repr=False)
 
 @parameters
 class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
-    """What all estimators share; a family of them adds the four methods below.
+    """What all estimators share; a family of them adds the methods below.
 
     Parameters are documented in the estimators. A fitted one has `model_`, a module on standardised
     columns, and for itself `_columns` and `_seed`.
@@ -51,7 +51,7 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
     # ------------------------------------------------------------------ what a family adds
 
     @abstractmethod
-    def _fit(self, rows, weight, columns, where):
+    def _fit(self, rows, weight, columns, context):
         """Learn from rows of positive weight, and return a `Fitted`.
 
         Parameters
@@ -61,24 +61,28 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         weight : ndarray of shape (n_rows,)
             Of mean one.
         columns : Columns
-        where : dict
+        context : dict
             `seeds`, `device`, `n_threads`, `progress` and `start`, for `make_task`.
         """
 
     @abstractmethod
-    def _log_density(self, X):
-        """Log-density of validated rows, in the units of X."""
-
-    @abstractmethod
     def _log_density_std(self, X):
-        """Log-density of validated rows, and its standard error."""
+        """Log-density of validated rows, in the units of X, and its standard error."""
+
+    def _log_density(self, X):
+        """The first of these; to be overridden where the second costs much."""
+        return self._log_density_std(X)[0]
 
     def _check_parameters(self):
         """Raise where parameters contradict each other: before anything is fitted."""
 
-    def _goes_on_from(self, model):
-        """Whether a warm start can go on from that model."""
+    def _goes_on_from(self, model, n_rows):
+        """Whether a warm start on so many rows can go on from that model."""
         return True
+
+    def _learn_columns(self, rows, names, precision):
+        """Columns of these rows; the last two as of `Columns.learn`."""
+        return Columns.learn(rows, names, precision)
 
     # ------------------------------------------------------------------ fit
 
@@ -105,14 +109,22 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         try:
             with limit_threads(1), Progress(self.verbose) as progress, torch.no_grad():
                 self._check_parameters()
-                start = self._start()
-                rows, weight, columns = self._read(X, sample_weight, start)
+                model = getattr(self, "model_", None) if self.warm_start else None
+                rows, weight, precision = self._read(X, sample_weight, reset=model is None)
+                start = None
+                if model is not None and self._goes_on_from(model, len(rows)):
+                    start = copy.deepcopy(model).to("cpu")
+                if start is None:
+                    columns = self._learn_columns(rows, self._names(rows), precision)
+                else:
+                    columns = self._columns
+                rows = columns.snap(rows, precision)
                 seeds = Seeds(self._draw_seed(self.random_state))
-                where = {
+                context = {
                     "seeds": seeds, "device": resolve_device(self.device),
                     "n_threads": n_threads, "progress": progress, "start": start,
                 }  # fmt: skip
-                fitted = self._fit(rows, weight, columns, where)
+                fitted = self._fit(rows, weight, columns, context)
                 self._keep(fitted, columns, seeds)
                 self.offset_ = self._threshold(rows, weight)
         except BaseException:
@@ -121,30 +133,19 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             raise
         return self
 
-    def _start(self):
-        """Copy of the model that a warm start goes on from, or None."""
-        model = getattr(self, "model_", None) if self.warm_start else None
-        if model is None or not self._goes_on_from(model):
-            return None
-        return copy.deepcopy(model).to("cpu")
-
-    def _read(self, X, sample_weight, start):
-        """The rows of positive weight, their weights, and the columns."""
+    def _read(self, X, sample_weight, *, reset):
+        """The rows of positive weight, their weights of mean one, and the precision of X."""
         precision = relative_precision(X)
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, reset=start is None)
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, reset=reset)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         used = weight > 0
         if used.sum() < 2:
             raise ValueError("sample_weight must be positive for at least 2 samples.")
-        rows = X[used]
-        names = getattr(self, "feature_names_in_", range(X.shape[1]))
-        columns = (
-            self._columns if start is not None else self._learn_columns(rows, names, precision)
-        )
-        return columns.snap(rows, precision), weight[used] / weight[used].mean(), columns
+        return X[used], weight[used] / weight[used].mean(), precision
 
-    def _learn_columns(self, rows, names, precision):
-        return Columns.learn(rows, names, precision)
+    def _names(self, rows):
+        """Names of the columns of X, for messages."""
+        return getattr(self, "feature_names_in_", range(rows.shape[1]))
 
     def _keep(self, fitted, columns, seeds):
         """Set what a fit has learned, and forget an earlier one."""

@@ -1,5 +1,6 @@
 """What the games leave behind, in the units of X: flows as densities, implicit generators."""
 
+import copy
 from numbers import Integral
 
 import numpy as np
@@ -29,7 +30,8 @@ class FlowDensity:
 
     def __init__(self, columns, distributions):
         self._columns = columns
-        self._mixture = StackedBase(distributions, [1.0] * len(distributions))
+        # a copy, which stays on the CPU when the model moves
+        self._mixture = copy.deepcopy(StackedBase(distributions, [1.0] * len(distributions))).cpu()
 
     def score_samples(self, X):
         """Log-density of every row.
@@ -78,7 +80,10 @@ class ImplicitSampler:
     """
 
     def __init__(self, columns, generator, coordinates):
-        self._columns, self._generator, self._coordinates = columns, generator, coordinates
+        self._columns = columns
+        # copies, which stay on the CPU when the model moves
+        self._generator = copy.deepcopy(generator).cpu()
+        self._coordinates = copy.deepcopy(coordinates).cpu()
 
     def sample(self, n_samples=1, random_state=None):
         """Draw rows, (n_samples, n_features)."""

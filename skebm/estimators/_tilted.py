@@ -7,14 +7,13 @@ from numbers import Integral
 
 import numpy as np
 import torch
-from sklearn.base import is_classifier
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.utils.metaestimators import available_if
 from torch.distributions import Distribution
 
 from skebm._sklearn_compat import HasMethods, Interval, StrOptions
 from skebm._threads import limit_threads
-from skebm.bases import CANDIDATES
+from skebm.bases import CANDIDATES, ConfiningGaussian
 from skebm.energies import (
     Boosting,
     ClassifierEnergy,
@@ -47,7 +46,8 @@ def _has_gradient(estimator):
     model = getattr(estimator, "model_", None)
     if model is None:
         given = estimator.energy_model
-        return not is_classifier(given) or isinstance(given, HistGradientBoostingClassifier)
+        is_classifier = hasattr(given, "predict_proba")
+        return not is_classifier or isinstance(given, HistGradientBoostingClassifier)
     members = getattr(model.energy, "members", ())
     return not any(isinstance(f, ClassifierEnergy) for f in members)
 
@@ -118,16 +118,19 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
 
     # ------------------------------------------------------------------ fit
 
-    def _goes_on_from(self, model):
-        # a blend of scales has nothing to go on from, nor has a fit of other folds
-        return isinstance(model.features, FeatureMap) and model.n_members == self.n_members
+    def _goes_on_from(self, model, n_rows):
+        # a blend of scales has nothing to go on from, nor has a fit of other folds, or one with a
+        # base from one without
+        return (
+            isinstance(model.features, FeatureMap)
+            and model.n_members == min(self.n_members, n_rows)
+            and isinstance(model.bases[0], ConfiningGaussian) == (self.base is None)
+        )
 
-    def _fit(self, rows, weight, columns, where):
-        if len(rows) < self.n_members:  # fewer folds: nothing to go on from
-            where = where | {"start": None}
+    def _fit(self, rows, weight, columns, context):
         task_at = partial(
             make_task, rows, weight, columns, n_members=self.n_members,
-            validation_fraction=VALIDATION_FRACTION, **where,
+            validation_fraction=VALIDATION_FRACTION, **context,
         )  # fmt: skip
         recipe = self._recipe()
         if self.smoothing == "multiscale":
@@ -149,7 +152,8 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
 
     def _log_density_std(self, X):
         with torch.no_grad():
-            return self._log_density(X), self.model_.log_prob_std(self._tensor(X)[0]).cpu().numpy()
+            error = self.model_.log_prob_std(self._tensor(X)[0]).cpu().numpy()
+        return self._log_density(X), error
 
     def base_score_samples(self, X):
         """Log-density of every row under the base alone, without the tilt.

@@ -136,10 +136,11 @@ class AdversarialEBM(TiltedDensity):
 
     Examples
     --------
-    >>> from skebm import AdversarialEBM
+    >>> from skebm import AdversarialEBM, Network
     >>> from skebm.datasets import make_two_moons
     >>> X = make_two_moons(n_samples=400, random_state=0)
-    >>> density = AdversarialEBM(n_members=1, max_epochs=5, random_state=0).fit(X)
+    >>> network = Network(max_epochs=5)
+    >>> density = AdversarialEBM(energy_model=network, n_members=1, random_state=0).fit(X)
     >>> density.score_samples(X[:2]).shape
     (2,)
     >>> density.generator_.sample(3, random_state=0).shape

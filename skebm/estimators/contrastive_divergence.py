@@ -199,9 +199,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
                 train_by_contrastive_divergence, network=network, moves=self._moves(),
                 persistent=self.persistent, buffer=getattr(self, "persistent_chains_", None),
             )  # fmt: skip
-        return self._basic_recipe(
-            train, data_modes=self.recalibration and train is not None, finish=self._results
-        )
+        return self._basic_recipe(train, data_modes=True, finish=self._results)
 
     def _moves(self):
         share = self.reinit_fraction if self.persistent else 0.0
@@ -209,12 +207,13 @@ class ContrastiveDivergenceEBM(TiltedDensity):
 
     def _results(self, task, trained, model):
         """What the chains leave behind; nothing where nothing was trained."""
-        left = {"sample_diagnostics_": {}, "_stand_in": None}
+        left = {"sample_diagnostics_": {}, "_chains": None}
         if not trained.results:
             return left
         diagnostics = trained.results["diagnostics"]
         self._warn_of_chains(diagnostics)
-        left |= {"chain_diagnostics_": diagnostics, "_stand_in": trained.results["stand_in"]}
+        left["chain_diagnostics_"] = diagnostics
+        left["_chains"] = self._moves(), trained.results["stand_in"]
         if self.persistent:
             x = [task.columns.restore(rows.numpy()) for rows in trained.results["buffer"]]
             left["persistent_chains_"] = np.stack(x)
@@ -224,7 +223,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         acceptance, r_hat = diagnostics["acceptance_rate"].min(), diagnostics["r_hat"]
         if acceptance < MIN_ACCEPTANCE:
             # steps that adapt cannot follow an f that changes too fast
-            what = "learning_rate" if self._moves().adapts else 'step_size, or leave it "auto"'
+            what = "the learning rate" if self._moves().adapts else 'step_size, or leave it "auto"'
             warn(
                 f"the chains accept {acceptance:.0%} of the proposals of "
                 f'sampler="{self.sampler}": they hardly move. Lower {what}.',
@@ -314,9 +313,10 @@ class ContrastiveDivergenceEBM(TiltedDensity):
     def _run(self, parts, n_steps, generator):
         """Run the chains of every member, a list of K tensors (n, d)."""
         model = self.model_
-        moves = replace(self._moves(), sampler="mala" if self.sampler == "ula" else self.sampler)
+        moves, stand_in = self._chains
+        moves = replace(moves, sampler="mala" if moves.sampler == "ula" else moves.sampler)
         chains = Chains(
-            model, copy.deepcopy(self._stand_in), moves,
+            model, copy.deepcopy(stand_in), moves,
             step_size=torch.as_tensor(self.chain_diagnostics_["step_size"]), dtype=torch.float64,
             generator=generator,
         )  # fmt: skip

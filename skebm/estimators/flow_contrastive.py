@@ -97,8 +97,8 @@ class FlowContrastiveDensity(TiltedDensity):
         likelihood, the ``flow_after_game``, the ``energy_after_game``, the ``energy_refined`` (the
         better one of both energies), the ``energy_boosted`` (with trees, if these help) and the
         ``flow_boosted`` (with trees on the base instead, if these are better still; only with early
-        stopping, up to 5,000 rows, and where the networks gained something). All before
-        recalibration.
+        stopping of the trees, up to 5,000 rows, and where the networks gained something). All
+        before recalibration.
     log_partition_ : ndarray of shape (n_members,)
         Measured log Z of every member, in nats; 0 where no tilt was accepted.
     log_partition_std_error_ : ndarray of shape (n_members,)
@@ -142,10 +142,11 @@ class FlowContrastiveDensity(TiltedDensity):
 
     Examples
     --------
-    >>> from skebm import FlowContrastiveDensity
+    >>> from skebm import FlowContrastiveDensity, Network
     >>> from skebm.datasets import make_two_moons
     >>> X = make_two_moons(n_samples=400, random_state=0)
-    >>> density = FlowContrastiveDensity(n_members=1, max_epochs=5, random_state=0).fit(X)
+    >>> network = Network(max_epochs=5)
+    >>> density = FlowContrastiveDensity(energy_model=network, n_members=1, random_state=0).fit(X)
     >>> density.score_samples(X[:2]).shape
     (2,)
     >>> density.flow_.sample(3, random_state=0).shape

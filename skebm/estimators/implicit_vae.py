@@ -202,25 +202,25 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         if self.likelihood == "bernoulli" and self.smoothing != 0.0:
             raise ValueError('smoothing leaves [0, 1]: it needs likelihood="gaussian".')
 
-    def _goes_on_from(self, model):
+    def _goes_on_from(self, model, n_rows):
         return type(model.likelihood) is LIKELIHOODS[self.likelihood]  # else other columns
 
     def _learn_columns(self, rows, names, precision):
         columns = Columns.learn(rows, names, precision)
         return columns.in_unit_interval() if self.likelihood == "bernoulli" else columns
 
-    def _fit(self, rows, weight, columns, where):
+    def _fit(self, rows, weight, columns, context):
         if columns.unit_interval:
             outside = ((rows < 0.0) | (rows > 1.0)).any(axis=0)
             if outside.any():
-                names = getattr(self, "feature_names_in_", range(len(outside)))
+                column = self._names(rows)[outside.argmax()]
                 raise ValueError(
-                    f'likelihood="bernoulli" needs values in [0, 1], but column '
-                    f"{names[outside.argmax()]!r} has others; scale it, or take the gaussian one."
+                    f'likelihood="bernoulli" needs values in [0, 1], but column {column!r} has '
+                    "others; scale it, or take the gaussian one."
                 )
         task = make_task(
             rows, weight, columns, n_members=1, validation_fraction=self.validation_fraction,
-            smoothing=self.smoothing, **where,
+            smoothing=self.smoothing, **context,
         )  # fmt: skip
         names = [field.name for field in fields(LatentSettings)]
         return fit_latent(task, LatentSettings(**{name: getattr(self, name) for name in names}))
@@ -230,9 +230,6 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         return self.n_components_
 
     # ------------------------------------------------------------------ density
-
-    def _log_density(self, X):
-        return self._log_density_std(X)[0]
 
     def _log_density_std(self, X):
         x, met = self._tensor(X)

@@ -166,6 +166,11 @@ class NCEDensity(TiltedDensity):
         model = self._resolve_energy_model(default)
         if model is None:
             train = None
+            if self.noise is not None or self.objective != "nce":
+                raise ValueError(
+                    "energy_model=None trains nothing, so that noise and objective cannot act; "
+                    "leave them out, or take another energy_model."
+                )
         elif isinstance(model, Network):
             train = partial(
                 train_against_noise, network=model, objective=self.objective,

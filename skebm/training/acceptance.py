@@ -44,7 +44,7 @@ def accept(task, trained, *, recalibrates, always):
 
 def _tilted(task, trained, recalibrates, always):
     """The tilted bases, or the bases, and whether the first."""
-    untilted = TiltedMixture(task.bases, task.bases, task.features, None)
+    untilted = TiltedMixture(task.bases, task.proposals, task.features, None)
     # a warm start that finds nothing better stays at the tilt it came with, and the weights of
     # modes may be wrong where training found nothing
     changes = (

@@ -15,7 +15,7 @@ from skebm.models import CLIP, TiltedMixture
 from skebm.objectives import gradient_penalties, variational_bound_terms
 
 from .games import HEAD_START, play, views
-from .task import Candidate
+from .trained import Candidate
 
 LEARNING_RATE = 1e-3
 

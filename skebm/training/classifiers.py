@@ -26,7 +26,7 @@ from skebm.energies import (
 from skebm.partition import systematic_resampling
 
 from .networks import in_blocks
-from .task import Trained
+from .trained import Trained
 
 MAX_ROWS = 200_000
 """Rows per member, at most: a random subsample of larger splits."""

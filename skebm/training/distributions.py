@@ -14,6 +14,7 @@ from skebm.bases import (
     CANDIDATES,
     MAX_FIT_ROWS,
     AffineTransform,
+    ConfiningGaussian,
     Coordinates,
     GaussianMixtureBase,
     MarginalGaussianization,
@@ -145,10 +146,7 @@ def resolve(task, given, where):
     """
     if given is None:
         variance = torch.as_tensor((CONFINEMENT * task.columns.spread) ** 2)
-        confining = GaussianMixtureBase(
-            torch.ones(1), task.x.mean(0, keepdim=True), torch.diag(variance)[None]
-        )
-        return [confining] * len(task)
+        return [ConfiningGaussian(task.x.mean(0), variance)] * len(task)
     candidates = _candidates(given, where, task.x)
     if candidates is None:
         return [_fixed(given, where, task.columns)] * len(task)

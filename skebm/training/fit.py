@@ -25,7 +25,8 @@ from .distributions import (
     on_flows,
     resolve,
 )
-from .task import Fitted, Trained, tilted_task
+from .tilted_task import tilted_task
+from .trained import Fitted, Trained
 
 TARGET_STD_ERROR = 0.01
 """Standard error of log Z, in nats, that ``n_partition_samples="auto"`` aims at."""
@@ -39,9 +40,9 @@ COARSE_SMOOTHING = 0.5
 """Coarsest scale of ``smoothing="multiscale"``; the others are 0 and Scott's."""
 
 
-def leave_nothing(task, trained, model):
-    """Attributes of a method that leaves nothing behind: none."""
-    return {}
+def leave_results(task, trained, model):
+    """Attributes that a method leaves behind, by default: its results."""
+    return trained.results
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,10 @@ class Recipe:
         Whether inverse temperature and mode weights are set by held-out likelihood.
     n_partition_samples : int or "auto"
     finish : callable
-        ``finish(task, trained, model)`` -> attributes of the estimator, by name, once the model is
-        known; those that begin with an underscore are for its own use.
+        ``finish(task, trained, model)`` -> attributes of the estimator, by name, once it is known
+        which model is kept; those that begin with an underscore are for its own use. The model is
+        still on the CPU, and its log Z not measured yet; it will move, so that its parts are copied
+        where they are to stay. By default the results of the training.
     """
 
     train: Callable | None
@@ -75,7 +78,7 @@ class Recipe:
     data_modes: bool = False
     recalibrates: bool = True
     n_partition_samples: Any = "auto"
-    finish: Callable = leave_nothing
+    finish: Callable = leave_results
 
 
 def fit_tilted(task, recipe):
@@ -114,7 +117,8 @@ def prepare(task, recipe):
         features = FeatureMap(gaussianization(task.x, task.weight, generator))
     else:
         features, distributions = start.features, _distributions_of(task, recipe)
-    modes = data_modes(task, distributions.bases) if recipe.data_modes else None
+    weights_modes = recipe.data_modes and recipe.recalibrates and recipe.train is not None
+    modes = data_modes(task, distributions.bases) if weights_modes else None
     return tilted_task(task, distributions, features, modes)
 
 
@@ -216,6 +220,7 @@ def _anneal_where_needed(model, partition, target, task, options):
     The model then goes on as before; its samples are still proposed by the base.
     """
     low = (partition.ess < MIN_ESS_SHARE * partition.n_samples).nonzero()[:, 0].tolist()
+    method = partition.method
     for done, k in enumerate(low):
         task.progress.stage("log Z, annealed", done, len(low))
         single = model.member(k)
@@ -229,15 +234,15 @@ def _anneal_where_needed(model, partition, target, task, options):
                 target_std_error=target, max_samples=0, **options,
             )  # fmt: skip
         except ValueError:  # no path from the proposal to the model
-            return partition
+            continue
         # importance sampling is unbiased: far above means that annealing has missed a region
         missed = (partition.value[k] - again.value).item()
         error = again.std_error
         if missed > 3.0 * math.hypot(error, partition.std_error[k].item()):
             error = max(error, missed)
         partition.value[k], partition.std_error[k] = again.value, error
-        partition.ess[k] = again.ess
-    return partition._replace(method="annealed") if low else partition
+        partition.ess[k], method = again.ess, "annealed"
+    return partition._replace(method=method)
 
 
 def _warn_of_errors(partition):
@@ -299,10 +304,11 @@ def finished(task, trained, model, partition, left):
         if gap > MAX_LEARNED_GAP:
             warn(
                 f"the learned log Z differs from the measured one by {gap:.2f} nats; the measured "
-                "one is used. Train longer, or lower learning_rate.",
+                "one is used. Train longer, or with a lower learning rate, by "
+                "energy_model=Network(max_epochs=..., learning_rate=...).",
                 ConvergenceWarning,
             )
-    model = model.to("cpu" if task.device.type == "mps" else task.device)
+    model = model.to(task.model_device)
     attributes["out_of_fold_members_"] = task.judges
     return Fitted(model, held_out_scores(task, model), attributes | left)
 

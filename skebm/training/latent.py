@@ -22,7 +22,7 @@ from skebm.objectives import (
 )
 
 from .latent_start import build_model, choose_n_components
-from .task import Fitted
+from .trained import Fitted
 
 BUDGET = Budget(epochs=100, steps=6000, patience_steps=600)
 """``max_epochs="auto"``: whichever lasts longer."""
@@ -103,7 +103,7 @@ def fit_latent(task, settings):
         if n_iter and fitted and not beats(task, model, start):
             model, n_iter = start, 0
     model.requires_grad_(False)
-    model = model.to("cpu" if task.device.type == "mps" else task.device)
+    model = model.to(task.model_device)
     return _finished(task, settings, model, history, n_iter)
 
 
