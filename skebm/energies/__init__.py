@@ -5,7 +5,6 @@ Stacks of K members, (K, n, d) -> (K, n); with one member also (n, d) -> (n,).
 
 from skebm.energies._embeddings import PeriodicEmbedding, PiecewiseLinearEmbedding
 from skebm.energies._gradient import InputGradient
-from skebm.energies._laplacian import derivatives
 from skebm.energies._networks import MLPEnergy
 from skebm.energies._spectral import SpectralBound
 from skebm.energies._stack import ModuleStack, StackedEnergy
@@ -20,5 +19,4 @@ __all__ = [
     "SoftTrees",
     "SpectralBound",
     "StackedEnergy",
-    "derivatives",
 ]

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from skebm.energies import InputGradient, _products, derivatives
+from skebm.derivatives import derivatives
+from skebm.energies import InputGradient, _products
 from skebm.energies._products import gradient_of_second, is_large, product
 
 SHAPES = {
