@@ -155,6 +155,8 @@ def test_rooms(file, rule):
         (layering, "bases/_em.py", "from ..estimators import NCEDensity"),
         (layering, "bases/_em.py", "def f():\n    from .. import estimators"),
         (layering, "samplers/_run.py", "import skebm.objectives.contrastive"),
+        (layering, "energies/_stack.py", "from skebm.derivatives import derivatives"),
+        (layering, "derivatives/_jets.py", "from skebm.objectives import nce_losses"),
         (layering, "diagnostics/_runs.py", "from ..partition import LogPartition"),
         (layering, "datasets/_make.py", "from skebm import NCEDensity"),
         (layering, "exceptions.py", "from skebm._version import __version__"),

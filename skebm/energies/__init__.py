@@ -6,8 +6,6 @@ Stacks of K members, (K, n, d) -> (K, n); with one member also (n, d) -> (n,). `
 
 from skebm.energies._combine import ClassifierEnergy, CorrectedEnergy, MemberEnergies, logit
 from skebm.energies._embeddings import PeriodicEmbedding, PiecewiseLinearEmbedding
-from skebm.energies._gradient import InputGradient
-from skebm.energies._laplacian import derivatives
 from skebm.energies._networks import MLPEnergy
 from skebm.energies._specifications import (
     Boosting,
@@ -25,7 +23,6 @@ __all__ = [
     "logit",
     "Boosting",
     "EnergyModelMixin",
-    "InputGradient",
     "MLPEnergy",
     "ModuleStack",
     "Network",
@@ -33,6 +30,5 @@ __all__ = [
     "PiecewiseLinearEmbedding",
     "SoftTrees",
     "StackedEnergy",
-    "derivatives",
     "resolve_energy_model",
 ]

@@ -14,7 +14,7 @@ are free.
 import torch
 from torch import Tensor
 
-from skebm.energies import derivatives
+from skebm.derivatives import derivatives
 
 __all__ = [
     "denoising_score_matching_losses",

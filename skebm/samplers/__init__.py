@@ -7,8 +7,8 @@ the leading axis; a state carries its log-density and gradient, so that nothing 
 
 A log-density is any callable (n, d) -> (n,), each value from its row alone. It may offer
 ``value_and_gradient(x) -> (value, gradient)``, of shapes (n,) and (n, d), without a graph, in
-tensors that no later call writes to (:class:`skebm.energies.InputGradient` does); kernels that need
-a gradient then ask there, and otherwise use autograd.
+tensors that no later call writes to (as :func:`skebm.derivatives.value_and_gradient` does); kernels
+that need a gradient then ask there, and otherwise use autograd.
 """
 
 from skebm.samplers import _delayed_acceptance as delayed_acceptance
