@@ -24,6 +24,7 @@ import argparse
 import math
 import time
 import warnings
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -58,9 +59,14 @@ def longer_flow(X, seed, seconds):
     """Flow by maximum likelihood alone that takes about so many processor seconds."""
     factor, est = 1.0, None
     for _ in range(2):  # a first fit tells what a step costs
+        budget = _flow_training.FLOW_BUDGET
         options = {
-            name: math.ceil(factor * getattr(_flow_training, name))
-            for name in ("FLOW_STEPS", "FLOW_PATIENCE", "FLOW_PATIENCE_STEPS")
+            "FLOW_BUDGET": replace(
+                budget,
+                steps=math.ceil(factor * budget.steps),
+                patience_steps=math.ceil(factor * budget.patience_steps),
+            ),
+            "FLOW_PATIENCE": math.ceil(factor * _flow_training.FLOW_PATIENCE),
         }
         start = time.process_time()
         with mock.patch.multiple(_flow_training, **options):
