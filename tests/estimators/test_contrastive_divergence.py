@@ -51,7 +51,9 @@ def new_moons():
 
 @cache
 def fitted_to_moons(sampler="mala", persistent=True):
-    return density(sampler=sampler, persistent=persistent).fit(moons())
+    # steps of "ula" are small: it needs more of them, and longer to find their size
+    slow = {"n_steps": 5, "batch_size": 64, "learning_rate": 0.02} if sampler == "ula" else {}
+    return density(sampler=sampler, persistent=persistent, **slow).fit(moons())
 
 
 HUMPS = [stats.norm(-2.0, 0.5), stats.norm(1.0, 0.8)]
@@ -299,14 +301,14 @@ def test_chains_alone_leave_the_model_as_it_is(sampler):
 
 @pytest.mark.parametrize("base", ["wrong weights", None])
 def test_samples_with_weights_of_modes_and_with_other_proposals(base):
-    options = {"base": None}
+    options = {"base": None, "n_steps": 5}
     if base is not None:
         options = {"base": far_apart((0.5, 0.5), 1), "max_epochs": 3, "persistent": False}
-    estimator = density(**options).fit(far_rows(1))
+    estimator = density(**options).fit(far_rows(1)[:500])
     assert (len(estimator.model_.mode_weights) > 0) or base is None
     starts = {"base": 4} if base else {"base": 4, "buffer": 80}
     for start, n_steps in starts.items():
-        rows = estimator.sample(2000, random_state=0, n_steps=n_steps, start=start)
+        rows = estimator.sample(1000, random_state=0, n_steps=n_steps, start=start)
         assert p_value(estimator, rows) > 1e-4
         # chains from the rows never jump
         rate = estimator.sample_diagnostics_["restart_acceptance_rate"]
@@ -373,7 +375,7 @@ def test_chains_that_are_not_there_yet_climb():
 
 
 def test_one_row_of_one_member():
-    estimator = density(n_members=1, max_epochs=2).fit(moons()[:200])
+    estimator = density(n_members=1, max_epochs=10).fit(moons())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert estimator.sample(random_state=0).shape == (1, 2)
@@ -413,14 +415,16 @@ def test_samples_where_no_chains_were_trained(options):
 
 def test_step_size_given_is_kept():
     for sampler in ("mala", "random_walk"):
-        estimator = density(step_size=0.37, sampler=sampler, max_epochs=2).fit(moons()[:100])
+        options = {"step_size": 0.37, "sampler": sampler, "persistent": False, "max_epochs": 2}
+        estimator = density(**options).fit(moons()[:100])
         np.testing.assert_allclose(estimator.chain_diagnostics_["step_size"], 0.37, rtol=1e-6)
 
 
 @every_sampler
 def test_absurd_steps_are_told(sampler):
+    options = {"step_size": 50.0, "sampler": sampler, "persistent": False, "max_epochs": 1}
     with pytest.warns(ConvergenceWarning, match=r"accept 0% of .*Lower step_size") as seen:
-        density(step_size=50.0, sampler=sampler, max_epochs=1).fit(moons()[:100])
+        density(**options).fit(moons()[:100])
     assert seen[0].filename == __file__
 
 
@@ -503,7 +507,7 @@ def test_ties_with_chains_from_the_rows():
 def test_more_columns_than_rows_are_good_for(persistent):
     rng = np.random.default_rng(0)
     X, new = rng.normal(size=(100, 60)), rng.normal(size=(500, 60))
-    estimator = density(persistent=persistent, max_epochs=3).fit(X)
+    estimator = density(persistent=persistent, max_epochs=2).fit(X)
     assert estimator.score(new) > estimator.base_score_samples(new).mean() - 0.5
     assert np.isfinite(estimator.sample(20, random_state=0)).all()
 
@@ -518,7 +522,7 @@ def test_warm_start_goes_on_with_net_and_chains():
     # so short a training that nothing moves far
     estimator.set_params(
         energy_model__learning_rate=1e-9, energy_model__max_epochs=1, step_size=1e-4,
-        reinit_fraction=0.0, sampler="hmc",
+        reinit_fraction=0.0, sampler="random_walk",
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -550,7 +554,7 @@ def test_interrupted_training_leaves_the_estimator_as_it_was(error):
 
 def test_chains_are_reproducible():
     def everything(**options):
-        estimator = density(max_epochs=2, **options).fit(moons()[:200])
+        estimator = density(max_epochs=1, **options).fit(moons()[:100])
         return [estimator.persistent_chains_.ravel(), estimator.sample(50, random_state=0).ravel(),
                 estimator.sample(50, random_state=0, start="buffer").ravel()]  # fmt: skip
 
