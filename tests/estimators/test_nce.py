@@ -119,7 +119,7 @@ def test_density_of_a_known_model():
 @pytest.mark.parametrize("n_steps", [0, 10])
 def test_samples_of_a_known_model(n_steps):
     estimator, p = known(MEANS), []
-    for seed in range(3):
+    for seed in range(2):
         rows = estimator.sample(2000, random_state=seed, n_steps=n_steps)
         for direction in ([1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.6, -0.8]):
 
@@ -169,8 +169,8 @@ def test_gaussian_against_gaussian(objective, noise_ratio):
 
 
 def test_without_a_base():
-    X, _ = two_humps(600, 0)
-    new, truth = two_humps(2000, 1)
+    X, _ = two_humps(400, 0)
+    new, truth = two_humps(1000, 1)
     model = network(max_epochs=60)
     estimator = NCEDensity(base=None, energy_model=model, n_members=2, random_state=0).fit(X)
     assert (truth - estimator.score_samples(new)).mean() < 0.05
@@ -255,6 +255,7 @@ def test_distribution_without_fit_as_base():
     np.testing.assert_allclose(estimator.score_samples(X), Wide().score_samples(X))
 
 
+@pytest.mark.filterwarnings("ignore:the standard error of log Z")
 @pytest.mark.parametrize(
     "noise",
     [
@@ -268,12 +269,14 @@ def test_distribution_without_fit_as_base():
     ids=["torch", "mixture", "kernel", "unfitted kernel", "name", "names"],
 )
 def test_noise_need_not_be_the_base(noise):
-    X, _ = two_humps(400, 0)
-    new, truth = two_humps(2000, 1)
-    estimator = NCEDensity(**QUICK, energy_model=network(), noise=noise).fit(X)
+    X, _ = two_humps(300, 0)
+    new, truth = two_humps(1000, 1)
+    # few samples for log Z: kernels are slow
+    few = {"n_partition_samples": 16_384, "noise": noise}
+    estimator = NCEDensity(**QUICK, energy_model=network(), **few).fit(X)
     assert estimator.n_iter_ > 0
     assert (truth - estimator.score_samples(new)).mean() < 0.08
-    t = np.linspace(-15.0, 15.0, 1501)[:, None]
+    t = np.linspace(-15.0, 15.0, 601)[:, None]
     total = np.exp(estimator.score_samples(t)).sum() * (t[1, 0] - t[0, 0])
     assert total == pytest.approx(1.0, abs=0.03)
     assert abs(np.mean(estimator.sample(2000, random_state=0)) - X.mean()) < 0.15
@@ -341,8 +344,9 @@ def test_every_energy_improves_on_the_base(name, moons, new_moons):
     assert estimator.n_iter_ > 0
     gain = estimator.score_samples(new_moons) - estimator.base_score_samples(new_moons)
     assert gain.mean() > max(0.02, 3.0 * gain.std() / math.sqrt(len(gain)))
-    # normalised, whatever the energy
-    across, up = np.linspace(-7.0, 8.0, 181), np.linspace(-5.0, 5.5, 151)
+    # normalised, whatever the energy; those that jump take a finer grid
+    finer = 4 if opaque else 3
+    across, up = np.linspace(-7.0, 8.0, 60 * finer + 1), np.linspace(-5.0, 5.5, 50 * finer + 1)
     points = np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2)
     total = np.exp(estimator.score_samples(points)).sum() * np.diff(across)[0] * np.diff(up)[0]
     error = math.sqrt(np.square(estimator.log_partition_std_error_).sum()) / 2
@@ -623,11 +627,11 @@ def test_multiscale_is_a_geometric_mean(moons, new_moons):
     np.testing.assert_allclose(estimator.score_samples(new_moons), expected, atol=1e-9)
 
     # of normal distributions with deviations s, s sqrt(1 + h^2), ...: normal, precisions averaged
-    x = np.random.default_rng(0).normal(3.0, 2.0, size=(4000, 1))
+    x = np.random.default_rng(0).normal(3.0, 2.0, size=(20_000, 1))
     estimator = NCEDensity(
         base="gaussian", n_members=1, smoothing="multiscale", random_state=0
     ).fit(x)  # fmt: skip
-    scales = np.array([0.0, 4000 ** (-1 / 5), 0.5])
+    scales = np.array([0.0, len(x) ** (-1 / 5), 0.5])
     precision = np.mean(1.0 / (x.var() * (1.0 + scales**2)))
     new = np.linspace(-5.0, 11.0, 50)[:, None]
     expected = stats.norm(x.mean(), precision**-0.5).logpdf(new[:, 0])
