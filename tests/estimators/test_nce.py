@@ -262,7 +262,7 @@ def test_distribution_without_fit_as_base():
         normal([-0.5], 3.0),
         GaussianMixture(2, random_state=0).fit(two_humps(300, 5)[0]),
         KernelDensity(bandwidth=0.6).fit(two_humps(300, 5)[0]),
-        KernelDensity(bandwidth=0.6),
+        KernelDensity(bandwidth=0.6, rtol=1e-4),
         "gmm",
         ["gaussian", "uniform"],
     ],
