@@ -121,12 +121,12 @@ def test_the_implicit_encoder_starts_as_the_gaussian_one():
     assert ((u.pow(4).mean(1) - 3).abs() < 4.5 * math.sqrt(96 / n)).all()
     assert (u.prod(-1).mean(1).abs() < 4.5 / math.sqrt(n)).all()
     torch.testing.assert_close(start(x)[0], gaussian(x)[0])
-    # and its score starts as that of the normal law
+    # and its score starts as that of the normal distribution
     torch.testing.assert_close(start.score(x, u), -u)
 
 
 def test_the_residual_bends_all_but_the_normal_noise_of_its_own():
-    # which keeps the law of u smooth
+    # which keeps the density of u smooth
     coder, x = encoder("implicit"), rows()
     e = noise(coder, 7)
     u = coder.standardized(x, e)
@@ -145,7 +145,7 @@ def test_rows_do_not_bear_on_each_other():
     torch.testing.assert_close(coder.draw(x, e)[3:4], coder.draw(x[3:4], e))
     u = coder.standardized(x, e)
     torch.testing.assert_close(coder.score(x, u)[3:4], coder.score(x[3:4], u[3:4]))
-    # but their score and their law depend on the row
+    # but their score and their distribution depend on the row
     assert not torch.allclose(u[0], u[1])
     assert not torch.allclose(coder.score(x[:1], u[:1]), coder.score(x[1:2], u[:1]))
 
