@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from skebm._random import spawn
 
+from ._spline import Piece
 from ._stacked_flow import StackedFlow
 
 _MIN_SIZE = 1e-3  # of a bin, relative to the spline's range; bounds the slopes, too
@@ -205,25 +206,12 @@ class _CouplingLayer(nn.Module):
         slopes = log_slopes.gather(1, at.clamp(0, self.n_bins - 2))
         slopes = slopes / (1 + slopes.abs() / _MAX_LOG_SLOPE)
         slopes = torch.where((at < 0) | (at > self.n_bins - 2), 0.0, slopes).exp()
-        first, last = slopes.unbind(1)
-
-        mean = height / width
-        bend = first + last - 2 * mean
+        piece = Piece(left, bottom, width, height, *slopes.unbind(1))
         if inverse:
-            eta = (u - bottom) / height
-            b = first - eta * bend
-            root = b.square() + 4 * mean * eta * (mean - b)
-            t = 2 * mean * eta / (b + root.clamp_min(1e-12).sqrt())
-            t = t.clamp(0, 1)
-            v = left + t * width
+            t = piece.share_of_width((u - bottom) / height).clamp(0, 1)
+            v, log_slope = left + t * width, piece.at(t)[1]
         else:
-            t = ((u - left) / width).clamp(0, 1)
-        product = t * (1 - t)
-        denominator = mean + bend * product
-        if not inverse:
-            v = bottom + height * (mean * t.square() + first * product) / denominator
-        slope = last * t.square() + 2 * mean * product + first * (1 - t).square()
-        log_slope = ((mean / denominator).square() * slope).log()
+            v, log_slope = piece.at(((u - left) / width).clamp(0, 1))
         inside = x.abs() < self.bound
         return (
             torch.where(inside, 2 * self.bound * v - self.bound, x),
