@@ -72,12 +72,18 @@ class AdversarialEBM(TiltedDensity):
         Whether the factor on f, and the weights of separate modes where training hardly sees them,
         are set by held-out likelihood after training; what does not help there is left out.
     smoothing : float, "scott" or "multiscale", default=0.0
-        As in :class:`~skebm.NCEDensity`.
+        h > 0 fits the density of X + h eps, eps normal with the standard deviations of the columns.
+        "scott" is n^(-1 / (d + 4)). Density estimation wants 0. Anomaly detection wants several
+        scales at once: "multiscale" is the normalised geometric mean of the bases at h = 0, Scott's
+        h and h = .5, without a trained energy, so that `score_samples` is the mean of three
+        log-densities up to a constant.
     contamination : float or "auto", default="auto"
         Share of the training rows that `predict` calls outliers. "auto" takes the threshold from
-        out-of-fold scores instead, so that 5 % of *new* rows of the same law fall below it.
+        out-of-fold scores instead, so that 5 % of *new* rows of the same distribution fall below
+        it.
     device : str, default="auto"
-        "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps".
+        "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Networks train, and the
+        model scores and samples, on the device; all else is fitted on the CPU.
     random_state : int, RandomState instance or None, default=None
         An int makes fits bit-identical on one machine.
     warm_start : bool, default=False
@@ -102,7 +108,8 @@ class AdversarialEBM(TiltedDensity):
     log_partition_std_error_ : ndarray of shape (n_members,)
         Its standard error.
     effective_sample_size_ : ndarray of shape (n_members,)
-        Effective number of samples behind log Z; inf where log Z is exact.
+        Effective number of samples behind log Z (where it was annealed: of importance samples that
+        would give the same error); inf where log Z is exact.
     history_ : dict of ndarrays
         ``n_iter``, ``held_out_log_likelihood`` (nats per row, out of fold, before recalibration;
         the first entry is the base) and ``train_loss`` (minus the value of the game and the
@@ -113,7 +120,8 @@ class AdversarialEBM(TiltedDensity):
         Threshold of `predict` on `score_samples`.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
         Log-density of every training row (of positive weight) under the member that has not seen
-        it; NaN for rows that were never held out.
+        it; NaN for rows that were never held out (with one member, or beyond 50,000 per member).
+        This, and not `score_samples`, ranks the rows of the training table itself.
     out_of_fold_members_ : ndarray of shape (n_rows,), int
         Which member that is; -1 for rows that were never held out.
     model_ : torch.nn.Module

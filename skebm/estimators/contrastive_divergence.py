@@ -59,9 +59,9 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         adapts it, member by member, to the acceptance rate that the sampler aims at.
     reinit_fraction : float, default=1.0
         Share of the moved persistent chains that a fresh draw of the base is proposed to. The
-        model decides (independence Metropolis), so that its law does not change: this is how
-        chains get from mode to mode.
-    base : str, list of str, law or None, default="auto"
+        model decides (independence Metropolis), so that its distribution does not change: this is
+        how chains get from mode to mode.
+    base : str, list of str, distribution or None, default="auto"
         As in :class:`~skebm.NCEDensity`. None is the pure energy-based model, exp(f) / Z with a
         confining Gaussian of three standard deviations.
     energy_model : str, Network, torch.nn.Module, callable or None, default="auto"
@@ -80,13 +80,18 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         Whether the factor on f, and the weights of separate modes where training hardly sees them,
         are set by held-out likelihood after training; what does not help there is left out.
     smoothing : float, "scott" or "multiscale", default=0.0
-        As in :class:`~skebm.NCEDensity`.
+        h > 0 fits the density of X + h eps, eps normal with the standard deviations of the columns.
+        "scott" is n^(-1 / (d + 4)). Density estimation wants 0. Anomaly detection wants several
+        scales at once: "multiscale" is the normalised geometric mean of the bases at h = 0, Scott's
+        h and h = .5, without a trained energy, so that `score_samples` is the mean of three
+        log-densities up to a constant.
     contamination : float or "auto", default="auto"
         Share of the training rows that `predict` calls outliers. "auto" takes the threshold from
-        out-of-fold scores instead, so that 5 % of *new* rows of the same law fall below it.
+        out-of-fold scores instead, so that 5 % of *new* rows of the same distribution fall below
+        it.
     device : str, default="auto"
-        "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Bases are fitted on the
-        CPU; networks train, chains move, and the model scores and samples, on the device.
+        "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Networks train, and the
+        model scores and samples, on the device; all else is fitted on the CPU.
     random_state : int, RandomState instance or None, default=None
         An int makes fits bit-identical on one machine.
     warm_start : bool, default=False
@@ -126,7 +131,8 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         Threshold of `predict` on `score_samples`.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
         Log-density of every training row (of positive weight) under the member that has not seen
-        it; NaN for rows that were never held out.
+        it; NaN for rows that were never held out (with one member, or beyond 50,000 per member).
+        This, and not `score_samples`, ranks the rows of the training table itself.
     out_of_fold_members_ : ndarray of shape (n_rows,), int
         Which member that is; -1 for rows that were never held out.
     model_ : torch.nn.Module
@@ -149,8 +155,8 @@ class ContrastiveDivergenceEBM(TiltedDensity):
     Notes
     -----
     The base may cost more than the energy. While chains move, a mixture of 16 Gaussians stands in
-    for it; a final Metropolis decision on every move puts that right, so that the chains' law is
-    that of the model (delayed acceptance [4]_).
+    for it; a final Metropolis decision on every move puts that right, so that the chains'
+    distribution is that of the model (delayed acceptance [3]_).
 
     References
     ----------
@@ -158,9 +164,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
            Neural Computation 14(8).
     .. [2] Tieleman, T. (2008). Training restricted Boltzmann machines using approximations to the
            likelihood gradient. ICML.
-    .. [3] Du, Y. and Mordatch, I. (2019). Implicit generation and modeling with energy-based
-           models. NeurIPS.
-    .. [4] Christen, J. A. and Fox, C. (2005). Markov chain Monte Carlo using an approximation.
+    .. [3] Christen, J. A. and Fox, C. (2005). Markov chain Monte Carlo using an approximation.
            Journal of Computational and Graphical Statistics 14(4).
 
     Examples
@@ -243,7 +247,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         """Draw new rows from the model, by chains of the sampler it was trained with.
 
         Chains take Metropolis steps under the fitted model ("ula" is corrected: MALA), so that
-        they leave its law as it is.
+        they leave its distribution as it is.
 
         Parameters
         ----------
@@ -266,8 +270,8 @@ class ContrastiveDivergenceEBM(TiltedDensity):
             and ``acceptance_rate`` of the sampler, ndarrays of shape (n_members,);
             ``move_acceptance_rate`` and ``restart_acceptance_rate`` as in `chain_diagnostics_`;
             and the mean ``log_density_change`` from the start to the end, in nats, with its
-            ``log_density_change_std_error``: chains that have not reached the law of the model
-            still climb.
+            ``log_density_change_std_error``: chains that have not reached the distribution of the
+            model still climb.
 
         Raises
         ------

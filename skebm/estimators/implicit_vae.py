@@ -45,14 +45,14 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         "implicit": any distribution of z given x; the score of the encoder is a network conditioned
         on x, trained by sliced score matching with three steps for each of the others. "stein": the
         same encoder, its score by the spectral Stein estimator from 16 draws per row; no network,
-        but a bias. "gaussian": independent normal variables, the ordinary variational autoencoder;
-        two to three times faster, and with a learned decoder usually about as good, because decoder
-        and encoder adapt to each other.
+        but a bias. "gaussian": independent normal variables, the ordinary variational autoencoder
+        [3]_; two to three times faster, and with a learned decoder usually about as good, because
+        decoder and encoder adapt to each other.
     likelihood : {"gaussian", "bernoulli"}, default="gaussian"
         "gaussian": normal columns with learned variances. "bernoulli": for columns in [0, 1]; a
         probability where all values are 0 or 1, otherwise the density of the continuous Bernoulli
-        law. New rows with other values have log-density -inf: after a ``MinMaxScaler``, take
-        ``MinMaxScaler(clip=True)``.
+        distribution. New rows with other values have log-density -inf: after a ``MinMaxScaler``,
+        take ``MinMaxScaler(clip=True)``.
     kl_weight_start : float, default=1.0
         Weight of the divergence between encoder and prior at the first step; it goes geometrically
         to one in the first 60 % of the steps. A small weight (.1) is the warm-up that some decoders
@@ -93,11 +93,13 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         Fits the density of X + h times standard deviation times normal noise.
     contamination : float or "auto", default="auto"
         Share of the training rows that `predict` calls outliers. "auto" takes the threshold from
-        the held-out rows instead, so that 5 % of *new* rows of the same law fall below it.
+        out-of-fold scores instead, so that 5 % of *new* rows of the same distribution fall below
+        it.
     callbacks : list of skorch callbacks, default=None
         Called in training.
     device : str, default="auto"
-        "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps".
+        "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Networks train, and the
+        model scores and samples, on the device; all else is fitted on the CPU.
     random_state : int, RandomState instance or None, default=None
         An int makes fits bit-identical on one machine.
     warm_start : bool, default=False
@@ -125,7 +127,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     out_of_fold_members_ : ndarray of shape (n_rows,), int
         0 for rows that were held out, -1 for the rest.
     model_ : torch.nn.Module
-        The fitted networks, ``model`` and ``encoder``, on standardised columns.
+        The fitted decoder, likelihood and encoder, on standardised columns.
     n_features_in_ : int
         Number of columns seen in `fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)

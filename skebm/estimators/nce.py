@@ -18,11 +18,11 @@ class NCEDensity(TiltedDensity):
 
     .. math:: \log p(x) = \log q(x) + f(x) - \log Z \quad\text{(nats, in the units of X)}
 
-    q is a base that is fitted first, f is trained to tell the rows from samples of a noise law (by
-    default q itself), and log Z is measured by importance sampling. The estimator is the mean of
-    `n_members` such densities, each trained on the other folds and judged on its own; f is kept
-    only if the held-out likelihood gains by more than two standard errors, so the result is not
-    below its base.
+    q is a base that is fitted first, f is trained to tell the rows from samples of a noise
+    distribution (by default q itself), and log Z is measured by importance sampling. The estimator
+    is the mean of `n_members` such densities, each trained on the other folds and judged on its
+    own; f is kept only if the held-out likelihood gains by more than two standard errors, so the
+    result is not below its base.
 
     Parameters
     ----------
@@ -33,10 +33,10 @@ class NCEDensity(TiltedDensity):
     noise_ratio : float or "auto", default="auto"
         Noise samples per row, nu. "auto" is 10 for boosting and classifiers (5 above 5,000 rows), 2
         for networks. No member sees more than 200,000 noise samples.
-    noise : law or None, default=None
-        Law of the noise, given like `base`. None is the base itself (log q then cancels in the
-        loss); without a base, ``"auto"`` and the confining Gaussian, half and half.
-    base : str, list of str, law or None, default="auto"
+    noise : distribution or None, default=None
+        Distribution of the noise, given like `base`. None is the base itself (log q then cancels in
+        the loss); without a base, ``"auto"`` and the confining Gaussian, half and half.
+    base : str, list of str, distribution or None, default="auto"
         "auto" stacks Gaussian mixtures on plain and on marginally Gaussianised columns and, for
         small data, kernel densities, with weights learned on held-out rows. Single candidates:
         "gaussian", "gmm", "gaussianized_gmm", "gaussianized_gmm_narrow", "kde",
@@ -45,8 +45,7 @@ class NCEDensity(TiltedDensity):
         in the units of X; an unfitted scikit-learn density is fitted to standardised columns. None
         is the pure energy-based model, exp(f) / Z with a confining Gaussian of three standard
         deviations.
-    energy_model : str, Network, Boosting, torch.nn.Module, callable, classifier or None, \
-            default="auto"
+    energy_model : str, Network, Boosting, module, callable, classifier or None, default="auto"
         What f is, and how it is trained. "boosting": boosted trees, read into soft trees,
         :class:`~skebm.Boosting`. "mlp" and "periodic": a network on piecewise-linear or periodic
         embeddings of the columns, :class:`~skebm.Network`. A torch module (instance, or a class or
@@ -64,17 +63,18 @@ class NCEDensity(TiltedDensity):
         Whether the factor on f, and the weights of separate modes where training hardly sees them,
         are set by held-out likelihood after training; what does not help there is left out.
     smoothing : float, "scott" or "multiscale", default=0.0
-        h > 0 fits the density of X + h eps, eps normal with the standard deviations of the
-        columns. "scott" is n^(-1 / (d + 4)). Density estimation wants 0. Anomaly detection wants
-        several scales at once: "multiscale" is the normalised geometric mean of the bases at
-        h = 0, Scott's h and h = .5, without a trained energy, so that `score_samples` is the mean
-        of three log-densities up to a constant.
+        h > 0 fits the density of X + h eps, eps normal with the standard deviations of the columns.
+        "scott" is n^(-1 / (d + 4)). Density estimation wants 0. Anomaly detection wants several
+        scales at once: "multiscale" is the normalised geometric mean of the bases at h = 0, Scott's
+        h and h = .5, without a trained energy, so that `score_samples` is the mean of three
+        log-densities up to a constant.
     contamination : float or "auto", default="auto"
         Share of the training rows that `predict` calls outliers. "auto" takes the threshold from
-        out-of-fold scores instead, so that 5 % of *new* rows of the same law fall below it.
+        out-of-fold scores instead, so that 5 % of *new* rows of the same distribution fall below
+        it.
     device : str, default="auto"
-        "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Bases and trees are
-        fitted on the CPU; networks train, and every model scores and samples, on the device.
+        "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Networks train, and the
+        model scores and samples, on the device; all else is fitted on the CPU.
     random_state : int, RandomState instance or None, default=None
         An int makes fits bit-identical on one machine.
     warm_start : bool, default=False

@@ -37,10 +37,11 @@ class ScoreMatchingEBM(TiltedDensity):
         least variance. Idle in the other methods.
     sigma : float, array-like of float or "auto", default="auto"
         Noise that is added to the rows in training, in units of z (where the columns have a
-        standard deviation of about one). "auto" is a fifth of Scott's bandwidth,
-        .2 n^(-1 / (d + 4)). Several levels, such as ``np.geomspace(.05, .5, 5)``, are mixed, each
-        weighted by its square. 0 fits the rows as they are ("exact" and "sliced" only).
-    base : str, list of str, law or None, default="auto"
+        standard deviation of about one). "auto" is a fifth of Scott's bandwidth, .2 n^(-1 / (d +
+        4)). Several levels, such as ``np.geomspace(.05, .5, 5)``, are mixed, each weighted by its
+        square. 0 fits the rows as they are ("exact" and "sliced" only). Unlike `smoothing` it does
+        not change what is estimated.
+    base : str, list of str, distribution or None, default="auto"
         As in :class:`~skebm.NCEDensity`. None is the pure energy-based model, exp(f) / Z with a
         confining Gaussian of three standard deviations.
     energy_model : str, Network, torch.nn.Module, callable or None, default="auto"
@@ -60,14 +61,18 @@ class ScoreMatchingEBM(TiltedDensity):
         Whether the factor on f, and the weights of separate modes where training hardly sees them,
         are set by held-out likelihood after training; what does not help there is left out.
     smoothing : float, "scott" or "multiscale", default=0.0
-        As in :class:`~skebm.NCEDensity`: the scale of the density that is *estimated*, in standard
-        deviations of the columns (`sigma` is a matter of training only).
+        h > 0 fits the density of X + h eps, eps normal with the standard deviations of the columns.
+        "scott" is n^(-1 / (d + 4)). Density estimation wants 0. Anomaly detection wants several
+        scales at once: "multiscale" is the normalised geometric mean of the bases at h = 0, Scott's
+        h and h = .5, without a trained energy, so that `score_samples` is the mean of three
+        log-densities up to a constant.
     contamination : float or "auto", default="auto"
         Share of the training rows that `predict` calls outliers. "auto" takes the threshold from
-        out-of-fold scores instead, so that 5 % of *new* rows of the same law fall below it.
+        out-of-fold scores instead, so that 5 % of *new* rows of the same distribution fall below
+        it.
     device : str, default="auto"
-        "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Bases are fitted on the
-        CPU; networks train, and the model scores and samples, on the device.
+        "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Networks train, and the
+        model scores and samples, on the device; all else is fitted on the CPU.
     random_state : int, RandomState instance or None, default=None
         An int makes fits bit-identical on one machine.
     warm_start : bool, default=False
@@ -99,7 +104,8 @@ class ScoreMatchingEBM(TiltedDensity):
         Threshold of `predict` on `score_samples`.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
         Log-density of every training row (of positive weight) under the member that has not seen
-        it; NaN for rows that were never held out.
+        it; NaN for rows that were never held out (with one member, or beyond 50,000 per member).
+        This, and not `score_samples`, ranks the rows of the training table itself.
     out_of_fold_members_ : ndarray of shape (n_rows,), int
         Which member that is; -1 for rows that were never held out.
     model_ : torch.nn.Module
@@ -139,11 +145,10 @@ class ScoreMatchingEBM(TiltedDensity):
 
     Examples
     --------
-    >>> from skebm import ScoreMatchingEBM, Network
+    >>> from skebm import Network, ScoreMatchingEBM
     >>> from skebm.datasets import make_two_moons
     >>> X = make_two_moons(n_samples=400, random_state=0)
-    >>> network = Network(max_epochs=50)
-    >>> density = ScoreMatchingEBM(energy_model=network, random_state=0).fit(X)
+    >>> density = ScoreMatchingEBM(energy_model=Network(max_epochs=50), random_state=0).fit(X)
     >>> density.method_
     'exact'
     >>> density.stein_score(X[:2]).shape
