@@ -11,7 +11,8 @@ from skebm.bases import AffineTransform
 from skebm.models import FeatureMap
 from skebm.training import Columns, Task
 from skebm.training.distributions import Distributions
-from skebm.training.task import make_splits, tilted_task
+from skebm.training.task import make_splits
+from skebm.training.tilted_task import tilted_task
 
 
 def _plain(x, n_members, weight=None, seed=0, fraction=0.5):

@@ -12,7 +12,7 @@ from skebm.bases import GaussianMixtureBase, KernelDensityBase, StackedBase
 from skebm.partition import ess
 from skebm.training import task as task_module
 from skebm.training.acceptance import MIN_ESS, guard, is_gain, recalibrate
-from skebm.training.task import POOL_SIZE
+from skebm.training.tilted_task import POOL_SIZE
 
 
 def generator(seed=0):

@@ -9,7 +9,8 @@ from skebm._random import Seeds
 from skebm.bases import GaussianMixtureBase
 from skebm.training.acceptance import data_modes, recalibrate
 from skebm.training.distributions import Distributions
-from skebm.training.task import Task, make_splits, tilted_task
+from skebm.training.task import Task, make_splits
+from skebm.training.tilted_task import tilted_task
 
 
 @pytest.mark.parametrize(("n", "d"), [(400, 10), (1000, 20), (4000, 10)])

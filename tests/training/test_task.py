@@ -9,7 +9,8 @@ from skebm._random import Seeds
 from skebm.bases import GaussianMixtureBase
 from skebm.models import CLIP
 from skebm.training import Columns, Trained, make_task
-from skebm.training.task import POOL_SIZE, SMOOTHED_ROWS, make_splits
+from skebm.training.task import SMOOTHED_ROWS, make_splits
+from skebm.training.tilted_task import POOL_SIZE
 
 
 def generator(seed=0):
