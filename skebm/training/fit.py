@@ -90,19 +90,20 @@ def fit_tilted(task, recipe):
     -------
     Fitted
     """
-    task = prepare(task, recipe)
-    trained = Trained.nothing(task)
-    if recipe.train is not None:
-        with torch.enable_grad():
-            trained = recipe.train(task)
-    model, accepted = accept(
-        task, trained, recalibrates=recipe.recalibrates, always=recipe.base is None
-    )
-    if not accepted:
-        trained = replace(trained, n_iter=0, log_partition=None)
-    left = recipe.finish(task, trained, model)
-    partition = measure(model, task, recipe.n_partition_samples)
-    return finished(task, trained, model, partition, left)
+    with torch.no_grad():
+        task = prepare(task, recipe)
+        trained = Trained.nothing(task)
+        if recipe.train is not None:
+            with torch.enable_grad():
+                trained = recipe.train(task)
+        model, accepted = accept(
+            task, trained, recalibrates=recipe.recalibrates, always=recipe.base is None
+        )
+        if not accepted:
+            trained = replace(trained, n_iter=0, log_partition=None)
+        left = recipe.finish(task, trained, model)
+        partition = measure(model, task, recipe.n_partition_samples)
+        return finished(task, trained, model, partition, left)
 
 
 def prepare(task, recipe):
@@ -152,19 +153,20 @@ def fit_blend(task_at, recipe):
     """
     if recipe.base is None or recipe.noise is not None:
         raise ValueError('smoothing="multiscale" blends bases: it needs a base, and noise=None.')
-    plain = task_at(smoothing=0.0)
-    scales = []
-    for h in (0.0, scott(plain.x), COARSE_SMOOTHING):
-        scales.append(_distributions(task_at(smoothing=h), recipe).bases)
-    # their arithmetic mean is normalised, easy to sample, and nowhere below the geometric one
-    bases = [StackedBase(at, [1.0] * len(at)) for at in zip(*scales, strict=True)]
-    features = torch.nn.Identity()
-    task = tilted_task(plain, Distributions(bases, bases, bases), features)
-    model = TiltedMixture(bases, bases, features, ScaleAverage(bases))
-    trained = Trained.nothing(task)
-    left = recipe.finish(task, trained, model)
-    partition = measure(model, task, recipe.n_partition_samples, for_ranking=True)
-    return finished(task, trained, model, partition, left)
+    with torch.no_grad():
+        plain = task_at(smoothing=0.0)
+        scales = []
+        for h in (0.0, scott(plain.x), COARSE_SMOOTHING):
+            scales.append(_distributions(task_at(smoothing=h), recipe).bases)
+        # their arithmetic mean is normalised, easy to sample, and nowhere below the geometric one
+        bases = [StackedBase(at, [1.0] * len(at)) for at in zip(*scales, strict=True)]
+        features = torch.nn.Identity()
+        task = tilted_task(plain, Distributions(bases, bases, bases), features)
+        model = TiltedMixture(bases, bases, features, ScaleAverage(bases))
+        trained = Trained.nothing(task)
+        left = recipe.finish(task, trained, model)
+        partition = measure(model, task, recipe.n_partition_samples, for_ranking=True)
+        return finished(task, trained, model, partition, left)
 
 
 def measure(model, task, n_partition_samples, *, for_ranking=False):
