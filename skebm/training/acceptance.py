@@ -84,7 +84,8 @@ def is_gain(task, gain, pool_tilt):
     masses = torch.stack([task.weight[held].sum() for held in task.held]) / weight.sum()
     n = pool_tilt.shape[-1]
     share = ess(pool_tilt + task.pool_log_ratio) / n
-    log_z = (masses.square() * (1 / share - 1) / n).sum().item()
+    # rounding makes the share of equal weights a little more than one
+    log_z = (masses.square() * (1 / share - 1).clamp(min=0.0) / n).sum().item()
     return mean > 2.0 * math.sqrt(error**2 + log_z)
 
 
