@@ -21,7 +21,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from sklearn.model_selection import train_test_split
 from threadpoolctl import threadpool_limits
 
-from skebm.datasets import LAWS
+from skebm.datasets import DISTRIBUTIONS
 
 # "skebm" is NCEDensity at its defaults; the others only when asked for.
 OURS = {
@@ -52,14 +52,16 @@ def list_cases(data, sizes, names):
     if data is not None:
         tables |= {path.stem: np.load(path)["X"].shape for path in Path(data).glob("*.npz")}
     cost = {(name, 0): int(0.8 * n) * d for name, (n, d) in tables.items()}
-    cost |= {(name, n): n * truth.n_features for name, truth in LAWS.items() for n in sizes}
+    cost |= {
+        (name, n): n * truth.n_features for name, truth in DISTRIBUTIONS.items() for n in sizes
+    }
     return [c for c in sorted(cost, key=cost.get) if names is None or c[0] in names]
 
 
 def load_case(name, n, seed, data):
     """Training rows, test rows (both raw) and the exact log-density of the latter or None."""
     if n:
-        truth = LAWS[name]
+        truth = DISTRIBUTIONS[name]
         X_test = truth.sample(N_TEST, random_state=10_000 + seed)
         return truth.sample(n, random_state=seed), X_test, truth.log_density(X_test)
     if name in BUNDLED:

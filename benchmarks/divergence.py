@@ -35,8 +35,8 @@ def make_network(d):
 
 
 def make_rows(d):
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(N_ROWS, d, generator=generator).sinh()
+    rng = torch.Generator().manual_seed(0)
+    return torch.randn(N_ROWS, d, generator=rng).sinh()
 
 
 def ours(d, n_steps, sampler="ula"):

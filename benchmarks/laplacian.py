@@ -143,12 +143,12 @@ def sliced(n_repeats, dimensions):
 
 
 def of_energy(n_repeats, d, n_members=4):
-    generator = torch.Generator().manual_seed(0)
-    embedding = PeriodicEmbedding(d, n_members, generator=generator)
-    energy = MLPEnergy(d, n_members, embedding=embedding, generator=generator)
+    rng = torch.Generator().manual_seed(0)
+    embedding = PeriodicEmbedding(d, n_members, rng=rng)
+    energy = MLPEnergy(d, n_members, embedding=embedding, rng=rng)
     with torch.no_grad():
-        energy.output += 0.1 * torch.randn(energy.output.shape, generator=generator)
-    z = torch.randn(n_members, N_ROWS, d, generator=generator)
+        energy.output += 0.1 * torch.randn(energy.output.shape, generator=rng)
+    z = torch.randn(n_members, N_ROWS, d, generator=rng)
     times, ratios = milliseconds(["ours", "first_order"], energy, z, n_repeats)
     ms, ratio = " / ".join(f"{t:.2f}" for t in times.values()), ratios["first_order"]
     print(f"MLPEnergy, periodic, K = {n_members}, d = {d}: exact / plain {ms} ms, {ratio:.2f}")

@@ -101,8 +101,8 @@ def judge(model, value):
     fine = (torch.arange(20 * N_BINS, dtype=torch.float64) + 0.5) * width / 20 - EDGE
     exact = model.log_joint(x[:, None], fine[None, :, None])[0].softmax(0)
     exact = exact.view(N_BINS, 20).sum(1).numpy()
-    generator = torch.Generator().manual_seed(0)
-    noise = model.encoder.noise(N_DRAWS, generator=generator, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(0)
+    noise = model.encoder.noise(N_DRAWS, rng=rng, dtype=torch.float64)
     z = model.encoder.draw(x, noise)[0, :, 0].numpy()
     drawn, _ = np.histogram(z, bins=N_BINS, range=(-EDGE, EDGE))
     drawn = drawn / drawn.sum()

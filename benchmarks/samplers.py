@@ -42,14 +42,14 @@ def make_network(d):
 
 def ours(name, log_density, x):
     """A function that takes n steps with one of our kernels."""
-    kernel, generator = KERNELS[name], torch.Generator().manual_seed(0)
+    kernel, rng = KERNELS[name], torch.Generator().manual_seed(0)
     options = {"n_leapfrog_steps": N_LEAPFROG} if name == "hmc" else {}
     start = kernel.init(x, log_density)
 
     def steps(n):
         state = start
         for _ in range(n):
-            state, _ = kernel.step(state, log_density, generator, step_size=STEP_SIZE, **options)
+            state, _ = kernel.step(state, log_density, rng, step_size=STEP_SIZE, **options)
 
     return steps
 

@@ -71,7 +71,7 @@ class Fitted:
 def frames(start, steps):
     """Where 100 steps of MALA lead, with looks in between."""
     chains = run(
-        mala, start, Fitted(), generator, n_steps=100, n_keep=100, step_size=0.35
+        mala, start, Fitted(), rng, n_steps=100, n_keep=100, step_size=0.35
     )
     after = {
         f"after {n} step{'s' * (n > 1)}": chains.samples[n - 1] for n in steps
@@ -79,7 +79,7 @@ def frames(start, steps):
     return {"start": start, **after}
 
 
-generator = torch.Generator().manual_seed(0)
+rng = torch.Generator().manual_seed(0)
 rng = np.random.default_rng(0)
 base_rows = rng.multivariate_normal(X.mean(0), np.cov(X.T), size=400)
 from_base = frames(torch.from_numpy(base_rows), (1, 5, 20, 100))
@@ -118,7 +118,7 @@ _ = figure.suptitle(f"MALA on the fit, KL(truth to fit) = {kl:.3f} nats")
 # account to the density, as the base leaves next to no mass there. But a chain that comes
 # to one may stay on it. Here all chains start there.
 
-angle = 2 * np.pi * torch.rand(400, generator=generator, dtype=torch.float64)
+angle = 2 * np.pi * torch.rand(400, generator=rng, dtype=torch.float64)
 ring = 4.2 * torch.stack([angle.cos(), angle.sin()], dim=1)
 figure, axes = plt.subplots(
     1, 3, figsize=(9, 3.4), sharey=True, layout="constrained"
@@ -141,7 +141,7 @@ one_mode = torch.zeros(200, 2, dtype=torch.float64)
 one_mode[:, 0] = gaussians.radius
 options = {"n_steps": n_steps, "n_keep": n_steps, "step_size": 0.35}
 runs = {
-    name: run(kernel, one_mode, Fitted(), generator, **options)
+    name: run(kernel, one_mode, Fitted(), rng, **options)
     for name, kernel in {
         "MALA": mala,
         "parallel tempering": ParallelTempering(),

@@ -211,9 +211,9 @@ def test_bad_parameters_are_named():
 
 
 def normal_run(kernel=mala, n_keep=200, **options):
-    generator = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     return run(
-        kernel, torch.randn(4, 3, generator=generator), lambda x: -0.5 * (x**2).sum(1), generator,
+        kernel, torch.randn(4, 3, generator=rng), lambda x: -0.5 * (x**2).sum(1), rng,
         n_steps=400, n_burn_in=100, n_keep=n_keep, step_size=1.0, **options,
     )  # fmt: skip
 
@@ -312,8 +312,8 @@ def normal_score(x):
 @pytest.mark.parametrize("kernel", ["imq", "gaussian"])
 @pytest.mark.parametrize("bandwidth", [0.7, 3.0])
 def test_stein_kernel_is_what_autograd_says(kernel, bandwidth):
-    generator = torch.Generator().manual_seed(0)
-    x, y, s, t = torch.randn(4, 3, dtype=torch.float64, generator=generator)
+    rng = torch.Generator().manual_seed(0)
+    x, y, s, t = torch.randn(4, 3, dtype=torch.float64, generator=rng)
     x, y = x.requires_grad_(), y.requires_grad_()
     r2 = ((x - y) ** 2).sum() / bandwidth**2
     k = (1 + r2) ** -0.5 if kernel == "imq" else (-0.5 * r2).exp()

@@ -13,7 +13,7 @@ from skebm._random import Seeds, draw_seed, seeded_global_rng, spawn
 STAGES = ("folds", "jitter", "energy", "energy, trees", "log Z")
 
 
-def generator(seed=0):
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -51,8 +51,8 @@ def test_seeds_are_spread_evenly():
 
 
 def test_streams_are_independent_of_each_other():
-    streams = [uniform(Seeds(5).generator(stage, k)) for stage in STAGES for k in range(4)]
-    streams.append(uniform(Seeds(6).generator(STAGES[0])))
+    streams = [uniform(Seeds(5).rng(stage, k)) for stage in STAGES for k in range(4)]
+    streams.append(uniform(Seeds(6).rng(STAGES[0])))
     # 210 correlations of 1,000 pairs: normal, of deviation .0316
     correlations = np.corrcoef(np.stack(streams))[np.triu_indices(len(streams), 1)]
     assert np.abs(correlations).max() < 4.5 / np.sqrt(1000)
@@ -60,38 +60,38 @@ def test_streams_are_independent_of_each_other():
 
 
 def test_what_a_stage_draws_depends_on_no_other_stage():
-    seeds, alone = Seeds(3), {s: uniform(Seeds(3).generator(s)) for s in STAGES}
+    seeds, alone = Seeds(3), {s: uniform(Seeds(3).rng(s)) for s in STAGES}
     for order in (STAGES, STAGES[::-1], STAGES[2:3]):
         for stage in order:
-            assert torch.equal(uniform(seeds.generator(stage)), alone[stage])
+            assert torch.equal(uniform(seeds.rng(stage)), alone[stage])
     # nor a member on how many there are
-    many = seeds.generators("pool", 5)
-    for k, g in enumerate(seeds.generators("pool", 3)):
-        expected = uniform(seeds.generator("pool", k))
+    many = seeds.rngs("pool", 5)
+    for k, g in enumerate(seeds.rngs("pool", 3)):
+        expected = uniform(seeds.rng("pool", k))
         assert torch.equal(uniform(g), expected)
         assert torch.equal(uniform(many[k]), expected)
 
 
 def test_every_generator_is_a_fresh_one():
-    first, second = (Seeds(0).generator("folds") for _ in range(2))
+    first, second = (Seeds(0).rng("folds") for _ in range(2))
     assert torch.equal(uniform(first), uniform(second))
-    assert not torch.equal(uniform(first), uniform(Seeds(0).generator("folds")))
+    assert not torch.equal(uniform(first), uniform(Seeds(0).rng("folds")))
 
 
 # ---------------------------------------------------------------- spawn
 
 
 def test_spawned_number_k_depends_on_the_generator_and_k_alone():
-    few, many = spawn(generator(1), 2), spawn(generator(1), 6)
+    few, many = spawn(rng(1), 2), spawn(rng(1), 6)
     consumed = uniform(many[0], 50)
     assert torch.equal(uniform(few[0], 50), consumed)
     assert torch.equal(uniform(few[1]), uniform(many[1]))  # whatever the first has drawn
-    assert len({g.initial_seed() for g in spawn(generator(1), 200)}) == 200
-    assert spawn(generator(2), 1)[0].initial_seed() != few[0].initial_seed()
+    assert len({g.initial_seed() for g in spawn(rng(1), 200)}) == 200
+    assert spawn(rng(2), 1)[0].initial_seed() != few[0].initial_seed()
 
 
 def test_drawn_seeds_fit_every_generator():
-    g = generator()
+    g = rng()
     seeds = [draw_seed(g) for _ in range(1000)]
     assert all(isinstance(s, int) and 0 <= s < 2**31 for s in seeds)
     assert stats.kstest(np.array(seeds) / 2**31, "uniform").pvalue > 1e-3
@@ -119,7 +119,7 @@ def test_global_generators_are_seeded_and_put_back(seed):
     with seeded_global_rng(seed):
         assert draw() == inside
     assert draw() != inside
-    expected = torch.randn(3, generator=generator(seed)), np.random.RandomState(seed).normal(size=3)
+    expected = torch.randn(3, generator=rng(seed)), np.random.RandomState(seed).normal(size=3)
     assert inside == tuple(e.tolist() for e in expected)
 
 

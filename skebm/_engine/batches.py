@@ -24,7 +24,7 @@ class MemberBatches:
     ----------
     data : tuple of tensors of shape (K, n, ...), or callable
         Per-row tensors: coordinates, and offsets or weights if the loss wants them. A callable is
-        called with ``generator`` at the start of every epoch and returns such a tuple
+        called with ``rng`` at the start of every epoch and returns such a tuple
         (dequantisation draws a fresh jitter there).
     rows : sequence of K integer tensors
         The rows of each member.
@@ -34,7 +34,7 @@ class MemberBatches:
         Data rows per member and batch.
     noise_ratio : float, default=1.0
         Noise samples per data row.
-    generator : torch.Generator
+    rng : torch.Generator
         On the CPU whatever the device of the tensors, so that the batches are the same everywhere.
         Seeds one stream per member, and is handed to `data`.
 
@@ -52,10 +52,10 @@ class MemberBatches:
         *,
         batch_size: int,
         noise_ratio: float = 1.0,
-        generator: torch.Generator,
+        rng: torch.Generator,
     ):
         self.data, self.rows, self.noise = data, rows, noise
-        self.generator, self.generators = generator, spawn(generator, len(rows))
+        self.rng, self.rngs = rng, spawn(rng, len(rows))
         n_rows = min(len(r) for r in rows)
         self.n_batches = max(1, round(n_rows / batch_size))
         self.batch_size = n_rows // self.n_batches
@@ -65,12 +65,12 @@ class MemberBatches:
         return self.n_batches
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        data = self.data(self.generator) if callable(self.data) else self.data
+        data = self.data(self.rng) if callable(self.data) else self.data
         n_members, shape = len(self.rows), (self.n_batches, self.batch_size)
         order = torch.stack(
             [
                 r[torch.randperm(len(r), generator=own)[: math.prod(shape)]]
-                for r, own in zip(self.rows, self.generators, strict=True)
+                for r, own in zip(self.rows, self.rngs, strict=True)
             ]
         ).view(n_members, *shape)
         n_gathered = max(t[0, 0].numel() for t in data + self.noise) * n_members
@@ -80,7 +80,7 @@ class MemberBatches:
             if self.noise:
                 pool_size, size = self.noise[0].shape[1], (chosen.shape[1], self.n_noise)
                 drawn = torch.stack(
-                    [torch.randint(pool_size, size, generator=own) for own in self.generators]
+                    [torch.randint(pool_size, size, generator=own) for own in self.rngs]
                 )
                 gathered += [_gather(tensor, drawn) for tensor in self.noise]
             yield from zip(*gathered, strict=True)

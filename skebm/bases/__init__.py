@@ -1,4 +1,6 @@
-"""Bases: normalised laws with ``log_prob(x)`` and ``sample(n, generator)``, as torch modules."""
+"""Bases: normalised distributions with ``log_prob(x)`` and ``sample(n, rng)``, as torch
+modules.
+"""
 
 from skebm.bases._adapters import (
     SklearnDensityBase,

@@ -1,8 +1,9 @@
-"""Synthetic laws with a sampler and the exact log-density, for tests, benchmarks and examples.
+"""Synthetic distributions with a sampler and the exact log-density, for tests, benchmarks and
+examples.
 
-Every law is a small immutable object with ``name``, ``n_features``, ``sample`` and
-``log_density`` (normalised, in nats). :data:`LAWS` holds one of each at its default parameters;
-the ``make_*`` functions draw from them in the manner of :mod:`sklearn.datasets`.
+Every distribution is a small immutable object with ``name``, ``n_features``, ``sample`` and
+``log_density`` (normalised, in nats). :data:`DISTRIBUTIONS` holds one of each at its default
+parameters; the ``make_*`` functions draw from them in the manner of :mod:`sklearn.datasets`.
 """
 
 from skebm.datasets._make import (
@@ -33,20 +34,20 @@ from skebm.datasets._plane import (
 from skebm.datasets._tables import (
     Funnel,
     GammaCopula,
-    GaussianMixtureLaw,
+    GaussianMixtureDistribution,
     MultivariateT,
     ShearedGaussian,
 )
 
 __all__ = [
-    "LAWS",
+    "DISTRIBUTIONS",
     "Banana",
     "Checkerboard",
     "Claw",
     "EightGaussians",
     "Funnel",
     "GammaCopula",
-    "GaussianMixtureLaw",
+    "GaussianMixtureDistribution",
     "MultivariateT",
     "Pinwheel",
     "Rings",
@@ -68,9 +69,9 @@ __all__ = [
     "make_two_moons",
 ]
 
-LAWS = {
-    law.name: law
-    for law in (
+DISTRIBUTIONS = {
+    distribution.name: distribution
+    for distribution in (
         Claw(),
         EightGaussians(),
         TwoMoons(),
@@ -82,8 +83,8 @@ LAWS = {
         MultivariateT(),
         GammaCopula(),
         Funnel(),
-        GaussianMixtureLaw(),
+        GaussianMixtureDistribution(),
         ShearedGaussian(),
     )
 }
-"""One law of each kind at its default parameters, by name."""
+"""One distribution of each kind at its default parameters, by name."""

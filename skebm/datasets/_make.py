@@ -1,4 +1,4 @@
-"""The laws in the manner of :mod:`sklearn.datasets`: functions that draw rows."""
+"""The distributions in the manner of :mod:`sklearn.datasets`: functions that draw rows."""
 
 import dataclasses
 import inspect
@@ -6,25 +6,26 @@ import inspect
 from . import _plane, _tables
 
 
-def _make(law_class):
-    """Write the function that draws rows of a law; the fields of the class are its parameters."""
+def _make(distribution_class):
+    """Write the function that draws rows of a distribution, with its fields as parameters."""
 
     def make(n_samples=1000, *, random_state=None, return_log_density=False, **parameters):
-        law = law_class(**parameters)
-        X = law.sample(n_samples, random_state)
-        return (X, law.log_density(X)) if return_log_density else X
+        distribution = distribution_class(**parameters)
+        X = distribution.sample(n_samples, random_state)
+        return (X, distribution.log_density(X)) if return_log_density else X
 
-    law, fields = law_class.__name__, dataclasses.fields(law_class)
-    make.__name__ = make.__qualname__ = f"make_{law_class.name}"
+    name, fields = distribution_class.__name__, dataclasses.fields(distribution_class)
+    make.__name__ = make.__qualname__ = f"make_{distribution_class.name}"
     first, *last, _ = inspect.signature(make).parameters.values()
     own = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default) for f in fields
     ]
     make.__signature__ = inspect.Signature([first, *own, *last])
     parameters = (
-        f"{', '.join(f.name for f in fields)} : see :class:`{law}`\n    Parameters of the law.\n"
+        f"{', '.join(f.name for f in fields)} : see :class:`{name}`\n"
+        "    Parameters of the distribution.\n"
     )
-    make.__doc__ = f"""{law_class.__doc__.splitlines()[0]}
+    make.__doc__ = f"""{distribution_class.__doc__.splitlines()[0]}
 
 Parameters
 ----------
@@ -44,7 +45,7 @@ log_density : ndarray of shape (n_samples,)
 
 See Also
 --------
-{law} : The law as an object, with its formula and source.
+{name} : The distribution as an object, with its formula and source.
 """
     return make
 
@@ -58,7 +59,7 @@ make_rings = _make(_plane.Rings)
 make_pinwheel = _make(_plane.Pinwheel)
 make_banana = _make(_plane.Banana)
 make_funnel = _make(_tables.Funnel)
-make_gaussian_mixture = _make(_tables.GaussianMixtureLaw)
+make_gaussian_mixture = _make(_tables.GaussianMixtureDistribution)
 make_multivariate_t = _make(_tables.MultivariateT)
 make_gamma_copula = _make(_tables.GammaCopula)
 make_sheared_gaussian = _make(_tables.ShearedGaussian)

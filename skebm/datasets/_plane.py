@@ -1,4 +1,4 @@
-"""Laws in one and two columns."""
+"""Distributions in one and two columns."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,11 +7,11 @@ from typing import ClassVar
 import numpy as np
 from scipy.special import i0e, logsumexp
 
-from ._law import Law, Mixture, MixtureLaw, log_normal
+from ._distribution import Distribution, Mixture, MixtureDistribution, log_normal
 
 
 @dataclass(frozen=True)
-class Claw(MixtureLaw):
+class Claw(MixtureDistribution):
     """Claw density in one dimension, a normal with five narrow spikes.
 
     p(x) = N(x; 0, 1) / 2 + sum_{l=0}^{4} N(x; l/2 - 1, 1/100) / 10: number 10 of Marron and
@@ -29,7 +29,7 @@ class Claw(MixtureLaw):
 
 
 @dataclass(frozen=True)
-class EightGaussians(MixtureLaw):
+class EightGaussians(MixtureDistribution):
     """Eight equal spherical Gaussians of deviation ``noise`` on a circle of radius ``radius``.
 
     A customary test of generative models, as in Grathwohl et al., "FFJORD", ICLR 2019.
@@ -48,7 +48,7 @@ class EightGaussians(MixtureLaw):
 
 
 @dataclass(frozen=True)
-class TwoMoons(MixtureLaw):
+class TwoMoons(MixtureDistribution):
     """Two interleaving half circles with Gaussian noise, as :func:`sklearn.datasets.make_moons`.
 
     The points t on the two arcs (cos t, sin t) and (1 - cos t, 1/2 - sin t), 0 <= t <= pi, are
@@ -67,7 +67,7 @@ class TwoMoons(MixtureLaw):
 
 
 @dataclass(frozen=True)
-class Spirals(MixtureLaw):
+class Spirals(MixtureDistribution):
     """Two spiral arms with Gaussian noise.
 
     Centres +-(t / 3)(-cos t, sin t) with t = 3 pi sqrt(u), u the midpoints of 300 equal pieces
@@ -86,7 +86,7 @@ class Spirals(MixtureLaw):
 
 
 @dataclass(frozen=True)
-class Checkerboard(Law):
+class Checkerboard(Distribution):
     """Uniform on every other unit square of a board of ``n_cells`` x ``n_cells`` about 0.
 
     p(x) = 1 / (number of squares) on squares (i, j) with i + j even, 0 elsewhere.
@@ -111,7 +111,7 @@ class Checkerboard(Law):
 
 
 @dataclass(frozen=True)
-class Rings(Law):
+class Rings(Distribution):
     """Equal mixture of concentric circles with isotropic Gaussian noise.
 
     With s = ``noise``, a circle of radius R convolved with ``N(0, s^2 I)`` has the density
@@ -138,7 +138,7 @@ class Rings(Law):
 
 
 @dataclass(frozen=True)
-class Pinwheel(Law):
+class Pinwheel(Distribution):
     """Blades of Gaussians about the origin, twisted in proportion to the distance from it.
 
     Before the twist blade k is ``N((1, 0), diag(radial_scale^2, tangential_scale^2))`` turned by
@@ -175,7 +175,7 @@ class Pinwheel(Law):
 
 
 @dataclass(frozen=True)
-class Banana(Law):
+class Banana(Distribution):
     """Gaussian bent along a parabola.
 
     ``x_1 ~ N(0, 1)`` and ``x_2 | x_1 ~ N(curvature (x_1^2 - 1), noise^2)``; after Haario,

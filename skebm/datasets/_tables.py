@@ -1,4 +1,4 @@
-"""Laws in any number of columns."""
+"""Distributions in any number of columns."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,11 +7,18 @@ from typing import ClassVar
 import numpy as np
 from scipy.special import gammainc, gammaincc, gammainccinv, gammaincinv, gammaln, ndtr, ndtri
 
-from ._law import Law, Mixture, MixtureLaw, decaying_correlation, log_normal, log_normal_factor
+from ._distribution import (
+    Distribution,
+    Mixture,
+    MixtureDistribution,
+    decaying_correlation,
+    log_normal,
+    log_normal_factor,
+)
 
 
 @dataclass(frozen=True)
-class Funnel(Law):
+class Funnel(Distribution):
     """Neal's funnel: one column sets the scale of all others.
 
     ``x_1 ~ N(0, scale^2)`` and ``x_j | x_1 ~ N(0, exp(x_1))`` for j > 1; Neal, "Slice sampling",
@@ -34,7 +41,7 @@ class Funnel(Law):
 
 
 @dataclass(frozen=True)
-class GaussianMixtureLaw(MixtureLaw):
+class GaussianMixtureDistribution(MixtureDistribution):
     """Mixture of correlated Gaussians drawn once from ``seed``.
 
     sum_j w_j N(m_j, S_j) with w ~ Dirichlet(5), m_j ~ N(0, 4 I) and S_j = A A^T / d + I / 10,
@@ -57,7 +64,7 @@ class GaussianMixtureLaw(MixtureLaw):
 
 
 @dataclass(frozen=True)
-class MultivariateT(Law):
+class MultivariateT(Distribution):
     """Multivariate Student t with ``df`` degrees of freedom, centre 0 and scale matrix R.
 
     R has entries ``correlation^|i - j|``;
@@ -87,7 +94,7 @@ class MultivariateT(Law):
 
 
 @dataclass(frozen=True)
-class GammaCopula(Law):
+class GammaCopula(Distribution):
     """Gaussian copula with gamma marginals of unit scale and the given ``shapes``.
 
     ``x_j = F_j^-1(Phi(z_j))`` with ``z ~ N(0, R)``, ``R_ij = correlation^|i - j|``, so that
@@ -126,7 +133,7 @@ class GammaCopula(Law):
 
 
 @dataclass(frozen=True)
-class ShearedGaussian(Law):
+class ShearedGaussian(Distribution):
     """Gaussian whose columns each lean on the one before.
 
     x_1 = e_1 and x_j = ``shear`` x_{j-1} + e_j with e ~ N(0, I): a map of unit Jacobian, so that

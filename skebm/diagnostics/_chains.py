@@ -27,9 +27,10 @@ def effective_sample_size(samples, kind="bulk"):
     samples : array-like or Tensor of shape (n_draws, n_chains) or (n_draws, n_chains, d)
         At least 4 draws.
     kind : {"bulk", "tail", "mean"}, default="bulk"
-        "bulk": of the rank-normalised draws, for whatever concerns the centre of the law; it
-        exists for laws without variance too. "tail": the smaller one of the indicators of the
-        5 % and 95 % quantiles. "mean": of the draws as they are, for the error of their mean.
+        "bulk": of the rank-normalised draws, for whatever concerns the centre of the distribution;
+        it exists for distributions without variance too. "tail": the smaller one of the indicators
+        of the 5 % and 95 % quantiles. "mean": of the draws as they are, for the error of their
+        mean.
 
     Returns
     -------
@@ -170,7 +171,7 @@ class RankCounts(NamedTuple):
         How many draws of each chain have a rank, among the draws of all chains, in each of equal
         ranges.
     expected : float
-        Their expectation where all chains have one law.
+        Their expectation where all chains have one distribution.
     """
 
     counts: np.ndarray
@@ -250,7 +251,7 @@ def _split(x):
 
 
 def _normal_scores(x):
-    """Ranks among the draws of all chains, as quantiles of the normal law (Blom's)."""
+    """Ranks among the draws of all chains, as quantiles of the normal distribution (Blom's)."""
     size = x.shape[0] * x.shape[1]
     ranks = rankdata(x.reshape(size, -1), axis=0).reshape(x.shape)
     return ndtri((ranks - 0.375) / (size + 0.25))

@@ -94,9 +94,9 @@ def summarize(run):
     >>> from skebm.samplers import mala, run
     >>> def log_density(x):
     ...     return -0.5 * (x**2).sum(1)
-    >>> generator = torch.Generator().manual_seed(0)
+    >>> rng = torch.Generator().manual_seed(0)
     >>> result = run(
-    ...     mala, torch.randn(4, 2, generator=generator), log_density, generator,
+    ...     mala, torch.randn(4, 2, rng=rng), log_density, rng,
     ...     n_steps=1000, n_burn_in=200, n_keep=500, step_size=1.0,
     ... )
     >>> print(summarize(result))
@@ -137,9 +137,9 @@ def to_datatree(samples, names=None):
     Returns
     -------
     xarray.DataTree
-        Its group `posterior` (ArviZ's word for draws of whatever law) holds `x` with dimensions
-        (chain, draw, feature), float64. Of a run, `sample_stats` holds `acceptance_rate` and
-        `n_diverged` of every chain; what happened in single steps is not kept.
+        Its group `posterior` (ArviZ's word for draws of whatever distribution) holds `x` with
+        dimensions (chain, draw, feature), float64. Of a run, `sample_stats` holds `acceptance_rate`
+        and `n_diverged` of every chain; what happened in single steps is not kept.
 
     Raises
     ------

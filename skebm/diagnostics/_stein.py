@@ -18,10 +18,10 @@ class SteinTest(NamedTuple):
     Attributes
     ----------
     statistic : float
-        Unbiased estimate of the squared discrepancy; 0 on average under the law, so that it may
-        be negative.
+        Unbiased estimate of the squared discrepancy; 0 on average under the distribution, so that
+        it may be negative.
     p_value : float
-        Of the hypothesis that the rows are draws of the law.
+        Of the hypothesis that the rows are draws of the distribution.
     bootstrap : float64 ndarray of shape (n_bootstrap,)
         Draws of the statistic under the hypothesis.
     """
@@ -41,21 +41,21 @@ def kernel_stein_discrepancy(
     change_probability=0.5,
     random_state=None,
 ):
-    r"""Test whether rows are draws of a law of which only the score is known.
+    r"""Test whether rows are draws of a distribution of which only the score is known.
 
     With s the gradient of the log-density, the Stein kernel
 
     .. math:: u(x, y) = s(x)^\top s(y)\, k + s(x)^\top \nabla_y k + s(y)^\top \nabla_x k
        + \nabla_x \cdot \nabla_y k
 
-    has mean zero in either argument under the law; the statistic is the mean of u over pairs of
-    different rows. Neither log Z nor draws of the law are needed.
+    has mean zero in either argument under the distribution; the statistic is the mean of u over
+    pairs of different rows. Neither log Z nor draws of the distribution are needed.
 
     The discrepancy is *blind to the weights of well-separated modes*: the score inside a mode
     does not know of the others, so that draws with the wrong share in each mode, or from one
     mode only, pass. A shift or a wrong width is seen, the less so the more columns there are.
-    The score has to be that of the law itself: `stein_score` of an estimator is a smoothed one
-    where its energy is a sum of hard trees.
+    The score has to be that of the distribution itself: `stein_score` of an estimator is a smoothed
+    one where its energy is a sum of hard trees.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def kernel_stein_discrepancy(
     >>> import numpy as np
     >>> from skebm.diagnostics import kernel_stein_discrepancy
     >>> x = np.random.default_rng(0).normal(size=(300, 2))
-    >>> def score(x):  # of the standard normal law
+    >>> def score(x):  # of the standard normal distribution
     ...     return -x
     >>> kernel_stein_discrepancy(x, score, random_state=0).p_value > 0.05
     True

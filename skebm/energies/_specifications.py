@@ -290,10 +290,10 @@ class Network(_Specification):
             made = isinstance(self.module, nn.Module)
             module = self.module if made else partial(self.module, **self._module_arguments())
             return ModuleStack(module, n_features, n_members, seed=seed)
-        generator = torch.Generator().manual_seed(seed)
+        rng = torch.Generator().manual_seed(seed)
         kind, encoder = self.setting("embedding", embedding), None
         if kind == "periodic":
-            encoder = PeriodicEmbedding(n_features, n_members, generator=generator)
+            encoder = PeriodicEmbedding(n_features, n_members, rng=rng)
         elif kind == "piecewise_linear":
             encoder = PiecewiseLinearEmbedding(rows)
         return MLPEnergy(
@@ -301,7 +301,7 @@ class Network(_Specification):
             n_members,
             hidden_layer_sizes=self.hidden_layer_sizes,
             embedding=encoder,
-            generator=generator,
+            rng=rng,
         )
 
     def _module_arguments(self):

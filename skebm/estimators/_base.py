@@ -228,7 +228,7 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
     # ------------------------------------------------------------------ sampling
 
-    def _sampling_generator(self, random_state, *, n_samples, n_steps=0):
+    def _sampling_rng(self, random_state, *, n_samples, n_steps=0):
         check_is_fitted(self)
         for name, value, least in (("n_samples", n_samples, 1), ("n_steps", n_steps, 0)):
             if not isinstance(value, Integral) or value < least:

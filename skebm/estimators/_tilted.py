@@ -238,47 +238,47 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         ndarray of shape (n_samples, n_features), float64
             In random order.
         """
-        generator = self._sampling_generator(random_state, n_samples=n_samples, n_steps=n_steps)
+        rng = self._sampling_rng(random_state, n_samples=n_samples, n_steps=n_steps)
         with torch.no_grad(), limit_threads(1):
-            x = self._shuffled(self._draw(self._member_sizes(n_samples, generator), generator),
-                               generator)  # fmt: skip
-        return self._columns.restore(self._walk(x, n_steps, generator).cpu().numpy())
+            x = self._shuffled(self._draw(self._member_sizes(n_samples, rng), rng),
+                               rng)  # fmt: skip
+        return self._columns.restore(self._walk(x, n_steps, rng).cpu().numpy())
 
-    def _walk(self, x, n_steps, generator):
+    def _walk(self, x, n_steps, rng):
         """Steps of MALA under the model, from rows on standardised columns."""
         if not n_steps:
             return x
         chains = run(
-            mala, x, self.model_.log_prob, generator, n_steps=n_steps,
+            mala, x, self.model_.log_prob, rng, n_steps=n_steps,
             n_burn_in=max(20, n_steps // 2), step_size=x.shape[1] ** (-1.0 / 3.0),
         )  # fmt: skip
         return chains.samples[-1]
 
-    def _member_sizes(self, n, generator):
+    def _member_sizes(self, n, rng):
         """How many of n rows come from each member, (K,)."""
         n_members = self.model_.n_members
-        which = torch.randint(n_members, (int(n),), generator=generator, device=self._device)
+        which = torch.randint(n_members, (int(n),), generator=rng, device=self._device)
         return which.bincount(minlength=n_members)
 
     @staticmethod
-    def _shuffled(parts, generator):
+    def _shuffled(parts, rng):
         x = torch.cat(parts)
-        return x[torch.randperm(len(x), generator=generator, device=x.device)]
+        return x[torch.randperm(len(x), generator=rng, device=x.device)]
 
-    def _draw(self, sizes, generator):
+    def _draw(self, sizes, rng):
         """Rows of every member by importance, a list of K tensors (sizes[k], d)."""
         model, n_members = self.model_, self.model_.n_members
         if model.is_untilted:
             pairs = zip(model.bases, sizes.tolist(), strict=True)
             # not all distributions can draw 0 rows
-            return [base.sample(max(n, 1), generator)[:n] for base, n in pairs]
+            return [base.sample(max(n, 1), rng)[:n] for base, n in pairs]
 
         def propose(n):
-            x, log_weights = model.draw(n, [generator] * n_members)
+            x, log_weights = model.draw(n, [rng] * n_members)
             return x, (log_weights - model.log_partition[:, None]).exp()
 
         def uniform(shape):
             like = {"dtype": torch.float64, "device": self._device}
-            return torch.rand(shape, generator=generator, **like)
+            return torch.rand(shape, generator=rng, **like)
 
         return rows_by_importance(propose, sizes, uniform)

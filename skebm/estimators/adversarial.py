@@ -228,14 +228,14 @@ class AdversarialEBM(TiltedDensity):
             n_steps = GENERATOR_MALA_STEPS if implicit else 0
         if start == "base":
             return super().sample(n_samples, random_state, n_steps=n_steps)
-        generator = self._sampling_generator(random_state, n_samples=n_samples, n_steps=n_steps)
+        rng = self._sampling_rng(random_state, n_samples=n_samples, n_steps=n_steps)
         if implicit:
-            rows = self.generator_.sample(n_samples, generator.initial_seed())
+            rows = self.generator_.sample(n_samples, rng.initial_seed())
         else:
-            rows = self._rows_by_importance(n_samples, generator.initial_seed())
+            rows = self._rows_by_importance(n_samples, rng.initial_seed())
         x, _ = self._tensor(rows)
         with limit_threads(1):
-            x = self._walk(x, n_steps, generator)
+            x = self._walk(x, n_steps, rng)
         return self._columns.restore(x.cpu().numpy())
 
     def _rows_by_importance(self, n, seed):

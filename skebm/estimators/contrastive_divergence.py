@@ -280,7 +280,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         """
         default_steps = n_steps is None
         n_steps = self.n_steps if default_steps else n_steps
-        generator = self._sampling_generator(random_state, n_samples=n_samples, n_steps=n_steps)
+        rng = self._sampling_rng(random_state, n_samples=n_samples, n_steps=n_steps)
         if start not in ("base", "buffer"):
             raise ValueError(f"start={start!r} must be 'base' or 'buffer'.")
         if start == "buffer" and not hasattr(self, "persistent_chains_"):
@@ -296,25 +296,25 @@ class ContrastiveDivergenceEBM(TiltedDensity):
             start, n_steps = "base", 0  # draws of the base are draws of the model
         self.sample_diagnostics_ = {"start": start, "n_steps": int(n_steps)}
         with torch.no_grad(), limit_threads(1):
-            sizes = self._member_sizes(n_samples, generator)
+            sizes = self._member_sizes(n_samples, rng)
             # chains of all members run side by side
             drawn = sizes.max().expand_as(sizes) if n_steps else sizes
-            parts = (self._draw if start == "base" else self._pick)(drawn, generator)
+            parts = (self._draw if start == "base" else self._pick)(drawn, rng)
             if n_steps:
-                parts = self._run(parts, int(n_steps), generator)
+                parts = self._run(parts, int(n_steps), rng)
             parts = [rows[:n] for rows, n in zip(parts, sizes.tolist(), strict=True)]
-            x = self._shuffled(parts, generator)
+            x = self._shuffled(parts, rng)
         return self._columns.restore(x.cpu().numpy())
 
-    def _pick(self, sizes, generator):
+    def _pick(self, sizes, rng):
         """Rows of every member from its persistent chains, a list of K tensors."""
         picked = []
         for rows, n in zip(self.persistent_chains_, sizes.tolist(), strict=True):
-            index = torch.randint(len(rows), (n,), generator=generator, device=self._device)
+            index = torch.randint(len(rows), (n,), generator=rng, device=self._device)
             picked.append(self._tensor(rows[index.cpu().numpy()])[0])
         return picked
 
-    def _run(self, parts, n_steps, generator):
+    def _run(self, parts, n_steps, rng):
         """Run the chains of every member, a list of K tensors (n, d)."""
         model = self.model_
         moves, stand_in = self._chains
@@ -322,7 +322,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         chains = Chains(
             model, copy.deepcopy(stand_in), moves,
             step_size=torch.as_tensor(self.chain_diagnostics_["step_size"]), dtype=torch.float64,
-            generator=generator,
+            rng=rng,
         )  # fmt: skip
         z = torch.stack([model.features.transform(rows)[0] for rows in parts])
         blocks, changes = [], []

@@ -254,10 +254,10 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         -------
         ndarray of shape (n_samples, n_features), float64
         """
-        generator = self._sampling_generator(random_state, n_samples=n_samples)
+        rng = self._sampling_rng(random_state, n_samples=n_samples)
         with torch.no_grad():
             parts = [
-                self.model_.sample(len(part), generator)
+                self.model_.sample(len(part), rng)
                 for part in torch.empty(n_samples).split(DECODED_ROWS)
             ]
         return self._columns.restore(torch.cat(parts).cpu().numpy())
@@ -324,9 +324,9 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
 
     def _encode(self, x, function):
         """``function(rows, noise)`` over all rows, with one noise for all of them."""
-        generator = torch.Generator(x.device).manual_seed(self._seed)
+        rng = torch.Generator(x.device).manual_seed(self._seed)
         encoder, n = self.model_.encoder, self.n_posterior_samples
-        noise = antithetic_noise(encoder, n, generator, x.dtype)
+        noise = antithetic_noise(encoder, n, rng, x.dtype)
         with torch.no_grad():
             parts = [function(rows, noise) for rows in x.split(max(1, ENCODED // n))]
         return torch.cat(parts).cpu().numpy()

@@ -1,6 +1,6 @@
 """Markov chains as pure functions, and the loop that runs any of them.
 
-A kernel is a module with ``init(x, log_density) -> State``, ``step(state, log_density, generator,
+A kernel is a module with ``init(x, log_density) -> State``, ``step(state, log_density, rng,
 ...) -> (State, Info)`` and ``TARGET_ACCEPTANCE`` (None where there is no step size). Chains lie on
 the leading axis; a state carries its log-density and gradient, so that nothing is computed twice.
 :class:`ParallelTempering` makes such a kernel of another one.

@@ -199,17 +199,17 @@ def data_modes(task, bases):
     if n_modes < 2:
         return None
 
-    def fit(rows, generator, start=None):
-        rows = rows[torch.randperm(len(rows), generator=generator)[:MAX_FIT_ROWS]]
+    def fit(rows, rng, start=None):
+        rows = rows[torch.randperm(len(rows), generator=rng)[:MAX_FIT_ROWS]]
         return fit_gaussian_mixture(
-            task.x[rows], n_modes, generator, diagonal=True, sample_weight=task.weight[rows],
+            task.x[rows], n_modes, rng, diagonal=True, sample_weight=task.weight[rows],
             start=start,
         )  # fmt: skip
 
     # one start, so that components mean the same; then each from its own rows, because a mixture
     # that has seen the held-out rows would favour them
-    shared = fit(torch.arange(len(task.x)), task.seeds.generator("modes, shared"))
+    shared = fit(torch.arange(len(task.x)), task.seeds.rng("modes, shared"))
     return [
-        ModesAndBackground(fit(train, task.seeds.generator("modes", k), shared), base)
+        ModesAndBackground(fit(train, task.seeds.rng("modes", k), shared), base)
         for k, ((train, _), base) in enumerate(zip(task.splits, bases, strict=True))
     ]

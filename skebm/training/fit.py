@@ -114,8 +114,8 @@ def prepare(task, recipe):
     start = task.start
     if start is None:
         distributions = _distributions(task, recipe)
-        generator = task.seeds.generator("features")
-        features = FeatureMap(gaussianization(task.x, task.weight, generator))
+        rng = task.seeds.rng("features")
+        features = FeatureMap(gaussianization(task.x, task.weight, rng))
     else:
         features, distributions = start.features, _distributions_of(task, recipe)
     weights_modes = recipe.data_modes and recipe.recalibrates and recipe.train is not None
@@ -202,9 +202,9 @@ def measure(model, task, n_partition_samples, *, for_ranking=False):
     else:
         options = {"target_std_error": 0.0, "max_samples": n_partition_samples}
         options["batch_size"] = max(1, min(8192, n_partition_samples // 2))
-    generators = task.seeds.generators("log Z", n_members)
+    rngs = task.seeds.rngs("log Z", n_members)
     partition = adaptive_importance_sampling(
-        lambda n, _: model.draw(n, generators)[1], generators[0], **options
+        lambda n, _: model.draw(n, rngs)[1], rngs[0], **options
     )
     if automatic:
         # gradients of a blend of kernel densities are slow
@@ -232,7 +232,7 @@ def _anneal_where_needed(model, partition, target, task, options):
 
         try:
             again = estimate(
-                log_density, model.proposals[k], task.seeds.generator("log Z, annealed", k),
+                log_density, model.proposals[k], task.seeds.rng("log Z, annealed", k),
                 target_std_error=target, max_samples=0, **options,
             )  # fmt: skip
         except ValueError:  # no path from the proposal to the model

@@ -53,7 +53,7 @@ def train_by_flow_contrast(
     """
     flow = copy.deepcopy(task.flow).requires_grad_(True)
     best = _play(task, network, flow, generator_learning_rate, accuracy_threshold)
-    flows = task.coordinates.laws(flow)
+    flows = task.coordinates.distributions(flow)
     gain = task.held_log_prob(flows) - task.held_log_prob(task.bases)
     stages = {
         "flow_after_game": task.mean(gain).item(),

@@ -80,7 +80,7 @@ def play(task, network, generator, loss, plays, *, learning_rate, generator_lear
         On flows.
     network : Network
     generator : nn.Module
-        With ``rsample(n, generator)``; it raises the loss. It is trained in place, and frozen and
+        With ``rsample(n, rng)``; it raises the loss. It is trained in place, and frozen and
         on the CPU afterwards.
     loss : callable
         ``loss(game, y, z, log_base, weight, drawn)`` -> scalar tensor: rows in the coordinates of
@@ -117,7 +117,7 @@ def play(task, network, generator, loss, plays, *, learning_rate, generator_lear
     batches = task.batches(
         data, "game", batch_size=network.batch_size, copies=MAX_COPIES if task.changes else 1
     )
-    samples = task.seeds.generator("game, samples", device=device)
+    samples = task.seeds.rng("game, samples", device=device)
     n_steps = 0
 
     def batch_loss(game, batch):

@@ -103,7 +103,7 @@ def train_by_score_matching(task, network, *, method, n_projections, sigma, reca
         rows, "energy", batch_size=max(1, network.batch_size // pair), copies=rows.n_copies,
         rows=rows.train,
     )  # fmt: skip
-    directions = task.seeds.generator("directions", device=task.device)
+    directions = task.seeds.rng("directions", device=task.device)
 
     def batch_loss(module, batch):
         z, base_score, weight, noise, sigma = batch
@@ -207,9 +207,7 @@ class _ScoredRows:
         chosen = torch.arange(n)
         if n > MAX_ROWS:
             chosen = (
-                torch.randperm(n, generator=task.seeds.generator("scored rows"))[:MAX_ROWS]
-                .sort()
-                .values
+                torch.randperm(n, generator=task.seeds.rng("scored rows"))[:MAX_ROWS].sort().values
             )
         self.chosen = chosen
         place = torch.full((n,), -1)
@@ -219,17 +217,17 @@ class _ScoredRows:
         n_scored = len(chosen) * (2 if in_pairs else 1)
         self.n_copies = min(MAX_COPIES, max(2, MAX_SCORED // n_scored)) if changes else 1
 
-    def __call__(self, x, generator):
+    def __call__(self, x, rng):
         """Points, gradients of the base, weights, noise and its levels, members in front."""
         task = self.task
         z, _ = task.features.transform(x[self.chosen])
         n = len(z)
-        level = torch.randint(len(self.levels), (n,), generator=generator)
+        level = torch.randint(len(self.levels), (n,), generator=rng)
         sigma = self.levels[level][:, None]
-        noise = torch.randn(z.shape, generator=generator, dtype=z.dtype)
+        noise = torch.randn(z.shape, generator=rng, dtype=z.dtype)
         noise = torch.stack([noise, -noise]) if self.in_pairs else noise[None]
         points = z + sigma * noise
-        scores = torch.stack([self._base_scores(at, sigma, generator) for at in points], dim=2)
+        scores = torch.stack([self._base_scores(at, sigma, rng) for at in points], dim=2)
         # f is constant beyond the clip, and some bases end somewhere
         inside = (points.abs() < CLIP).all(-1).all(0)
         inside &= (scores.abs() < MAX_BASE_SCORE).all(-1).all(2).all(0)  # False for nan
@@ -253,10 +251,10 @@ class _ScoredRows:
             prepare(sigma),
         )
 
-    def _base_scores(self, z, sigma, generator):
+    def _base_scores(self, z, sigma, rng):
         shape = (N_OFFSETS // 2, *z.shape)
         if (sigma > 0).any():
-            half = sigma * torch.randn(shape, generator=generator, dtype=z.dtype)
+            half = sigma * torch.randn(shape, generator=rng, dtype=z.dtype)
             offsets = torch.cat([half, -half])
         else:
             offsets = z.new_zeros(1, *z.shape)

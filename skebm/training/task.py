@@ -118,9 +118,9 @@ class Task:
         weight = self.held_weight
         return values @ weight / weight.sum()
 
-    def fresh(self, generator):
+    def fresh(self, rng):
         """Rows like `x` with fresh jitter, where they have any."""
-        return self.draw(draw_seed(generator)) if self.changes else self.x
+        return self.draw(draw_seed(rng)) if self.changes else self.x
 
     def row_weight(self):
         """Weights as losses take them, float32 on the device, (n_copies * n_rows,)."""
@@ -134,7 +134,7 @@ class Task:
         Parameters
         ----------
         make : callable
-            ``make(x, generator)`` -> tuple of tensors (K, n, ...) on the device.
+            ``make(x, rng)`` -> tuple of tensors (K, n, ...) on the device.
         stage : str
             Of the seeds.
         batch_size : int
@@ -151,34 +151,34 @@ class Task:
         -------
         MemberBatches
         """
-        generator = self.seeds.generator(f"{stage}, batches")
+        rng = self.seeds.rng(f"{stage}, batches")
         if copies is None and not self.changes:
             copies = 1
 
-        def data(generator):
-            return make(self.fresh(generator), generator)
+        def data(rng):
+            return make(self.fresh(rng), rng)
 
         if copies is not None:
-            data = data(generator) if copies == 1 else few_copies(data, copies)
+            data = data(rng) if copies == 1 else few_copies(data, copies)
         return MemberBatches(
             data,
             self.train if rows is None else rows,
             noise,
             batch_size=batch_size,
             noise_ratio=noise_ratio,
-            generator=generator,
+            rng=rng,
         )
 
 
 def few_copies(make, n_copies):
-    """Return ``make(generator)``, called anew `n_copies` times, and then one of those again."""
+    """Return ``make(rng)``, called anew `n_copies` times, and then one of those again."""
     copies = []
 
-    def draw(generator):
+    def draw(rng):
         if len(copies) < n_copies:
-            copies.append(make(generator))
+            copies.append(make(rng))
             return copies[-1]
-        return copies[int(torch.randint(n_copies, (), generator=generator))]
+        return copies[int(torch.randint(n_copies, (), generator=rng))]
 
     return draw
 
@@ -211,7 +211,7 @@ def make_task(
     x, _ = columns.standardize(rows)
     h = scott(x) if isinstance(smoothing, str) else float(smoothing)
     n = len(x)
-    folds = make_splits(n, n_members, validation_fraction, seeds.generator("folds"))
+    folds = make_splits(n, n_members, validation_fraction, seeds.rng("folds"))
     n_copies = -(-SMOOTHED_ROWS // n) if h > 0 else 1
     starts = n * torch.arange(n_copies)[:, None]
 
@@ -232,7 +232,7 @@ def make_task(
     )
 
 
-def make_splits(n, n_members, validation_fraction, generator):
+def make_splits(n, n_members, validation_fraction, rng):
     """Rows that each member is trained on, and rows that it is judged on.
 
     Parameters
@@ -241,13 +241,13 @@ def make_splits(n, n_members, validation_fraction, generator):
     n_members : int
         With one member, a validation split; with more, member k is judged on fold k.
     validation_fraction : float
-    generator : torch.Generator
+    rng : torch.Generator
 
     Returns
     -------
     list of (train, held_out) index tensors
     """
-    order = torch.randperm(n, generator=generator)
+    order = torch.randperm(n, generator=rng)
     if n_members == 1:
         n_held = min(max(1, round(validation_fraction * n)), n - 1)
         return [(order[n_held:].sort().values, order[:n_held][:MAX_HELD_OUT].sort().values)]

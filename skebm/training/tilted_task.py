@@ -56,7 +56,7 @@ class TiltedTask(Task):
     @property
     def flow_distributions(self):
         """Distributions of the flows that maximum likelihood left."""
-        return self.bases if self.tilts_its_proposal else self.coordinates.laws(self.flow)
+        return self.bases if self.tilts_its_proposal else self.coordinates.distributions(self.flow)
 
     @property
     def tilts_its_proposal(self):
@@ -133,7 +133,7 @@ def tilted_task(task, distributions, features, modes=None):
     shared = isinstance(first, StackedBase) or all(q is first for q in bases)
     if modes is None and shared and getattr(first, "n_components", 1) > 1:
         modes = bases
-    own = task.seeds.generators("pool", len(task))
+    own = task.seeds.rngs("pool", len(task))
     pool = torch.stack([p.sample(POOL_SIZE, g) for p, g in zip(proposals, own, strict=True)])
     return TiltedTask(
         **vars(task),

@@ -7,10 +7,10 @@ from skebm.bases._spline import Piece
 
 
 def pieces(n=1000, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
 
     def draw(scale):
-        return torch.randn(n, generator=generator, dtype=dtype).mul(scale).exp()
+        return torch.randn(n, generator=rng, dtype=dtype).mul(scale).exp()
 
     return Piece(draw(1.0), -draw(1.0), draw(2.0), draw(2.0), draw(2.0), draw(2.0))
 

@@ -108,18 +108,18 @@ def block(request, monkeypatch):
     monkeypatch.setattr(_tangents, "BLOCK", request.param)
 
 
-def generator(seed=0):
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
 def normal(*shape, seed=1):
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+    return torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
 
 
 def perturbed(module, scale=0.3):
     """Parameters as after some training, in float64."""
     module = module.double()
-    g = generator(7)
+    g = rng(7)
     with torch.no_grad():
         for p in module.parameters():
             p += scale * torch.randn(p.shape, generator=g, dtype=p.dtype)
@@ -309,7 +309,7 @@ def test_known_derivatives(fast):
 
 def embedding(name, d, k):
     if name == "periodic":
-        return PeriodicEmbedding(d, k, n_frequencies=3, generator=generator())
+        return PeriodicEmbedding(d, k, n_frequencies=3, rng=rng())
     if name == "piecewise_linear":
         return PiecewiseLinearEmbedding(list(normal(k, 50, d)), n_bins=5)
     return None
@@ -319,9 +319,7 @@ def embedding(name, d, k):
 @pytest.mark.parametrize("name", [None, "periodic", "piecewise_linear"])
 @pytest.mark.parametrize("d", [4, 20])
 def test_stacks(name, k, d, fast, block):
-    energy = MLPEnergy(
-        d, k, hidden_layer_sizes=(8, 6), embedding=embedding(name, d, k), generator=generator()
-    )
+    energy = MLPEnergy(d, k, hidden_layer_sizes=(8, 6), embedding=embedding(name, d, k), rng=rng())
     energy = perturbed(energy)
     z = normal(k, 5, d)
     assert_agrees(energy, z)
@@ -466,7 +464,7 @@ def test_linear_and_constant_functions():
 
 
 def test_training_in_single_precision_is_finite(fast):
-    energy = MLPEnergy(3, 2, embedding=embedding("periodic", 3, 2), generator=generator())
+    energy = MLPEnergy(3, 2, embedding=embedding("periodic", 3, 2), rng=rng())
     optimizer = torch.optim.Adam(energy.parameters(), 1e-2)
     z = 3.0 * normal(2, 200, 3).float()
     losses = []
@@ -483,7 +481,7 @@ def test_training_in_single_precision_is_finite(fast):
 
 
 def test_wrong_shapes_are_refused_by_the_energy():
-    energy = MLPEnergy(3, 2, generator=generator())
+    energy = MLPEnergy(3, 2, rng=rng())
     with pytest.raises(ValueError, match="expects z of shape"):
         derivatives(energy, torch.zeros(2, 5, 4))
     with pytest.raises(ValueError, match="one value per row"):
@@ -525,7 +523,7 @@ def test_bugs_in_the_sweep_surface(error, monkeypatch, slow):
 
 
 def test_an_evaluation_leaves_no_cycles_behind():
-    energy = MLPEnergy(3, 2, embedding=embedding("periodic", 3, 2), generator=generator())
+    energy = MLPEnergy(3, 2, embedding=embedding("periodic", 3, 2), rng=rng())
     gc.collect()
     gc.disable()
     try:

@@ -11,9 +11,9 @@ def normal(*shape, seed=0):
 
 
 def stack(n_members):
-    generator = torch.Generator().manual_seed(0)
-    embedding = PeriodicEmbedding(2, n_members, n_frequencies=5, generator=generator)
-    energy = MLPEnergy(2, n_members, embedding=embedding, generator=generator).double()
+    rng = torch.Generator().manual_seed(0)
+    embedding = PeriodicEmbedding(2, n_members, n_frequencies=5, rng=rng)
+    energy = MLPEnergy(2, n_members, embedding=embedding, rng=rng).double()
     with torch.no_grad():
         energy.output.copy_(normal(*energy.output.shape))
     return energy

@@ -153,9 +153,7 @@ def test_linear_decoder_from_random_weights(encoder):
     x = (new - center) / ((high - low) / 1.349)
     mean = (x - bias) @ (covariance @ scaled).T
     with torch.no_grad():
-        noise = model.encoder.noise(
-            500, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-        )
+        noise = model.encoder.noise(500, rng=torch.Generator().manual_seed(0), dtype=torch.float64)
         found_mean, found = model.encoder.moments(torch.as_tensor(x), noise)
     found_mean, found = found_mean.numpy(), found.numpy()
     # divergence of normal distributions with these moments: of diagonal ones at least `least`

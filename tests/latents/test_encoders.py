@@ -12,11 +12,11 @@ D, K = 3, 2
 
 
 def encoder(kind, seed=0, trained=True):
-    generator = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     network = nn.Linear(D, 2 * K).double()
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=rng))
     if kind == "gaussian":
         return GaussianEncoder(network, K)
     residual = perceptron(D + 2 * K, K, (16,), seed=1).double()
@@ -24,7 +24,7 @@ def encoder(kind, seed=0, trained=True):
     if trained:
         with torch.no_grad():
             for part in (residual, score):
-                part[-1].weight.copy_(torch.randn(K, 16, generator=generator))
+                part[-1].weight.copy_(torch.randn(K, 16, generator=rng))
     return ImplicitEncoder(network, K, residual, score)
 
 
@@ -33,8 +33,8 @@ def rows(n=5, seed=3):
 
 
 def noise(coder, *shape, seed=4):
-    generator = torch.Generator().manual_seed(seed)
-    return coder.noise(*shape, generator=generator, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(seed)
+    return coder.noise(*shape, rng=rng, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "implicit"])

@@ -19,8 +19,8 @@ def rows(n, d, k, seed=0):
 
 def model(d=4, k=2, seed=0):
     """Factors whose posterior is uncorrelated, as the attributes promise."""
-    generator = torch.Generator().manual_seed(seed)
-    like = {"generator": generator, "dtype": torch.float64}
+    rng = torch.Generator().manual_seed(seed)
+    like = {"generator": rng, "dtype": torch.float64}
     variance = torch.rand(d, **like) + 0.2
     turn, _ = torch.linalg.qr(torch.randn(d, k, **like))
     size = torch.linspace(3.0, 1.0, k, dtype=torch.float64)

@@ -14,19 +14,19 @@ from skebm.latents._likelihoods import _quantile
 
 
 @pytest.fixture
-def generator():
+def rng():
     return torch.Generator().manual_seed(0)
 
 
-def randn(*shape, generator):
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+def randn(*shape, rng):
+    return torch.randn(shape, generator=rng, dtype=torch.float64)
 
 
-def test_gaussian_log_prob(generator):
+def test_gaussian_log_prob(rng):
     variance = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
     likelihood = GaussianLikelihood(variance).double()
     torch.testing.assert_close(likelihood.variance, variance)
-    x, output = randn(6, 1, 3, generator=generator), randn(6, 5, 3, generator=generator)
+    x, output = randn(6, 1, 3, generator=rng), randn(6, 5, 3, generator=rng)
     expected = Normal(output, likelihood.variance.sqrt()).log_prob(x).sum(-1)
     torch.testing.assert_close(likelihood.log_prob(x, output), expected)
     assert likelihood.mean(output) is output
@@ -45,20 +45,20 @@ def test_gaussian_variance_is_learned_and_bounded():
     assert likelihood.log_variance.grad.isfinite().all()
 
 
-def test_gaussian_samples(generator):
+def test_gaussian_samples(rng):
     likelihood = GaussianLikelihood(torch.tensor([0.25, 4.0])).double()
     output = torch.tensor([1.0, -2.0], dtype=torch.float64).expand(4000, 2)
-    drawn = likelihood.sample(output, generator)
+    drawn = likelihood.sample(output, rng)
     assert drawn.dtype == torch.float64
     for column, mean, deviation in zip(drawn.T, (1.0, -2.0), (0.5, 2.0), strict=True):
         assert stats.kstest(column.detach(), "norm", (mean, deviation)).pvalue > 1e-3
     assert abs(torch.corrcoef(drawn.T)[0, 1]) < 4 / math.sqrt(4000)
 
 
-def test_probabilities_of_all_binary_rows_sum_to_one(generator):
+def test_probabilities_of_all_binary_rows_sum_to_one(rng):
     likelihood = BernoulliLikelihood(binary=True)
     x = torch.tensor(list(itertools.product((0.0, 1.0), repeat=3)), dtype=torch.float64)
-    logits = torch.cat([randn(10, 3, generator=generator), 100 * randn(3, 3, generator=generator)])
+    logits = torch.cat([randn(10, 3, generator=rng), 100 * randn(3, 3, generator=rng)])
     log_p = likelihood.log_prob(x, logits[:, None])
     assert log_p.shape == (13, 8)
     torch.testing.assert_close(log_p.logsumexp(1), torch.zeros(13).double(), rtol=0, atol=1e-12)
@@ -107,10 +107,10 @@ def test_continuous_samples_invert_the_distribution_function(logit):
 
 
 @pytest.mark.parametrize("logit", [0.0, -3.0, 2.0, 12.0])
-def test_continuous_samples(logit, generator):
+def test_continuous_samples(logit, rng):
     likelihood = BernoulliLikelihood(binary=False)
     output = torch.full((4000, 1), logit, dtype=torch.float64)
-    drawn = likelihood.sample(output, generator)[:, 0]
+    drawn = likelihood.sample(output, rng)[:, 0]
     assert ((drawn >= 0) & (drawn <= 1)).all()
 
     def cdf(x):
@@ -121,10 +121,10 @@ def test_continuous_samples(logit, generator):
     assert abs(drawn.mean() - likelihood.mean(output[0])) < 4 * error
 
 
-def test_binary_samples(generator):
+def test_binary_samples(rng):
     likelihood = BernoulliLikelihood(binary=True)
     output = torch.tensor([-2.0, 0.0, 1.0], dtype=torch.float64).expand(4000, 3)
-    drawn = likelihood.sample(output, generator)
+    drawn = likelihood.sample(output, rng)
     assert ((drawn == 0) | (drawn == 1)).all()
     p = output[0].sigmoid()
     assert ((drawn.mean(0) - p).abs() < 4 * (p * (1 - p) / 4000).sqrt()).all()

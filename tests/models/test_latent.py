@@ -31,9 +31,9 @@ def exact(model):
 
 
 def test_samples_follow_the_density(model, exact):
-    generator = torch.Generator().manual_seed(0)
-    drawn = model.sample(20_000, generator)
-    z = torch.randn(5, 2, generator=generator).double()
+    rng = torch.Generator().manual_seed(0)
+    drawn = model.sample(20_000, rng)
+    z = torch.randn(5, 2, generator=rng).double()
     assert torch.equal(model.mean(z), model.decoder(z))
     expected = Normal(0.0, 1.0).log_prob(z).sum(-1)
     expected += Normal(model.decoder(z), 0.5).log_prob(drawn[:5]).sum(-1)
@@ -58,8 +58,8 @@ def test_log_prob_is_exact_within_its_error_and_reproducible(model, exact):
 
 @pytest.mark.parametrize("n", [1, 7, 8])
 def test_noise_in_pairs_of_opposite_signs(model, n):
-    generator = torch.Generator().manual_seed(0)
-    noise = antithetic_noise(model.encoder, n, generator, torch.float64)
+    rng = torch.Generator().manual_seed(0)
+    noise = antithetic_noise(model.encoder, n, rng, torch.float64)
     assert noise.shape == (n, model.encoder.n_noise)
     half = -(-n // 2)
     assert torch.equal(noise[half:], -noise[: n - half])

@@ -15,7 +15,7 @@ from skebm.models import tilted as tilted_module
 N_MEMBERS = 3
 
 
-def generators(seed=0):
+def rngs(seed=0):
     return [torch.Generator().manual_seed(seed + k) for k in range(N_MEMBERS)]
 
 
@@ -141,14 +141,14 @@ def test_log_weights_measure_log_z():
     m = model()
     grid = torch.linspace(-14, 14, 20_001, dtype=torch.float64)
     exact = torch.trapezoid(literal_members(m, grid[:, None]), grid).log()
-    x, log_weights = m.draw(40_000, generators())
+    x, log_weights = m.draw(40_000, rngs())
     assert x.shape == (3, 40_000, 1)
     estimate = log_weights.exp().mean(1).log()
     error = log_weights.exp().std(1) / log_weights.exp().mean(1) / 200
     assert ((estimate - exact).abs() < 4 * error).all()
     # another proposal changes weights, not log Z
     m.proposals = nn.ModuleList([gaussian(0.5, 2.5) for _ in range(3)])
-    x, log_weights = m.draw(40_000, generators())
+    x, log_weights = m.draw(40_000, rngs())
     error = log_weights.exp().std(1) / log_weights.exp().mean(1) / 200
     assert ((log_weights.exp().mean(1).log() - exact).abs() < 4 * error).all()
     expected = literal_members(m, x[1])[1].log() - m.proposals[1].log_prob(x[1])

@@ -15,7 +15,7 @@ from skebm.training.acceptance import MIN_ESS, guard, is_gain, recalibrate
 from skebm.training.tilted_task import POOL_SIZE
 
 
-def generator(seed=0):
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -89,7 +89,7 @@ def test_a_useless_tilt_is_rejected(tilted):
         net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1)).double()
         with torch.no_grad():
             for p in net.parameters():
-                p.copy_(torch.randn(p.shape, dtype=torch.float64, generator=generator(seed)))
+                p.copy_(torch.randn(p.shape, dtype=torch.float64, generator=rng(seed)))
             assert not accepts(m, lambda x, net=net: net(x)[:, 0])
 
 
@@ -159,7 +159,7 @@ def far_modes(share):
 
 @pytest.mark.parametrize("kind", ["mixture", "stack"])
 def test_recovers_mode_weights(kind, tilted):
-    x = far_modes(0.8).sample(3000, generator(7))
+    x = far_modes(0.8).sample(3000, rng(7))
     if kind == "mixture":
         base = far_modes(0.5)
         bases = [base, base]
@@ -177,7 +177,7 @@ def test_recovers_mode_weights(kind, tilted):
 
 
 def test_mode_weights_that_are_right_stay(tilted):
-    x = far_modes(0.8).sample(3000, generator(7))
+    x = far_modes(0.8).sample(3000, rng(7))
     base = far_modes(0.8)
     _, mode_weights, _ = recalibrate(m := tilted(x, [base, base]), *values(m, zero))
     if len(mode_weights):
@@ -185,7 +185,7 @@ def test_mode_weights_that_are_right_stay(tilted):
 
 
 def test_mixtures_that_differ_have_no_common_modes(tilted):
-    x = far_modes(0.8).sample(200, generator(7))
+    x = far_modes(0.8).sample(200, rng(7))
     m = tilted(x, [far_modes(0.5), far_modes(0.5)])
     assert m.responsibilities() is None
     assert tilted(x, [gaussian(d=2)] * 2).responsibilities() is None
@@ -198,7 +198,7 @@ def test_mixtures_that_differ_have_no_common_modes(tilted):
 
 def test_solution_of_the_convex_problem(tilted):
     # the same objective, written down again and solved by scipy from two far starts
-    x = far_modes(0.7).sample(1000, generator(3))
+    x = far_modes(0.7).sample(1000, rng(3))
     base = far_modes(0.5)
     weight = torch.as_tensor(np.random.default_rng(0).uniform(0.5, 2.0, len(x)))
     x[:, 1] += 0.3

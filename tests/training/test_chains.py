@@ -22,7 +22,7 @@ def without_gradients():
         yield
 
 
-def generator(seed=0):
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -65,7 +65,7 @@ def chains(tilted, seed=0, sampler="mala", dtype=torch.float64, step_size=0.7, a
     moves = Moves(sampler, n_steps=3, step_size="auto" if adapts else step_size, reinit_fraction=1)
     return Chains(
         tilted, mixture((1.0,), (0.3,), (1.3,)), moves,
-        step_size=torch.full((K,), step_size), dtype=dtype, generator=generator(seed),
+        step_size=torch.full((K,), step_size), dtype=dtype, rng=rng(seed),
     )  # fmt: skip
 
 
@@ -292,18 +292,18 @@ def test_every_member_has_a_step_of_its_own():
 def test_gradient_of_the_cheap_target_is_that_of_autograd_also_beyond_the_clip(kind, dtype):
     d = 3 if kind == "network" else 1
     normal = GaussianMixtureBase(
-        [0.4, 0.6], torch.randn(2, d, generator=generator()), 2.0 * torch.eye(d).expand(2, d, d)
+        [0.4, 0.6], torch.randn(2, d, generator=rng()), 2.0 * torch.eye(d).expand(2, d, d)
     )
     if kind == "network":
-        energy = MLPEnergy(d, K, hidden_layer_sizes=(8,), generator=generator())
+        energy = MLPEnergy(d, K, hidden_layer_sizes=(8,), rng=rng())
         for p in energy.parameters():  # f starts at zero
-            p.data = torch.randn(p.shape, generator=generator(1))
+            p.data = torch.randn(p.shape, generator=rng(1))
     else:
         energy = Ripples()
     tilted = TiltedMixture([normal] * K, [normal] * K, None, energy.to(dtype))
     tilted.calibrate(0.6, torch.zeros(0), [])
     target = CheapTarget(tilted, normal.to(dtype))
-    z = (3.0 * torch.randn(K * 40, d, generator=generator(2), dtype=torch.float64)).to(dtype)
+    z = (3.0 * torch.randn(K * 40, d, generator=rng(2), dtype=torch.float64)).to(dtype)
     assert (z.abs() > CLIP).any()
     leaf = z.clone().requires_grad_()
     expected = target(leaf)
@@ -323,10 +323,10 @@ def test_stand_in_is_near_the_rows(d):
     law = GaussianMixtureBase(
         [0.3, 0.7], np.stack([np.full(d, -1.0), np.full(d, 1.0)]), np.stack([np.eye(d)] * 2)
     )
-    x = law.sample(4000, generator())
+    x = law.sample(4000, rng())
     feature_map = FeatureMap(MarginalGaussianization.fit(x.numpy()))
-    stand_in = fit_stand_in(x, feature_map, generator())
-    new = law.sample(2000, generator(1))
+    stand_in = fit_stand_in(x, feature_map, rng())
+    new = law.sample(2000, rng(1))
     z, log_det = feature_map.transform(new)
     gap = law.log_prob(new) - log_det - stand_in.log_prob(z)
     assert 0.0 < gap.mean() < 0.03 * d

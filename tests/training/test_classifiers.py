@@ -66,8 +66,8 @@ def mean_gain(task, trained):
 
 @pytest.mark.parametrize(("k", "slope"), [(0, 1.0), (1, -0.5)])
 def test_noise_of_a_start_is_the_tilted_base(task, k, slope):
-    generator = torch.Generator().manual_seed(0)
-    noise = _noise(task, k, 20_000, trained(task, Linear([1.0, -0.5])), generator)[:, 0].numpy()
+    rng = torch.Generator().manual_seed(0)
+    noise = _noise(task, k, 20_000, trained(task, Linear([1.0, -0.5])), rng)[:, 0].numpy()
     assert noise.shape == (20_000,)
     # copies of rows that weigh much: the distance is that of some 20,000 independent draws, twice
     assert stats.ks_1samp(noise, stats.norm(slope, 1.0).cdf).statistic < 0.02
@@ -119,8 +119,8 @@ def test_without_a_start_the_noise_is_the_base(task, boosted):
     found = boosted(None)
     assert isinstance(found.energy, MemberEnergies)
     assert mean_gain(task, found) == pytest.approx(0.45, abs=0.1)
-    generator = torch.Generator().manual_seed(0)
-    noise = _noise(task, 0, 20_000, Trained.nothing(task), generator)[:, 0].numpy()
+    rng = torch.Generator().manual_seed(0)
+    noise = _noise(task, 0, 20_000, Trained.nothing(task), rng)[:, 0].numpy()
     assert stats.kstest(noise, "norm").pvalue > 1e-3
 
 

@@ -19,11 +19,11 @@ from skebm.training.tilted_task import tilted_task
 def test_modes_have_not_seen_the_rows_they_are_judged_on(n, d, seed):
     # the base is the truth and f = 0: whatever recalibration adds is an error
     truth = GaussianMixtureBase([1.0], torch.zeros(1, d), torch.eye(d)[None])
-    generator = torch.Generator().manual_seed(seed)
-    x = truth.sample(n, generator)
+    rng = torch.Generator().manual_seed(seed)
+    x = truth.sample(n, rng)
     task = Task(
         columns=None, given=x, x=x, weight=torch.ones(n).double(),
-        splits=make_splits(n, 4, 0.1, generator), n_rows=n, draw=None, changes=False,
+        splits=make_splits(n, 4, 0.1, rng), n_rows=n, draw=None, changes=False,
         seeds=Seeds(seed), device=torch.device("cpu"),
     )  # fmt: skip
     bases = [truth] * 4
@@ -33,7 +33,7 @@ def test_modes_have_not_seen_the_rows_they_are_judged_on(n, d, seed):
     zero = [torch.zeros(len(held)).double() for held in task.held]
     _, mode_weights, _ = recalibrate(task, zero, torch.zeros_like(task.pool_log_ratio))
     if len(mode_weights):
-        new, others = truth.sample(20_000, generator), truth.sample(20_000, generator)
+        new, others = truth.sample(20_000, rng), truth.sample(20_000, rng)
         for mode in modes:
             tilt, of_others = (mode.responsibilities(rows) @ mode_weights for rows in (new, others))
             log_z = torch.logsumexp(of_others, 0) - math.log(len(others))

@@ -159,9 +159,9 @@ def test_every_epoch_has_noise_of_its_own(kind):
 def test_score_network_takes_three_steps_on_training_rows_for_each_of_the_others(monkeypatch):
     losses, seen = latent.score_network_losses, []
 
-    def recorded(encoder, x, generator):
+    def recorded(encoder, x, rng):
         seen.append(x.double())
-        return losses(encoder, x, generator)
+        return losses(encoder, x, rng)
 
     monkeypatch.setattr(latent, "score_network_losses", recorded)
     task = task_of(linear_rows())
@@ -291,9 +291,7 @@ def divergences_from_folded_posteriors(encoder):
     model.likelihood.requires_grad_(False)
     train_latent(task, model, LatentSettings(**SETTINGS | options), False)
     model.double()
-    noise = model.encoder.noise(
-        20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
+    noise = model.encoder.noise(20_000, rng=torch.Generator().manual_seed(0), dtype=torch.float64)
     n_bins, fine = 160, 50
     z = torch.linspace(-4, 4, 2 * n_bins * fine + 1, dtype=torch.float64)[1::2]  # cell centres
     edges = torch.linspace(-4, 4, n_bins + 1, dtype=torch.float64)

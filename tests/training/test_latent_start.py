@@ -65,10 +65,10 @@ def test_auto_components_are_those_of_the_best_held_out_likelihood(d, k):
 
 
 def test_binary_rows_start_from_factor_analysis():
-    generator = torch.Generator().manual_seed(0)
-    on = torch.rand(400, 1, generator=generator) < 0.4
+    rng = torch.Generator().manual_seed(0)
+    on = torch.rand(400, 1, generator=rng) < 0.4
     p = torch.where(on, torch.tensor([0.9, 0.8, 0.2, 0.1]), torch.tensor([0.1, 0.3, 0.7, 0.6]))
-    x = (torch.rand(400, 4, generator=generator) < p).double()
+    x = (torch.rand(400, 4, generator=rng) < p).double()
     model, factors = build(x, likelihood="bernoulli"), factor_analysis(x, torch.ones(400), 2)
     # means at z = 0, and their slopes there
     z = 1e-3 * torch.cat([torch.zeros(1, 2), torch.eye(2), -torch.eye(2)]).double()

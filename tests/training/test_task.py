@@ -13,7 +13,7 @@ from skebm.training.task import SMOOTHED_ROWS, make_splits
 from skebm.training.tilted_task import POOL_SIZE
 
 
-def generator(seed=0):
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -30,7 +30,7 @@ def normal(n, mean=0.0, seed=0, d=1):
 
 @pytest.mark.parametrize(("n", "k"), [(100, 4), (101, 4), (7, 3), (5, 5), (3, 8), (2, 4)])
 def test_folds(n, k):
-    splits = make_splits(n, k, 0.1, generator())
+    splits = make_splits(n, k, 0.1, rng())
     assert len(splits) == min(n, k)
     held = torch.cat([h for _, h in splits])
     assert sorted(held.tolist()) == list(range(n))  # every row is held out once
@@ -47,13 +47,13 @@ def test_folds(n, k):
     [(100, 0.1, 10), (100, 0.25, 25), (3, 0.1, 1), (2, 0.9, 1), (50, 0.999, 49)],
 )
 def test_one_member_has_a_validation_split(n, fraction, n_held):
-    ((train, held),) = make_splits(n, 1, fraction, generator())
+    ((train, held),) = make_splits(n, 1, fraction, rng())
     assert len(held) == n_held
     assert sorted(torch.cat([train, held]).tolist()) == list(range(n))
 
 
 def test_splits_are_random_and_reproducible():
-    a, b, c = (make_splits(60, 3, 0.1, generator(seed)) for seed in (0, 0, 1))
+    a, b, c = (make_splits(60, 3, 0.1, rng(seed)) for seed in (0, 0, 1))
     assert all(torch.equal(s[1], t[1]) for s, t in zip(a, b, strict=True))
     assert not all(torch.equal(s[1], t[1]) for s, t in zip(a, c, strict=True))
     assert not torch.equal(a[0][1], torch.arange(20))
@@ -80,7 +80,7 @@ def test_copies_of_a_row_stay_in_its_fold(smoothing):
     # the copies are perturbed by so many standard deviations, each by noise of its own
     noise = (task.x - task.given[row]) / task.given.std(0, correction=0)
     assert noise.std().item() == pytest.approx(smoothing, rel=0.03)
-    fresh = task.fresh(generator()) - task.x
+    fresh = task.fresh(rng()) - task.x
     assert (fresh != 0).all() if smoothing else (fresh == 0).all()
 
 

@@ -1,4 +1,4 @@
-"""What all laws share, and Gaussian mixtures."""
+"""What all distributions share, and Gaussian mixtures."""
 
 from typing import ClassVar
 
@@ -26,8 +26,8 @@ def decaying_correlation(n_features, correlation):
     return np.linalg.cholesky(float(correlation) ** np.abs(index[:, None] - index))
 
 
-class Law:
-    """What all laws share: input checks around ``_draw`` and ``_log_density``."""
+class Distribution:
+    """What all distributions share: input checks around ``_draw`` and ``_log_density``."""
 
     name: ClassVar[str]
     n_features: int = 2
@@ -100,8 +100,8 @@ class Mixture:
         return out
 
 
-class MixtureLaw(Law):
-    """A law that is a Gaussian mixture, given by ``_mixture``."""
+class MixtureDistribution(Distribution):
+    """A distribution that is a Gaussian mixture, given by ``_mixture``."""
 
     def _draw(self, n_samples, rng):
         return self._mixture.draw(n_samples, rng)
