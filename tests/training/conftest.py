@@ -22,7 +22,7 @@ def _plain(x, n_members, weight=None, seed=0, fraction=0.5):
     )  # fmt: skip
     return Task(
         columns=columns, given=x, x=x, weight=x.new_ones(len(x)) if weight is None else weight,
-        splits=make_splits(len(x), n_members, fraction, seeds.rng("folds")), n_rows=len(x),
+        splits=make_splits(len(x), n_members, fraction, seeds.rng("folds")),
         draw=lambda seed: x, changes=False, seeds=seeds, device=torch.device("cpu"),
     )  # fmt: skip
 
