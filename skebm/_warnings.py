@@ -3,22 +3,23 @@
 import sys
 import warnings
 
-_PACKAGES = ("skebm", "sklearn")
+_PASSED_THROUGH = ("skebm", "sklearn", "joblib", "torch", "contextlib")
+"""The package, and what may stand between it and its user."""
 
 
 def warn(message, category=UserWarning):
-    """Warn, with the place of the innermost call from outside of this package and scikit-learn.
+    """Warn, with the place of the innermost call from outside of the package.
 
     Parameters
     ----------
     message : str
     category : type, default=UserWarning
     """
-    frame, depth = sys._getframe(1), 2
-    while frame.f_back is not None and _is_ours(frame):
-        frame, depth = frame.f_back, depth + 1
-    warnings.warn(message, category, stacklevel=depth - 1)
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and _is_passed_through(frame):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
-def _is_ours(frame):
-    return frame.f_globals.get("__name__", "").split(".")[0] in (*_PACKAGES, "contextlib")
+def _is_passed_through(frame):
+    return frame.f_globals.get("__name__", "").split(".")[0] in _PASSED_THROUGH

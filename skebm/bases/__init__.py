@@ -1,4 +1,6 @@
-"""Bases: normalised laws with ``log_prob(x)`` and ``sample(n, generator)``, as torch modules."""
+"""Bases: normalised distributions with ``log_prob(x)`` and ``sample(n, rng)``, as torch
+modules.
+"""
 
 from skebm.bases._adapters import (
     SklearnDensityBase,
@@ -20,7 +22,7 @@ from skebm.bases._flow_training import JUDGED_AT_ONCE, fit_flow, train_flows
 from skebm.bases._flows import build_flow
 from skebm.bases._implicit import ImplicitGenerator
 from skebm.bases._marginal import MarginalGaussianization
-from skebm.bases._mixtures import GaussianMixtureBase, KernelDensityBase
+from skebm.bases._mixtures import ConfiningGaussian, GaussianMixtureBase, KernelDensityBase
 from skebm.bases._stacked_flow import FlowBase, StackedFlow
 from skebm.bases._zuko import ZukoFlows
 
@@ -29,6 +31,7 @@ __all__ = [
     "JUDGED_AT_ONCE",
     "MAX_FIT_ROWS",
     "AffineTransform",
+    "ConfiningGaussian",
     "Coordinates",
     "CouplingSplineFlow",
     "FlowBase",

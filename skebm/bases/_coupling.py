@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from skebm._random import spawn
 
+from ._spline import Piece
 from ._stacked_flow import StackedFlow
 
 _MIN_SIZE = 1e-3  # of a bin, relative to the spline's range; bounds the slopes, too
@@ -25,7 +26,7 @@ class CouplingSplineFlow(StackedFlow):
     permutation), then maps half of them by monotone splines whose knots are a function of the other
     half. Splines are the identity outside of ``[-bound, bound]``, and their knots do not change any
     more where the other half leaves it, so that tails are linear. Both directions cost one pass.
-    The flow starts at the standard normal law.
+    The flow starts at the standard normal distribution.
 
     Parameters
     ----------
@@ -41,7 +42,7 @@ class CouplingSplineFlow(StackedFlow):
         columns on: rows that are spread over more dimensions cannot place as many knots.
     bound : float, default=5.0
         Data is expected to be standardised, or Gaussianised.
-    generator : torch.Generator
+    rng : torch.Generator
         On the CPU. Source of the initial weights and permutations.
 
     References
@@ -58,13 +59,13 @@ class CouplingSplineFlow(StackedFlow):
         hidden=(64, 64),
         n_bins=None,
         bound=REACH,
-        generator,
+        rng,
     ):
         super().__init__(n_features, n_members)
         n_bins = min(8, max(5, 32 // n_features)) if n_bins is None else n_bins
-        generators = spawn(generator, n_members)
+        rngs = spawn(rng, n_members)
         self.layers = nn.ModuleList(
-            _CouplingLayer(n_features, hidden, n_bins, bound, i % 2 == 1, generators)
+            _CouplingLayer(n_features, hidden, n_bins, bound, i % 2 == 1, rngs)
             for i in range(n_layers)
         )
 
@@ -75,10 +76,10 @@ class CouplingSplineFlow(StackedFlow):
             log_det = log_det + change
         return _log_normal(u) + log_det
 
-    def rsample(self, n, generator):
+    def rsample(self, n, rng):
         place = self.layers[0].bias
         shape = self.n_members, self.n_features, n
-        u = torch.randn(shape, generator=generator, device=generator.device, dtype=place.dtype)
+        u = torch.randn(shape, generator=rng, device=rng.device, dtype=place.dtype)
         z = u = u.to(place.device)
         log_prob = _log_normal(u)
         for layer in reversed(self.layers):
@@ -121,18 +122,18 @@ class _CouplingLayer(nn.Module):
     With rows last, sums and softmax over the bins run along the rows, many times as fast on a CPU.
     """
 
-    def __init__(self, n_features, hidden, n_bins, bound, shuffle, generators):
+    def __init__(self, n_features, hidden, n_bins, bound, shuffle, rngs):
         super().__init__()
         self.n_bins, self.bound = n_bins, bound
         self.n_fixed = n_features // 2
         self.n_mapped = n_features - self.n_fixed
 
         def parameter(*shape, scale=0.0):
-            draws = torch.stack([torch.rand(*shape, generator=own) for own in generators])
+            draws = torch.stack([torch.rand(*shape, generator=own) for own in rngs])
             return nn.Parameter(scale * (2 * draws - 1))
 
         eye = torch.eye(n_features)
-        start = [eye[_order(n_features, shuffle, own)] for own in generators]
+        start = [eye[_order(n_features, shuffle, own)] for own in rngs]
         self.register_buffer("permutation", torch.stack(start))
         # W = (lower triangle, ones on the diagonal) (upper triangle, exp on it) permutation
         self.triangles = parameter(n_features, n_features)
@@ -149,7 +150,9 @@ class _CouplingLayer(nn.Module):
         self.offsets.append(parameter(n_outputs, 1))
 
     def forward(self, x):
-        """Towards the normal law, with the log-determinant: (K, d, n) -> (K, d, n), (K, n)."""
+        """Towards the normal distribution, with the log-determinant: (K, d, n) -> (K, d, n), (K,
+        n).
+        """
         lower, upper, log_scale = self._factors()
         x = torch.baddbmm(self.bias, lower @ upper @ self.permutation, x)
         fixed, mapped = x.split([self.n_fixed, self.n_mapped], dim=1)
@@ -157,7 +160,7 @@ class _CouplingLayer(nn.Module):
         return torch.cat([fixed, mapped], dim=1), log_slope.sum(1) + log_scale
 
     def inverse(self, y):
-        """From the normal law, with the log-determinant of `forward` there."""
+        """From the normal distribution, with the log-determinant of `forward` there."""
         fixed, mapped = y.split([self.n_fixed, self.n_mapped], dim=1)
         mapped, log_slope = self._spline(mapped, fixed, inverse=True)
         x = torch.cat([fixed, mapped], dim=1) - self.bias
@@ -205,25 +208,12 @@ class _CouplingLayer(nn.Module):
         slopes = log_slopes.gather(1, at.clamp(0, self.n_bins - 2))
         slopes = slopes / (1 + slopes.abs() / _MAX_LOG_SLOPE)
         slopes = torch.where((at < 0) | (at > self.n_bins - 2), 0.0, slopes).exp()
-        first, last = slopes.unbind(1)
-
-        mean = height / width
-        bend = first + last - 2 * mean
+        piece = Piece(left, bottom, width, height, *slopes.unbind(1))
         if inverse:
-            eta = (u - bottom) / height
-            b = first - eta * bend
-            root = b.square() + 4 * mean * eta * (mean - b)
-            t = 2 * mean * eta / (b + root.clamp_min(1e-12).sqrt())
-            t = t.clamp(0, 1)
-            v = left + t * width
+            t = piece.share_of_width((u - bottom) / height).clamp(0, 1)
+            v, log_slope = left + t * width, piece.at(t)[1]
         else:
-            t = ((u - left) / width).clamp(0, 1)
-        product = t * (1 - t)
-        denominator = mean + bend * product
-        if not inverse:
-            v = bottom + height * (mean * t.square() + first * product) / denominator
-        slope = last * t.square() + 2 * mean * product + first * (1 - t).square()
-        log_slope = ((mean / denominator).square() * slope).log()
+            v, log_slope = piece.at(((u - left) / width).clamp(0, 1))
         inside = x.abs() < self.bound
         return (
             torch.where(inside, 2 * self.bound * v - self.bound, x),
@@ -231,8 +221,8 @@ class _CouplingLayer(nn.Module):
         )
 
 
-def _order(d, shuffle, generator):
+def _order(d, shuffle, rng):
     """Put the halves in new places, by chance; or swap them, so that all coordinates are mapped."""
     if shuffle and d > 3:
-        return torch.randperm(d, generator=generator)
+        return torch.randperm(d, generator=rng)
     return torch.arange(d).roll(d // 2)

@@ -4,7 +4,7 @@ from ._coupling import CouplingSplineFlow
 from ._zuko import ZukoFlows
 
 
-def build_flow(flow, n_features, n_members=1, *, generator, **options):
+def build_flow(flow, n_features, n_members=1, *, rng, **options):
     """K flows of one kind, to be trained side by side.
 
     Parameters
@@ -12,7 +12,7 @@ def build_flow(flow, n_features, n_members=1, *, generator, **options):
     flow : "coupling", or what `ZukoFlows` takes
     n_features : int
     n_members : int, default=1
-    generator : torch.Generator
+    rng : torch.Generator
         On the CPU. Source of the initial weights.
     **options
         Of `CouplingSplineFlow` or of zuko's class.
@@ -22,5 +22,5 @@ def build_flow(flow, n_features, n_members=1, *, generator, **options):
     StackedFlow
     """
     if isinstance(flow, str) and flow == "coupling":
-        return CouplingSplineFlow(n_features, n_members, generator=generator, **options)
-    return ZukoFlows(flow, n_features, n_members, generator=generator, **options)
+        return CouplingSplineFlow(n_features, n_members, rng=rng, **options)
+    return ZukoFlows(flow, n_features, n_members, rng=rng, **options)

@@ -27,7 +27,7 @@ class StackedFlow(nn.Module, ABC):
         """Log-density of each flow at its own rows, (K, n, d) -> (K, n)."""
 
     @abstractmethod
-    def rsample(self, n, generator):
+    def rsample(self, n, rng):
         """Draw from each flow, differentiable in the parameters.
 
         Returns
@@ -46,12 +46,12 @@ class StackedFlow(nn.Module, ABC):
         """Make one flow of this one and others, one member each, with copied weights."""
 
     @torch.no_grad()
-    def sample(self, n, generator):
+    def sample(self, n, rng):
         """Draw (K, n, d) points, n from each flow."""
-        return self.rsample(n, generator)[0]
+        return self.rsample(n, rng)[0]
 
     def member(self, k):
-        """Flow k as a law, a `FlowBase`: float64, frozen."""
+        """Flow k as a distribution, a `FlowBase`: float64, frozen."""
         return FlowBase(self.alone(k))
 
 
@@ -70,7 +70,7 @@ class FlowBase(nn.Module):
             from ._zuko import ZukoFlows  # which is a StackedFlow
 
             (d,) = flow().event_shape
-            flow = ZukoFlows(flow, d, generator=torch.Generator())
+            flow = ZukoFlows(flow, d, rng=torch.Generator())
         self.flow = copy.deepcopy(flow).double().eval().requires_grad_(False)
         self.n_features = flow.n_features
 
@@ -78,6 +78,6 @@ class FlowBase(nn.Module):
         """Log-density, (n, d) -> (n,)."""
         return self.flow.log_prob(x.double()[None])[0]
 
-    def sample(self, n, generator):
+    def sample(self, n, rng):
         """Draw (n, d) points."""
-        return self.flow.sample(n, generator)[0]
+        return self.flow.sample(n, rng)[0]

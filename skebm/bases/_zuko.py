@@ -26,13 +26,13 @@ class ZukoFlows(StackedFlow):
         Number of columns d.
     n_members : int, default=1
         Number of flows K.
-    generator : torch.Generator
+    rng : torch.Generator
         Source of the initial weights.
     **options
         Of zuko's class; by default ``transforms=3, hidden_features=(64, 64)`` for a name.
     """
 
-    def __init__(self, flow, n_features, n_members=1, *, generator, **options):
+    def __init__(self, flow, n_features, n_members=1, *, rng, **options):
         super().__init__(n_features, n_members)
         if isinstance(flow, str) and flow not in _ZUKO_NAMES:
             raise ValueError(
@@ -45,20 +45,20 @@ class ZukoFlows(StackedFlow):
             flow = getattr(zuko.flows, _ZUKO_NAMES[flow])
         elif not callable(flow):
             raise ValueError(f"flow must be a name, a flow of zuko or a factory, got {flow!r}.")
-        with seeded_global_rng(draw_seed(generator)):
+        with seeded_global_rng(draw_seed(rng)):
             flows = [
                 copy.deepcopy(flow) if isinstance(flow, nn.Module) else flow(n_features, **options)
                 for _ in range(n_members)
             ]
         for made in flows:
-            law = made() if isinstance(made, zuko.lazy.LazyDistribution) else None
-            if not isinstance(law, zuko.distributions.NormalizingFlow):
+            distribution = made() if isinstance(made, zuko.lazy.LazyDistribution) else None
+            if not isinstance(distribution, zuko.distributions.NormalizingFlow):
                 raise ValueError(
                     "flow must be a normalizing flow of the package zuko or make one, "
                     f"got {made!r}."
                 )
             try:  # of another number of features, or in need of a context
-                law.log_prob(next(made.parameters()).new_zeros(2, n_features))
+                distribution.log_prob(next(made.parameters()).new_zeros(2, n_features))
             except (RuntimeError, ValueError) as error:
                 raise ValueError(
                     f"flow must take rows of {n_features} features and no context; on such rows "
@@ -75,16 +75,16 @@ class ZukoFlows(StackedFlow):
             [flow().log_prob(rows) for flow, rows in zip(self.flows, z, strict=True)]
         )
 
-    def rsample(self, n, generator):
-        laws = [flow() for flow in self.flows]
+    def rsample(self, n, rng):
+        distributions = [flow() for flow in self.flows]
         device = next(self.parameters()).device
-        with seeded_global_rng(draw_seed(generator), device):
-            draws = [law.base.rsample((n,)) for law in laws]
+        with seeded_global_rng(draw_seed(rng), device):
+            draws = [distribution.base.rsample((n,)) for distribution in distributions]
         z, log_prob = [], []
-        for law, u in zip(laws, draws, strict=True):
-            x, log_det = law.transform.inv.call_and_ladj(u)
+        for distribution, u in zip(distributions, draws, strict=True):
+            x, log_det = distribution.transform.inv.call_and_ladj(u)
             z.append(x)
-            log_prob.append(law.base.log_prob(u) - log_det.reshape(n, -1).sum(1))
+            log_prob.append(distribution.base.log_prob(u) - log_det.reshape(n, -1).sum(1))
         return torch.stack(z), torch.stack(log_prob)
 
     def alone(self, k):

@@ -6,8 +6,6 @@ Stacks of K members, (K, n, d) -> (K, n); with one member also (n, d) -> (n,). `
 
 from skebm.energies._combine import ClassifierEnergy, CorrectedEnergy, MemberEnergies, logit
 from skebm.energies._embeddings import PeriodicEmbedding, PiecewiseLinearEmbedding
-from skebm.energies._gradient import InputGradient
-from skebm.energies._laplacian import derivatives
 from skebm.energies._networks import MLPEnergy
 from skebm.energies._specifications import (
     Boosting,
@@ -15,7 +13,6 @@ from skebm.energies._specifications import (
     Network,
     resolve_energy_model,
 )
-from skebm.energies._spectral import SpectralBound
 from skebm.energies._stack import ModuleStack, StackedEnergy
 from skebm.energies._trees import SoftTrees
 
@@ -26,15 +23,12 @@ __all__ = [
     "logit",
     "Boosting",
     "EnergyModelMixin",
-    "InputGradient",
     "MLPEnergy",
     "ModuleStack",
     "Network",
     "PeriodicEmbedding",
     "PiecewiseLinearEmbedding",
     "SoftTrees",
-    "SpectralBound",
     "StackedEnergy",
-    "derivatives",
     "resolve_energy_model",
 ]

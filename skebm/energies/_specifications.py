@@ -87,8 +87,9 @@ class Network(_Specification):
     max_epochs : int or "auto", default="auto"
         Passes over the rows, at most. "auto" is the method's own.
     patience : int or None, default=20
-        Epochs without improvement of the held-out log-likelihood before training stops; the best
-        state is kept. None trains to the end and keeps the last state.
+        Epochs without improvement of the held-out log-likelihood before training stops, but at
+        least three looks at it (few rows are judged less than once per epoch) and, in a game, 200
+        steps; the best state is kept. None trains to the end and keeps the last state.
     callbacks : list of skorch callbacks, default=None
         Called while the networks train.
     **module_parameters : dict
@@ -245,6 +246,11 @@ class Network(_Specification):
             )
         if self.module is None:
             return
+        if not _makes_module(self.module):
+            raise ValueError(
+                f"{self._module_in_words()} must be a torch.nn.Module, or a class or factory that "
+                "makes one."
+            )
         defaults = Network().get_params()
         for name, value in (("hidden_layer_sizes", sizes), ("embedding", self.embedding)):
             if value != defaults[name]:
@@ -284,10 +290,10 @@ class Network(_Specification):
             made = isinstance(self.module, nn.Module)
             module = self.module if made else partial(self.module, **self._module_arguments())
             return ModuleStack(module, n_features, n_members, seed=seed)
-        generator = torch.Generator().manual_seed(seed)
+        rng = torch.Generator().manual_seed(seed)
         kind, encoder = self.setting("embedding", embedding), None
         if kind == "periodic":
-            encoder = PeriodicEmbedding(n_features, n_members, generator=generator)
+            encoder = PeriodicEmbedding(n_features, n_members, rng=rng)
         elif kind == "piecewise_linear":
             encoder = PiecewiseLinearEmbedding(rows)
         return MLPEnergy(
@@ -295,7 +301,7 @@ class Network(_Specification):
             n_members,
             hidden_layer_sizes=self.hidden_layer_sizes,
             embedding=encoder,
-            generator=generator,
+            rng=rng,
         )
 
     def _module_arguments(self):
@@ -520,17 +526,19 @@ class EnergyModelMixin:
             For a name that is no parameter, and for ``energy_model__*`` where `energy_model` is a
             name, a module or a class, which have none.
         """
-        model = params.get("energy_model", self.energy_model)
-        bare = isinstance(model, type) or not hasattr(model, "set_params")
-        if bare and any(name.startswith("energy_model__") for name in params):
-            raise ValueError(_without_parameters(model))
+        for field in ("energy_model", "correction"):
+            if not any(name.startswith(f"{field}__") for name in params):
+                continue
+            model = params.get(field, getattr(self, field, None))
+            if isinstance(model, type) or not hasattr(model, "set_params"):
+                raise ValueError(_without_parameters(field, model))
         return super().set_params(**params)
 
 
-def _without_parameters(model):
-    """Why ``energy_model__*`` cannot be set, and what to pass instead."""
+def _without_parameters(field, model):
+    """Why parameters of such a `field` cannot be set, and what to pass instead."""
     name = getattr(model, "__name__", type(model).__name__)
-    instead = "Network() (or Boosting())"
+    instead = "Boosting()" if field == "correction" else "Network() (or Boosting())"
     if isinstance(model, str):
         what = f"{model!r} is a name and"
         if model in _NAMES:
@@ -541,7 +549,4 @@ def _without_parameters(model):
         what, instead = f"{name} is a class and", f"{name}()"
     else:
         what = repr(model)
-    return (
-        f"energy_model={what} has no parameters; pass energy_model={instead} and search its "
-        "parameters."
-    )
+    return f"{field}={what} has no parameters; pass {field}={instead} and search its parameters."

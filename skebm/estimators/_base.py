@@ -26,7 +26,7 @@ parameters = dataclass(kw_only=True, eq=False, repr=False)
 
 @parameters
 class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
-    """What all estimators share; a family of them adds the four methods below.
+    """What all estimators share; a family of them adds the methods below.
 
     Parameters are documented in the estimators. A fitted one has `model_`, a module on standardised
     columns, and for itself `_columns` and `_seed`.
@@ -51,7 +51,7 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
     # ------------------------------------------------------------------ what a family adds
 
     @abstractmethod
-    def _fit(self, rows, weight, columns, where):
+    def _fit(self, rows, weight, columns, context):
         """Learn from rows of positive weight, and return a `Fitted`.
 
         Parameters
@@ -61,24 +61,28 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         weight : ndarray of shape (n_rows,)
             Of mean one.
         columns : Columns
-        where : dict
+        context : dict
             `seeds`, `device`, `n_threads`, `progress` and `start`, for `make_task`.
         """
 
     @abstractmethod
-    def _log_density(self, X):
-        """Log-density of validated rows, in the units of X."""
-
-    @abstractmethod
     def _log_density_std(self, X):
-        """Log-density of validated rows, and its standard error."""
+        """Log-density of validated rows, in the units of X, and its standard error."""
+
+    def _log_density(self, X):
+        """The first of these; to be overridden where the second costs much."""
+        return self._log_density_std(X)[0]
 
     def _check_parameters(self):
         """Raise where parameters contradict each other: before anything is fitted."""
 
-    def _goes_on_from(self, model):
-        """Whether a warm start can go on from that model."""
+    def _goes_on_from(self, model, n_rows):
+        """Whether a warm start on so many rows can go on from that model."""
         return True
+
+    def _learn_columns(self, rows, names, precision):
+        """Columns of these rows; the last two as of `Columns.learn`."""
+        return Columns.learn(rows, names, precision)
 
     # ------------------------------------------------------------------ fit
 
@@ -104,49 +108,53 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         n_threads = torch.get_num_threads()  # for training; all else is made of small steps
         try:
             with limit_threads(1), Progress(self.verbose) as progress, torch.no_grad():
-                self._learn(X, sample_weight, n_threads, progress)
+                self._check_parameters()
+                model = getattr(self, "model_", None) if self.warm_start else None
+                rows, weight, precision = self._read(X, sample_weight, reset=model is None)
+                start = None
+                if model is not None and self._goes_on_from(model, len(rows)):
+                    start = copy.deepcopy(model).to("cpu")
+                if start is None:
+                    columns = self._learn_columns(rows, self._names(rows), precision)
+                else:
+                    columns = self._columns
+                rows = columns.snap(rows, precision)
+                seeds = Seeds(self._draw_seed(self.random_state))
+                context = {
+                    "seeds": seeds, "device": resolve_device(self.device),
+                    "n_threads": n_threads, "progress": progress, "start": start,
+                }  # fmt: skip
+                fitted = self._fit(rows, weight, columns, context)
+                self._keep(fitted, columns, seeds)
+                self.offset_ = self._threshold(rows, weight)
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
         return self
 
-    def _learn(self, X, sample_weight, n_threads, progress):
-        self._check_parameters()
-        start = getattr(self, "model_", None) if self.warm_start else None
-        if start is not None:
-            start = copy.deepcopy(start).to("cpu") if self._goes_on_from(start) else None
-        rows, weight, columns = self._read(X, sample_weight, start)
-        seeds = Seeds(self._draw_seed(self.random_state))
-        where = {
-            "seeds": seeds, "device": resolve_device(self.device), "n_threads": n_threads,
-            "progress": progress, "start": start,
-        }  # fmt: skip
-        fitted = self._fit(rows, weight, columns, where)
-        for name in [name for name in vars(self) if name.endswith("_") and name not in _OF_X]:
-            delattr(self, name)  # of an earlier fit
-        self._columns, self._seed, self.model_ = columns, seeds.seed, fitted.model
-        for name, value in (fitted.attributes | {"out_of_fold_scores_": fitted.scores}).items():
-            setattr(self, name, value)
-        self.offset_ = self._threshold(rows, weight)
-
-    def _read(self, X, sample_weight, start):
-        """The rows of positive weight, their weights, and the columns."""
+    def _read(self, X, sample_weight, *, reset):
+        """The rows of positive weight, their weights of mean one, and the precision of X."""
         precision = relative_precision(X)
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, reset=start is None)
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, reset=reset)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         used = weight > 0
         if used.sum() < 2:
             raise ValueError("sample_weight must be positive for at least 2 samples.")
-        rows = X[used]
-        names = getattr(self, "feature_names_in_", range(X.shape[1]))
-        columns = (
-            self._columns if start is not None else self._learn_columns(rows, names, precision)
-        )
-        return columns.snap(rows, precision), weight[used] / weight[used].mean(), columns
+        return X[used], weight[used] / weight[used].mean(), precision
 
-    def _learn_columns(self, rows, names, precision):
-        return Columns.learn(rows, names, precision)
+    def _names(self, rows):
+        """Names of the columns of X, for messages."""
+        return getattr(self, "feature_names_in_", range(rows.shape[1]))
+
+    def _keep(self, fitted, columns, seeds):
+        """Set what a fit has learned, and forget an earlier one."""
+        for name in [name for name in vars(self) if name.endswith("_") and name not in _OF_X]:
+            delattr(self, name)
+        self._columns, self._seed, self.model_ = columns, seeds.seed, fitted.model
+        self.out_of_fold_scores_ = fitted.scores
+        for name, value in fitted.attributes.items():
+            setattr(self, name, value)
 
     def _threshold(self, rows, weight):
         """Score below which `predict` calls a row an outlier."""
@@ -220,7 +228,7 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
     # ------------------------------------------------------------------ sampling
 
-    def _sampling_generator(self, random_state, *, n_samples, n_steps=0):
+    def _sampling_rng(self, random_state, *, n_samples, n_steps=0):
         check_is_fitted(self)
         for name, value, least in (("n_samples", n_samples, 1), ("n_steps", n_steps, 0)):
             if not isinstance(value, Integral) or value < least:

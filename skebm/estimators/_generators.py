@@ -1,5 +1,6 @@
 """What the games leave behind, in the units of X: flows as densities, implicit generators."""
 
+import copy
 from numbers import Integral
 
 import numpy as np
@@ -10,8 +11,8 @@ from skebm._threads import limit_threads
 from skebm.bases import JUDGED_AT_ONCE, StackedBase
 
 
-def sampling_generator(n_samples, random_state):
-    """Generator of a seed; raises where `n_samples` is no number of rows."""
+def sampling_rng(n_samples, random_state):
+    """Random stream of a seed; raises where `n_samples` is no number of rows."""
     if not isinstance(n_samples, Integral) or n_samples < 1:
         raise ValueError(f"n_samples={n_samples!r} must be an integer of at least 1.")
     seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
@@ -29,7 +30,8 @@ class FlowDensity:
 
     def __init__(self, columns, distributions):
         self._columns = columns
-        self._mixture = StackedBase(distributions, [1.0] * len(distributions))
+        # a copy, which stays on the CPU when the model moves
+        self._mixture = copy.deepcopy(StackedBase(distributions, [1.0] * len(distributions))).cpu()
 
     def score_samples(self, X):
         """Log-density of every row.
@@ -61,9 +63,9 @@ class FlowDensity:
 
     def sample(self, n_samples=1, random_state=None):
         """Draw rows, (n_samples, n_features)."""
-        generator = sampling_generator(n_samples, random_state)
+        rng = sampling_rng(n_samples, random_state)
         with torch.no_grad(), limit_threads(1):
-            x = self._mixture.sample(n_samples, generator)
+            x = self._mixture.sample(n_samples, rng)
         return self._columns.restore(x.numpy())
 
 
@@ -78,14 +80,17 @@ class ImplicitSampler:
     """
 
     def __init__(self, columns, generator, coordinates):
-        self._columns, self._generator, self._coordinates = columns, generator, coordinates
+        self._columns = columns
+        # copies, which stay on the CPU when the model moves
+        self._generator = copy.deepcopy(generator).cpu()
+        self._coordinates = copy.deepcopy(coordinates).cpu()
 
     def sample(self, n_samples=1, random_state=None):
         """Draw rows, (n_samples, n_features)."""
-        generator = sampling_generator(n_samples, random_state)
+        rng = sampling_rng(n_samples, random_state)
         n_members = self._generator.n_members
         with torch.no_grad(), limit_threads(1):
-            y = self._generator.sample(-(-n_samples // n_members), generator)
+            y = self._generator.sample(-(-n_samples // n_members), rng)
             x = self._coordinates.inverse(y)[0].flatten(0, 1)
-            x = x[torch.randperm(len(x), generator=generator)[:n_samples]]
+            x = x[torch.randperm(len(x), generator=rng)[:n_samples]]
             return self._columns.restore(x.numpy())

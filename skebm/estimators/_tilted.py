@@ -7,14 +7,13 @@ from numbers import Integral
 
 import numpy as np
 import torch
-from sklearn.base import is_classifier
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.utils.metaestimators import available_if
 from torch.distributions import Distribution
 
 from skebm._sklearn_compat import HasMethods, Interval, StrOptions
 from skebm._threads import limit_threads
-from skebm.bases import CANDIDATES
+from skebm.bases import CANDIDATES, ConfiningGaussian
 from skebm.energies import (
     Boosting,
     ClassifierEnergy,
@@ -47,7 +46,8 @@ def _has_gradient(estimator):
     model = getattr(estimator, "model_", None)
     if model is None:
         given = estimator.energy_model
-        return not is_classifier(given) or isinstance(given, HistGradientBoostingClassifier)
+        is_classifier = hasattr(given, "predict_proba")
+        return not is_classifier or isinstance(given, HistGradientBoostingClassifier)
     members = getattr(model.energy, "members", ())
     return not any(isinstance(f, ClassifierEnergy) for f in members)
 
@@ -118,16 +118,19 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
 
     # ------------------------------------------------------------------ fit
 
-    def _goes_on_from(self, model):
-        # a blend of scales has nothing to go on from, nor has a fit of other folds
-        return isinstance(model.features, FeatureMap) and model.n_members == self.n_members
+    def _goes_on_from(self, model, n_rows):
+        # a blend of scales has nothing to go on from, nor has a fit of other folds, or one with a
+        # base from one without
+        return (
+            isinstance(model.features, FeatureMap)
+            and model.n_members == min(self.n_members, n_rows)
+            and isinstance(model.bases[0], ConfiningGaussian) == (self.base is None)
+        )
 
-    def _fit(self, rows, weight, columns, where):
-        if len(rows) < self.n_members:  # fewer folds: nothing to go on from
-            where = where | {"start": None}
+    def _fit(self, rows, weight, columns, context):
         task_at = partial(
             make_task, rows, weight, columns, n_members=self.n_members,
-            validation_fraction=VALIDATION_FRACTION, **where,
+            validation_fraction=VALIDATION_FRACTION, **context,
         )  # fmt: skip
         recipe = self._recipe()
         if self.smoothing == "multiscale":
@@ -149,7 +152,8 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
 
     def _log_density_std(self, X):
         with torch.no_grad():
-            return self._log_density(X), self.model_.log_prob_std(self._tensor(X)[0]).cpu().numpy()
+            error = self.model_.log_prob_std(self._tensor(X)[0]).cpu().numpy()
+        return self._log_density(X), error
 
     def base_score_samples(self, X):
         """Log-density of every row under the base alone, without the tilt.
@@ -234,47 +238,47 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         ndarray of shape (n_samples, n_features), float64
             In random order.
         """
-        generator = self._sampling_generator(random_state, n_samples=n_samples, n_steps=n_steps)
+        rng = self._sampling_rng(random_state, n_samples=n_samples, n_steps=n_steps)
         with torch.no_grad(), limit_threads(1):
-            x = self._shuffled(self._draw(self._member_sizes(n_samples, generator), generator),
-                               generator)  # fmt: skip
-        return self._columns.restore(self._walk(x, n_steps, generator).cpu().numpy())
+            x = self._shuffled(self._draw(self._member_sizes(n_samples, rng), rng),
+                               rng)  # fmt: skip
+        return self._columns.restore(self._walk(x, n_steps, rng).cpu().numpy())
 
-    def _walk(self, x, n_steps, generator):
+    def _walk(self, x, n_steps, rng):
         """Steps of MALA under the model, from rows on standardised columns."""
         if not n_steps:
             return x
         chains = run(
-            mala, x, self.model_.log_prob, generator, n_steps=n_steps,
+            mala, x, self.model_.log_prob, rng, n_steps=n_steps,
             n_burn_in=max(20, n_steps // 2), step_size=x.shape[1] ** (-1.0 / 3.0),
         )  # fmt: skip
         return chains.samples[-1]
 
-    def _member_sizes(self, n, generator):
+    def _member_sizes(self, n, rng):
         """How many of n rows come from each member, (K,)."""
         n_members = self.model_.n_members
-        which = torch.randint(n_members, (int(n),), generator=generator, device=self._device)
+        which = torch.randint(n_members, (int(n),), generator=rng, device=self._device)
         return which.bincount(minlength=n_members)
 
     @staticmethod
-    def _shuffled(parts, generator):
+    def _shuffled(parts, rng):
         x = torch.cat(parts)
-        return x[torch.randperm(len(x), generator=generator, device=x.device)]
+        return x[torch.randperm(len(x), generator=rng, device=x.device)]
 
-    def _draw(self, sizes, generator):
+    def _draw(self, sizes, rng):
         """Rows of every member by importance, a list of K tensors (sizes[k], d)."""
         model, n_members = self.model_, self.model_.n_members
         if model.is_untilted:
             pairs = zip(model.bases, sizes.tolist(), strict=True)
             # not all distributions can draw 0 rows
-            return [base.sample(max(n, 1), generator)[:n] for base, n in pairs]
+            return [base.sample(max(n, 1), rng)[:n] for base, n in pairs]
 
         def propose(n):
-            x, log_weights = model.draw(n, [generator] * n_members)
+            x, log_weights = model.draw(n, [rng] * n_members)
             return x, (log_weights - model.log_partition[:, None]).exp()
 
         def uniform(shape):
             like = {"dtype": torch.float64, "device": self._device}
-            return torch.rand(shape, generator=generator, **like)
+            return torch.rand(shape, generator=rng, **like)
 
         return rows_by_importance(propose, sizes, uniform)

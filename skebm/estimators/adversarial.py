@@ -122,6 +122,8 @@ class AdversarialEBM(TiltedDensity):
         Log-density of every training row (of positive weight) under the member that has not seen
         it; NaN for rows that were never held out (with one member, or beyond 50,000 per member).
         This, and not `score_samples`, ranks the rows of the training table itself.
+    out_of_fold_members_ : ndarray of shape (n_rows,), int
+        Which member that is; -1 for rows that were never held out.
     model_ : torch.nn.Module
         The fitted density on standardised columns.
     n_features_in_ : int
@@ -145,8 +147,8 @@ class AdversarialEBM(TiltedDensity):
     >>> from skebm import AdversarialEBM, Network
     >>> from skebm.datasets import make_two_moons
     >>> X = make_two_moons(n_samples=400, random_state=0)
-    >>> energy_model = Network(max_epochs=5)
-    >>> density = AdversarialEBM(energy_model=energy_model, n_members=1, random_state=0).fit(X)
+    >>> network = Network(max_epochs=5)
+    >>> density = AdversarialEBM(energy_model=network, n_members=1, random_state=0).fit(X)
     >>> density.score_samples(X[:2]).shape
     (2,)
     >>> density.generator_.sample(3, random_state=0).shape
@@ -226,14 +228,14 @@ class AdversarialEBM(TiltedDensity):
             n_steps = GENERATOR_MALA_STEPS if implicit else 0
         if start == "base":
             return super().sample(n_samples, random_state, n_steps=n_steps)
-        generator = self._sampling_generator(random_state, n_samples=n_samples, n_steps=n_steps)
+        rng = self._sampling_rng(random_state, n_samples=n_samples, n_steps=n_steps)
         if implicit:
-            rows = self.generator_.sample(n_samples, generator.initial_seed())
+            rows = self.generator_.sample(n_samples, rng.initial_seed())
         else:
-            rows = self._rows_by_importance(n_samples, generator.initial_seed())
+            rows = self._rows_by_importance(n_samples, rng.initial_seed())
         x, _ = self._tensor(rows)
         with limit_threads(1):
-            x = self._walk(x, n_steps, generator)
+            x = self._walk(x, n_steps, rng)
         return self._columns.restore(x.cpu().numpy())
 
     def _rows_by_importance(self, n, seed):

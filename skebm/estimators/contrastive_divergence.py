@@ -133,6 +133,8 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         Log-density of every training row (of positive weight) under the member that has not seen
         it; NaN for rows that were never held out (with one member, or beyond 50,000 per member).
         This, and not `score_samples`, ranks the rows of the training table itself.
+    out_of_fold_members_ : ndarray of shape (n_rows,), int
+        Which member that is; -1 for rows that were never held out.
     model_ : torch.nn.Module
         The fitted density on standardised columns.
     n_features_in_ : int
@@ -170,8 +172,8 @@ class ContrastiveDivergenceEBM(TiltedDensity):
     >>> from skebm import ContrastiveDivergenceEBM, Network
     >>> from skebm.datasets import make_two_moons
     >>> X = make_two_moons(n_samples=400, random_state=0)
-    >>> energy_model = Network(max_epochs=50)
-    >>> density = ContrastiveDivergenceEBM(energy_model=energy_model, random_state=0).fit(X)
+    >>> network = Network(max_epochs=50)
+    >>> density = ContrastiveDivergenceEBM(energy_model=network, random_state=0).fit(X)
     >>> density.score_samples(X[:2]).shape
     (2,)
     >>> density.sample(3, random_state=0).shape
@@ -201,9 +203,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
                 train_by_contrastive_divergence, network=network, moves=self._moves(),
                 persistent=self.persistent, buffer=getattr(self, "persistent_chains_", None),
             )  # fmt: skip
-        return self._basic_recipe(
-            train, data_modes=self.recalibration and train is not None, finish=self._results
-        )
+        return self._basic_recipe(train, data_modes=True, finish=self._results)
 
     def _moves(self):
         share = self.reinit_fraction if self.persistent else 0.0
@@ -211,12 +211,13 @@ class ContrastiveDivergenceEBM(TiltedDensity):
 
     def _results(self, task, trained, model):
         """What the chains leave behind; nothing where nothing was trained."""
-        left = {"sample_diagnostics_": {}, "_stand_in": None}
+        left = {"sample_diagnostics_": {}, "_chains": None}
         if not trained.results:
             return left
         diagnostics = trained.results["diagnostics"]
         self._warn_of_chains(diagnostics)
-        left |= {"chain_diagnostics_": diagnostics, "_stand_in": trained.results["stand_in"]}
+        left["chain_diagnostics_"] = diagnostics
+        left["_chains"] = self._moves(), trained.results["stand_in"]
         if self.persistent:
             x = [task.columns.restore(rows.numpy()) for rows in trained.results["buffer"]]
             left["persistent_chains_"] = np.stack(x)
@@ -226,7 +227,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         acceptance, r_hat = diagnostics["acceptance_rate"].min(), diagnostics["r_hat"]
         if acceptance < MIN_ACCEPTANCE:
             # steps that adapt cannot follow an f that changes too fast
-            what = "learning_rate" if self._moves().adapts else 'step_size, or leave it "auto"'
+            what = "the learning rate" if self._moves().adapts else 'step_size, or leave it "auto"'
             warn(
                 f"the chains accept {acceptance:.0%} of the proposals of "
                 f'sampler="{self.sampler}": they hardly move. Lower {what}.',
@@ -279,13 +280,13 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         """
         default_steps = n_steps is None
         n_steps = self.n_steps if default_steps else n_steps
-        generator = self._sampling_generator(random_state, n_samples=n_samples, n_steps=n_steps)
+        rng = self._sampling_rng(random_state, n_samples=n_samples, n_steps=n_steps)
         if start not in ("base", "buffer"):
             raise ValueError(f"start={start!r} must be 'base' or 'buffer'.")
         if start == "buffer" and not hasattr(self, "persistent_chains_"):
             raise ValueError(
-                'start="buffer" needs persistent chains: fit with persistent=True and max_epochs '
-                "above 0."
+                'start="buffer" needs persistent chains: fit with persistent=True and an '
+                "energy_model that is not None."
             )
         if not hasattr(self, "chain_diagnostics_"):  # no chains: as the other estimators
             n_steps = 0 if default_steps else n_steps
@@ -295,32 +296,33 @@ class ContrastiveDivergenceEBM(TiltedDensity):
             start, n_steps = "base", 0  # draws of the base are draws of the model
         self.sample_diagnostics_ = {"start": start, "n_steps": int(n_steps)}
         with torch.no_grad(), limit_threads(1):
-            sizes = self._member_sizes(n_samples, generator)
+            sizes = self._member_sizes(n_samples, rng)
             # chains of all members run side by side
             drawn = sizes.max().expand_as(sizes) if n_steps else sizes
-            parts = (self._draw if start == "base" else self._pick)(drawn, generator)
+            parts = (self._draw if start == "base" else self._pick)(drawn, rng)
             if n_steps:
-                parts = self._run(parts, int(n_steps), generator)
+                parts = self._run(parts, int(n_steps), rng)
             parts = [rows[:n] for rows, n in zip(parts, sizes.tolist(), strict=True)]
-            x = self._shuffled(parts, generator)
+            x = self._shuffled(parts, rng)
         return self._columns.restore(x.cpu().numpy())
 
-    def _pick(self, sizes, generator):
+    def _pick(self, sizes, rng):
         """Rows of every member from its persistent chains, a list of K tensors."""
         picked = []
         for rows, n in zip(self.persistent_chains_, sizes.tolist(), strict=True):
-            index = torch.randint(len(rows), (n,), generator=generator, device=self._device)
+            index = torch.randint(len(rows), (n,), generator=rng, device=self._device)
             picked.append(self._tensor(rows[index.cpu().numpy()])[0])
         return picked
 
-    def _run(self, parts, n_steps, generator):
+    def _run(self, parts, n_steps, rng):
         """Run the chains of every member, a list of K tensors (n, d)."""
         model = self.model_
-        moves = replace(self._moves(), sampler="mala" if self.sampler == "ula" else self.sampler)
+        moves, stand_in = self._chains
+        moves = replace(moves, sampler="mala" if moves.sampler == "ula" else moves.sampler)
         chains = Chains(
-            model, copy.deepcopy(self._stand_in), moves,
+            model, copy.deepcopy(stand_in), moves,
             step_size=torch.as_tensor(self.chain_diagnostics_["step_size"]), dtype=torch.float64,
-            generator=generator,
+            rng=rng,
         )  # fmt: skip
         z = torch.stack([model.features.transform(rows)[0] for rows in parts])
         blocks, changes = [], []

@@ -103,8 +103,8 @@ class FlowContrastiveDensity(TiltedDensity):
         likelihood, the ``flow_after_game``, the ``energy_after_game``, the ``energy_refined`` (the
         better one of both energies), the ``energy_boosted`` (with trees, if these help) and the
         ``flow_boosted`` (with trees on the base instead, if these are better still; only with early
-        stopping, up to 5,000 rows, and where the networks gained something). All before
-        recalibration.
+        stopping of the trees, up to 5,000 rows, and where the networks gained something). All
+        before recalibration.
     log_partition_ : ndarray of shape (n_members,)
         Measured log Z of every member, in nats; 0 where no tilt was accepted.
     log_partition_std_error_ : ndarray of shape (n_members,)
@@ -130,6 +130,8 @@ class FlowContrastiveDensity(TiltedDensity):
         Log-density of every training row (of positive weight) under the member that has not seen
         it; NaN for rows that were never held out (with one member, or beyond 50,000 per member).
         This, and not `score_samples`, ranks the rows of the training table itself.
+    out_of_fold_members_ : ndarray of shape (n_rows,), int
+        Which member that is; -1 for rows that were never held out.
     model_ : torch.nn.Module
         The fitted density on standardised columns.
     n_features_in_ : int
@@ -151,10 +153,8 @@ class FlowContrastiveDensity(TiltedDensity):
     >>> from skebm import FlowContrastiveDensity, Network
     >>> from skebm.datasets import make_two_moons
     >>> X = make_two_moons(n_samples=400, random_state=0)
-    >>> energy_model = Network(max_epochs=5)
-    >>> density = FlowContrastiveDensity(
-    ...     energy_model=energy_model, n_members=1, random_state=0
-    ... ).fit(X)
+    >>> network = Network(max_epochs=5)
+    >>> density = FlowContrastiveDensity(energy_model=network, n_members=1, random_state=0).fit(X)
     >>> density.score_samples(X[:2]).shape
     (2,)
     >>> density.flow_.sample(3, random_state=0).shape

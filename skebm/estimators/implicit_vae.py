@@ -124,6 +124,8 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         Threshold of `predict` on `score_samples`.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
         Log-density of the training rows (of positive weight) that were held out; NaN for the rest.
+    out_of_fold_members_ : ndarray of shape (n_rows,), int
+        0 for rows that were held out, -1 for the rest.
     model_ : torch.nn.Module
         The fitted decoder, likelihood and encoder, on standardised columns.
     n_features_in_ : int
@@ -202,25 +204,25 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         if self.likelihood == "bernoulli" and self.smoothing != 0.0:
             raise ValueError('smoothing leaves [0, 1]: it needs likelihood="gaussian".')
 
-    def _goes_on_from(self, model):
+    def _goes_on_from(self, model, n_rows):
         return type(model.likelihood) is LIKELIHOODS[self.likelihood]  # else other columns
 
     def _learn_columns(self, rows, names, precision):
         columns = Columns.learn(rows, names, precision)
         return columns.in_unit_interval() if self.likelihood == "bernoulli" else columns
 
-    def _fit(self, rows, weight, columns, where):
+    def _fit(self, rows, weight, columns, context):
         if columns.unit_interval:
             outside = ((rows < 0.0) | (rows > 1.0)).any(axis=0)
             if outside.any():
-                names = getattr(self, "feature_names_in_", range(len(outside)))
+                column = self._names(rows)[outside.argmax()]
                 raise ValueError(
-                    f'likelihood="bernoulli" needs values in [0, 1], but column '
-                    f"{names[outside.argmax()]!r} has others; scale it, or take the gaussian one."
+                    f'likelihood="bernoulli" needs values in [0, 1], but column {column!r} has '
+                    "others; scale it, or take the gaussian one."
                 )
         task = make_task(
             rows, weight, columns, n_members=1, validation_fraction=self.validation_fraction,
-            smoothing=self.smoothing, **where,
+            smoothing=self.smoothing, **context,
         )  # fmt: skip
         names = [field.name for field in fields(LatentSettings)]
         return fit_latent(task, LatentSettings(**{name: getattr(self, name) for name in names}))
@@ -230,9 +232,6 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         return self.n_components_
 
     # ------------------------------------------------------------------ density
-
-    def _log_density(self, X):
-        return self._log_density_std(X)[0]
 
     def _log_density_std(self, X):
         x, met = self._tensor(X)
@@ -255,10 +254,10 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         -------
         ndarray of shape (n_samples, n_features), float64
         """
-        generator = self._sampling_generator(random_state, n_samples=n_samples)
+        rng = self._sampling_rng(random_state, n_samples=n_samples)
         with torch.no_grad():
             parts = [
-                self.model_.sample(len(part), generator)
+                self.model_.sample(len(part), rng)
                 for part in torch.empty(n_samples).split(DECODED_ROWS)
             ]
         return self._columns.restore(torch.cat(parts).cpu().numpy())
@@ -325,9 +324,9 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
 
     def _encode(self, x, function):
         """``function(rows, noise)`` over all rows, with one noise for all of them."""
-        generator = torch.Generator(x.device).manual_seed(self._seed)
+        rng = torch.Generator(x.device).manual_seed(self._seed)
         encoder, n = self.model_.encoder, self.n_posterior_samples
-        noise = antithetic_noise(encoder, n, generator, x.dtype)
+        noise = antithetic_noise(encoder, n, rng, x.dtype)
         with torch.no_grad():
             parts = [function(rows, noise) for rows in x.split(max(1, ENCODED // n))]
         return torch.cat(parts).cpu().numpy()

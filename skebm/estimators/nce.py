@@ -105,6 +105,8 @@ class NCEDensity(TiltedDensity):
         Log-density of every training row (of positive weight) under the member that has not seen
         it; NaN for rows that were never held out (with one member, or beyond 50,000 per member).
         This, and not `score_samples`, ranks the rows of the training table itself.
+    out_of_fold_members_ : ndarray of shape (n_rows,), int
+        Which member that is; -1 for rows that were never held out.
     model_ : torch.nn.Module
         The fitted density on standardised columns.
     n_features_in_ : int
@@ -164,6 +166,11 @@ class NCEDensity(TiltedDensity):
         model = self._resolve_energy_model(default)
         if model is None:
             train = None
+            if self.noise is not None or self.objective != "nce":
+                raise ValueError(
+                    "energy_model=None trains nothing, so that noise and objective cannot act; "
+                    "leave them out, or take another energy_model."
+                )
         elif isinstance(model, Network):
             train = partial(
                 train_against_noise, network=model, objective=self.objective,

@@ -4,15 +4,8 @@ from functools import partial
 from numbers import Integral, Real
 
 from skebm._sklearn_compat import Interval, StrOptions
-from skebm._warnings import warn
 from skebm.energies import Network
-from skebm.training.score_matching import (
-    LEARNING_RATE,
-    LEARNING_RATE_WITHOUT_BASE,
-    noise_levels,
-    resolve_method,
-    train_by_score_matching,
-)
+from skebm.training.score_matching import noise_levels, train_by_score_matching
 
 from ._base import parameters
 from ._tilted import TiltedDensity
@@ -90,8 +83,7 @@ class ScoreMatchingEBM(TiltedDensity):
     Attributes
     ----------
     method_ : str
-        "exact", "sliced" or "denoising". Not set by ``smoothing="multiscale"``, which trains
-        nothing.
+        "exact", "sliced" or "denoising". Only if something was trained.
     sigma_ : ndarray of shape (n_levels,)
         Noise levels of training; likewise.
     log_partition_ : ndarray of shape (n_members,)
@@ -114,6 +106,8 @@ class ScoreMatchingEBM(TiltedDensity):
         Log-density of every training row (of positive weight) under the member that has not seen
         it; NaN for rows that were never held out (with one member, or beyond 50,000 per member).
         This, and not `score_samples`, ranks the rows of the training table itself.
+    out_of_fold_members_ : ndarray of shape (n_rows,), int
+        Which member that is; -1 for rows that were never held out.
     model_ : torch.nn.Module
         The fitted density on standardised columns.
     n_features_in_ : int
@@ -181,31 +175,9 @@ class ScoreMatchingEBM(TiltedDensity):
         network = self._resolve_energy_model(Network(), network_only=True)
         train = None
         if network is not None:
-            self._warn_of_blind_spots()
             train = partial(
                 train_by_score_matching, network=network, method=self.method,
                 n_projections=self.n_projections, sigma=self.sigma,
-                learning_rate=LEARNING_RATE_WITHOUT_BASE if self.base is None else LEARNING_RATE,
+                recalibrates=self.recalibration,
             )  # fmt: skip
-        return self._basic_recipe(
-            train, data_modes=self.recalibration and train is not None, finish=self._results
-        )
-
-    def _warn_of_blind_spots(self):
-        if self.base is None:
-            warn(
-                "base=None: score matching hardly sees the relative weights of separate modes; "
-                "without a base to start from they rest on the recalibration alone."
-            )
-        elif not self.recalibration:
-            warn(
-                "recalibration=False: score matching hardly sees the relative weights of separate "
-                "modes; they stay where the base has them, or drift."
-            )
-
-    def _results(self, task, trained, model):
-        """Method and noise levels, which "auto" leaves to the rows."""
-        return {
-            "method_": resolve_method(self.method, task.n_features),
-            "sigma_": noise_levels(self.sigma, task.n_rows, task.n_features),
-        }
+        return self._basic_recipe(train, data_modes=True)

@@ -55,15 +55,15 @@ class LatentVariableModel(nn.Module):
         """Mean of the rows given latent variables, (..., k) -> (..., d)."""
         return self.likelihood.mean(self.decoder(z))
 
-    def sample(self, n: int, generator: torch.Generator, *, dtype=torch.float64) -> Tensor:
+    def sample(self, n: int, rng: torch.Generator, *, dtype=torch.float64) -> Tensor:
         """Draw n rows, (n, d)."""
-        like = {"dtype": dtype, "device": generator.device}
-        z = torch.randn(n, self.n_components, generator=generator, **like)
-        return self.likelihood.sample(self.decoder(z), generator)
+        like = {"dtype": dtype, "device": rng.device}
+        z = torch.randn(n, self.n_components, generator=rng, **like)
+        return self.likelihood.sample(self.decoder(z), rng)
 
-    def moments(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def moments(self, x: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Approximate posterior means and covariances of rows, (n, k) and (n, k, k)."""
-        noise = antithetic_noise(self.encoder, MOMENT_DRAWS, generator, x.dtype)
+        noise = antithetic_noise(self.encoder, MOMENT_DRAWS, rng, x.dtype)
         n_rows = max(1, MOMENT_ELEMENTS // (MOMENT_DRAWS * (x.shape[1] + noise.shape[1])))
         parts = [self.encoder.moments(rows, noise) for rows in x.split(n_rows)]
         return tuple(torch.cat(values) for values in zip(*parts, strict=True))
@@ -80,8 +80,8 @@ class LatentVariableModel(nn.Module):
         **options
             Of :func:`skebm.partition.marginal_likelihoods`.
         """
-        generator = torch.Generator(x.device).manual_seed(seed)
-        location, covariance = self.moments(x, generator)
+        rng = torch.Generator(x.device).manual_seed(seed)
+        location, covariance = self.moments(x, rng)
 
         def log_joint(rows, z):
             return self.log_joint(x[rows][:, None], z.to(x.dtype))
@@ -111,7 +111,7 @@ class LatentVariableModel(nn.Module):
         return value, error
 
 
-def antithetic_noise(encoder, n: int, generator: torch.Generator, dtype) -> Tensor:
+def antithetic_noise(encoder, n: int, rng: torch.Generator, dtype) -> Tensor:
     """Noise in pairs of opposite signs, (n, n_noise): what is odd in it averages out."""
-    half = encoder.noise(-(-n // 2), generator=generator, dtype=dtype)
+    half = encoder.noise(-(-n // 2), rng=rng, dtype=dtype)
     return torch.cat([half, -half])[:n]

@@ -25,12 +25,13 @@ class FeatureMap(nn.Module):
 
 
 class ScaleAverage(nn.Module):
-    """Tilt that turns the arithmetic mean of laws into their geometric mean; never positive.
+    """Tilt that turns the arithmetic mean of distributions into their geometric mean; never
+    positive.
 
     Parameters
     ----------
     bases : list of K StackedBase
-        Of laws at several scales, with equal weights.
+        Of distributions at several scales, with equal weights.
     """
 
     def __init__(self, bases):
@@ -51,7 +52,7 @@ class ScaleAverage(nn.Module):
 
 
 class ModesAndBackground(nn.Module):
-    """Responsibilities of the components of a mixture, and of a wider law around them.
+    """Responsibilities of the components of a mixture, and of a wider distribution around them.
 
     What recalibration weights where training hardly sees the mass of separate regions: the modes
     of the data against each other, and all of them against what the base has between and around.
@@ -59,9 +60,9 @@ class ModesAndBackground(nn.Module):
     Parameters
     ----------
     mixture : nn.Module
-        Law of the data, with `responsibilities`.
+        Distribution of the data, with `responsibilities`.
     background : nn.Module
-        Law that takes over where the mixture is ten times less dense than it.
+        Distribution that takes over where the mixture is ten times less dense than it.
     """
 
     def __init__(self, mixture, background):
@@ -87,9 +88,10 @@ class TiltedMixture(nn.Module):
     Parameters
     ----------
     bases : list of K nn.Module
-        q_k, laws on standardised columns.
+        q_k, distributions on standardised columns.
     proposals : list of K nn.Module
-        Normalised laws that cover member k, for log Z and sampling; usually the bases themselves.
+        Normalised distributions that cover member k, for log Z and sampling; usually the bases
+        themselves.
     features : FeatureMap
     energy : nn.Module or None
         (K, n, d) -> (K, n). None: no tilt.
@@ -196,13 +198,13 @@ class TiltedMixture(nn.Module):
                 parts.append(torch.autograd.grad(total, leaf)[0])
         return torch.cat(parts)
 
-    def draw(self, n, generators):
+    def draw(self, n, rngs):
         """Draw n rows for every member from its proposal, with their log-weights.
 
         Parameters
         ----------
         n : int
-        generators : list of K torch.Generator
+        rngs : list of K torch.Generator
 
         Returns
         -------
@@ -210,7 +212,7 @@ class TiltedMixture(nn.Module):
         log_weights : Tensor of shape (K, n)
             log of q_k e^{t_k} / proposal_k at x.
         """
-        pairs = zip(self.proposals, generators, strict=True)
+        pairs = zip(self.proposals, rngs, strict=True)
         x = torch.stack([p.sample(n, own) for p, own in pairs])
         return x, self.log_weights(x)
 
@@ -221,7 +223,9 @@ class TiltedMixture(nn.Module):
 
 
 def log_ratio(bases, proposals, x):
-    """log q_k - log proposal_k at x[k], (K, n, d) -> (K, n); 0 where the two are the same law."""
+    """log q_k - log proposal_k at x[k], (K, n, d) -> (K, n); 0 where the two are the same
+    distribution.
+    """
     return torch.stack(
         [
             rows.new_zeros(len(rows)) if q is p else q.log_prob(rows) - p.log_prob(rows)
@@ -238,7 +242,7 @@ def feature_scores(bases, features, z, offsets):
 
     Parameters
     ----------
-    bases : list of K laws on standardised columns
+    bases : list of K distributions on standardised columns
     features : FeatureMap
     z : Tensor of shape (n, d)
         Coordinates, not clipped.

@@ -22,7 +22,7 @@ PILOT_MOVES = 5
 def annealed_importance_sampling(
     log_density,
     proposal,
-    generator,
+    rng,
     *,
     samples=None,
     n_particles=1024,
@@ -45,7 +45,7 @@ def annealed_importance_sampling(
 
     Parameters
     ----------
-    log_density, proposal, generator
+    log_density, proposal, rng
         As in :func:`sequential_monte_carlo`.
     samples : Tensor of shape (m, d), optional
         Exact, independent samples of p. From samples of a Markov chain that has not converged the
@@ -91,12 +91,12 @@ def annealed_importance_sampling(
     >>> import torch
     >>> from skebm.bases import GaussianMixtureBase
     >>> from skebm.partition import annealed_importance_sampling
-    >>> generator = torch.Generator().manual_seed(0)
+    >>> rng = torch.Generator().manual_seed(0)
     >>> q = GaussianMixtureBase([1.0], [[0.0, 0.0]], [[[1.0, 0.0], [0.0, 1.0]]])
     >>> def log_density(x):  # N((3, 3), I) times e^5
     ...     return q.log_prob(x - 3.0) + 5.0
-    >>> exact = q.sample(1000, generator) + 3.0
-    >>> result = annealed_importance_sampling(log_density, q, generator, samples=exact)
+    >>> exact = q.sample(1000, rng) + 3.0
+    >>> result = annealed_importance_sampling(log_density, q, rng, samples=exact)
     >>> bool(abs(result.value - 5.0) < 3 * result.std_error)
     True
     >>> bool(result.lower - 0.1 < 5.0 < result.upper + 0.1)
@@ -107,12 +107,10 @@ def annealed_importance_sampling(
         n_particles=(n_particles, 2), n_temperatures=(n_temperatures, 1),
         n_pilot=(n_pilot, 16), n_moves=(n_moves, 1),
     )  # fmt: skip
-    x = proposal.sample(n_particles, generator)
+    x = proposal.sample(n_particles, rng)
     if samples is not None:
         path.check_samples(samples, x)
-    pilot, kernel = pilot_run(
-        path, generator, n_pilot, PILOT_ESS_SHARE, PILOT_MOVES, kernel, options
-    )
+    pilot, kernel = pilot_run(path, rng, n_pilot, PILOT_ESS_SHARE, PILOT_MOVES, kernel, options)
     # as many temperatures as asked for, as dense as those of the pilot run
     n_stages = len(pilot.step_sizes)
     position = torch.linspace(0, n_stages, n_temperatures + 1, dtype=torch.float64)
@@ -132,7 +130,7 @@ def annealed_importance_sampling(
     def work(x, gaps, moves):
         log_weights = gaps[0] * path.log_ratio(x)
         for gap, (b, step_size, tril) in zip(gaps[1:], moves, strict=True):
-            x, _ = move(x, path.at(b), generator, kernel, n_moves, step_size, tril, options)
+            x, _ = move(x, path.at(b), rng, kernel, n_moves, step_size, tril, options)
             log_weights += gap * path.log_ratio(x)
         return log_weights
 
@@ -143,7 +141,8 @@ def annealed_importance_sampling(
         return lower._replace(method=name, lower=lower.value)
     reverse = work(samples, gaps[::-1], moves[::-1])
     upper = importance_sampling(-reverse)
-    # path and law together are one importance sampler, so that bridge sampling applies to it
+    # path and distribution together are one importance sampler, so that bridge sampling applies to
+    # it
     both = bridge_sampling(forward, reverse)
     return both._replace(method=name, lower=lower.value, upper=-upper.value)
 

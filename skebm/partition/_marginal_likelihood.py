@@ -96,7 +96,7 @@ class RowStreams:
             square[i] = stream.chisquare(DEGREES, n)
         return (torch.as_tensor(a, device=self.device) for a in (normal, square))
 
-    def generator(self, row: int, stage: int) -> torch.Generator:
+    def rng(self, row: int, stage: int) -> torch.Generator:
         """Generator of torch for one row."""
         seed = int(self._stream(row, stage).integers(2**62))
         return torch.Generator(self.device).manual_seed(seed)
@@ -107,7 +107,7 @@ class RowStreams:
 
 
 class Proposal(nn.Module):
-    """For every row a t law, mixed with the standard normal one.
+    """For every row a t distribution, mixed with the standard normal one.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ class Proposal(nn.Module):
         self.location, self.scale_tril = location, scale_tril
 
     def transport(self, normal, square):
-        """Draws (n, m, k) from random numbers; the first ones are from the normal law."""
+        """Draws (n, m, k) from random numbers; the first ones are from the normal distribution."""
         n_prior = _n_prior(normal.shape[1])
         near = normal[:, n_prior:] * (DEGREES / square[:, n_prior:]).sqrt()[..., None]
         near = self.location[:, None] + near @ self.scale_tril.mT
@@ -143,13 +143,13 @@ class Proposal(nn.Module):
         prior = -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
         return torch.logaddexp(near + math.log(1 - prior_share), prior + math.log(prior_share))
 
-    def sample(self, n, generator):
+    def sample(self, n, rng):
         """Draws of a single row, (n, k), in random order."""
-        like = {"generator": generator, "dtype": self.location.dtype, "device": generator.device}
+        like = {"generator": rng, "dtype": self.location.dtype, "device": rng.device}
         normal = torch.randn(1, n, self.location.shape[1], **like)
         square = torch.randn(1, n, DEGREES, **like).square().sum(-1)
         return self.transport(normal, square)[0][
-            torch.randperm(n, generator=generator, device=generator.device)
+            torch.randperm(n, generator=rng, device=rng.device)
         ]
 
     def refitted(self, z, log_weights):
@@ -184,10 +184,10 @@ def marginal_likelihoods(
 ):
     r"""Measure log p(x) for every row, with its standard error.
 
-    Draws of a t law (8 degrees of freedom) around the given moments, and one in five of the
-    standard normal law, are weighted; the t law is fitted to the weighted draws, and so on, until
-    enough of them are effective. The estimate is made of fresh draws. Rows with an effective share
-    below .05 are then annealed.
+    Draws of a t distribution (8 degrees of freedom) around the given moments, and one in five of
+    the standard normal distribution, are weighted; the t distribution is fitted to the weighted
+    draws, and so on, until enough of them are effective. The estimate is made of fresh draws. Rows
+    with an effective share below .05 are then annealed.
 
     Parameters
     ----------
@@ -305,7 +305,7 @@ def _anneal(log_joint, proposal, streams, row, measured, i):
         again = annealed_importance_sampling(
             lambda z: log_joint(row[None], z[None])[0],
             proposal,
-            streams.generator(row.item(), MAX_ROUNDS + 1),
+            streams.rng(row.item(), MAX_ROUNDS + 1),
             **ANNEALING,
         )
     except ValueError:  # no path from the proposal to the posterior

@@ -1,4 +1,4 @@
-"""The geometric path from a proposal to an unnormalised law, and the moves along it."""
+"""The geometric path from a proposal to an unnormalised distribution, and the moves along it."""
 
 import math
 
@@ -14,8 +14,8 @@ class Path:
     ----------
     log_density : callable
         (n, d) -> (n,), log p~.
-    proposal : law
-        q, with ``log_prob(x)`` and ``sample(n, generator)``.
+    proposal : distribution
+        q, with ``log_prob(x)`` and ``sample(n, rng)``.
     """
 
     def __init__(self, log_density, proposal):
@@ -23,8 +23,7 @@ class Path:
             raise ValueError(f"log_density must be callable, got {log_density!r}.")
         if not (hasattr(proposal, "log_prob") and hasattr(proposal, "sample")):
             raise ValueError(
-                "proposal must have log_prob(x) and sample(n, generator), got "
-                f"{type(proposal).__name__}."
+                f"proposal must have log_prob(x) and sample(n, rng), got {type(proposal).__name__}."
             )
         self.log_density, self.proposal = log_density, proposal
 
@@ -69,9 +68,7 @@ class Path:
             )
 
 
-def move(
-    x, log_density, generator, kernel, n_moves, step_size, scale_tril, options, *, adapt=False
-):
+def move(x, log_density, rng, kernel, n_moves, step_size, scale_tril, options, *, adapt=False):
     """Positions after `n_moves` steps, and the step size, adapted on the way if asked for."""
 
     def white(y):
@@ -80,7 +77,7 @@ def move(
     y = torch.linalg.solve_triangular(scale_tril.mT, x, upper=True, left=False)
     state = kernel.init(y, white)
     for _ in range(n_moves):
-        state, info = kernel.step(state, white, generator, step_size=step_size, **options)
+        state, info = kernel.step(state, white, rng, step_size=step_size, **options)
         if adapt:
             acceptance = info.acceptance_probability.mean().item()
             step_size *= math.exp(acceptance - kernel.TARGET_ACCEPTANCE)

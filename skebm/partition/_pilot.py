@@ -29,20 +29,20 @@ class Tuning(NamedTuple):
     scale_trils: torch.Tensor
 
 
-def pilot_run(path, generator, n, ess_share, n_moves, kernel, options):
+def pilot_run(path, rng, n, ess_share, n_moves, kernel, options):
     """Tuning, and the kernel where none was given, from one cloud of n particles."""
-    x = path.proposal.sample(n, generator)
+    x = path.proposal.sample(n, rng)
     if kernel is None:
         kernel = path.kernel(x)
     temperatures, step_sizes, scale_trils, step_size = [0.0], [], [], 1.0
     while temperatures[-1] < 1:
         log_ratio = path.log_ratio(x)
         b = _next_temperature(temperatures[-1], log_ratio, ess_share)
-        x = x[resampled((b - temperatures[-1]) * log_ratio[None], generator)]
+        x = x[resampled((b - temperatures[-1]) * log_ratio[None], rng)]
         temperatures.append(b)
         scale_trils.append(torch.linalg.cholesky(shrunk_covariance(x)))
         x, step_size = move(
-            x, path.at(b), generator, kernel, n_moves, step_size, scale_trils[-1], options,
+            x, path.at(b), rng, kernel, n_moves, step_size, scale_trils[-1], options,
             adapt=True,
         )  # fmt: skip
         step_sizes.append(step_size)
@@ -72,11 +72,11 @@ def _next_temperature(b, log_ratio, ess_share):
     return b + step
 
 
-def resampled(log_weights, generator):
+def resampled(log_weights, rng):
     """Systematic resampling within each run: (n_runs, n) -> rows of the flat cloud (n_runs n,)."""
     n_runs, n = log_weights.shape
     options = {"dtype": log_weights.dtype, "device": log_weights.device}
-    offset = torch.rand(n_runs, 1, generator=generator, **options)
+    offset = torch.rand(n_runs, 1, generator=rng, **options)
     picks = systematic_resampling(log_weights.softmax(1), offset)
     return (picks + n * torch.arange(n_runs, device=picks.device)[:, None]).ravel()
 

@@ -38,7 +38,7 @@ class ParticleRun(NamedTuple):
 def sequential_monte_carlo(
     log_density,
     proposal,
-    generator,
+    rng,
     *,
     n_particles=256,
     n_runs=16,
@@ -64,9 +64,9 @@ def sequential_monte_carlo(
     log_density : callable
         (n, d) -> (n,), log p~. A gradient by autograd is used where there is one; -inf is outside
         of the support.
-    proposal : law
-        q, with ``log_prob(x)`` and ``sample(n, generator)``, for instance from `skebm.bases`.
-    generator : torch.Generator
+    proposal : distribution
+        q, with ``log_prob(x)`` and ``sample(n, rng)``, for instance from `skebm.bases`.
+    rng : torch.Generator
     n_particles : int, default=256
         Per run.
     n_runs : int, default=16
@@ -130,8 +130,8 @@ def sequential_monte_carlo(
     )
     if not 0 < ess_share < 1:
         raise ValueError(f"ess_share={ess_share} must lie between 0 and 1.")
-    tuning, kernel = pilot_run(path, generator, n_pilot, ess_share, n_moves, kernel, options)
-    x = proposal.sample(n_particles * n_runs, generator)
+    tuning, kernel = pilot_run(path, rng, n_pilot, ess_share, n_moves, kernel, options)
+    x = proposal.sample(n_particles * n_runs, rng)
     log_z = torch.zeros(n_runs, dtype=torch.float64, device=x.device)
     steps = zip(tuning.temperatures.diff(), tuning.temperatures[1:], *tuning[1:], strict=True)
     for gap, b, step_size, scale_tril in steps:
@@ -142,9 +142,9 @@ def sequential_monte_carlo(
                 f"log_density is -inf at all n_particles={n_particles} draws of a run; give more "
                 "particles, or a proposal with more mass on the support."
             )
-        x = x[resampled(log_weights, generator)]
+        x = x[resampled(log_weights, rng)]
         x, _ = move(
-            x, path.at(b.item()), generator, kernel, n_moves, step_size.item(), scale_tril, options
+            x, path.at(b.item()), rng, kernel, n_moves, step_size.item(), scale_tril, options
         )
     return ParticleRun(
         combine(log_z, n_particles * n_runs, "sequential Monte Carlo"),

@@ -138,7 +138,7 @@ def systematic_resampling(weights, offset, n=None):
 
 
 def rows_by_importance(propose, sizes, uniform):
-    """Draw rows of K weighted laws, by importance.
+    """Draw rows of K weighted distributions, by importance.
 
     A proposal of weight w is kept floor(w / c + U) times, with U uniform: w / c times on average.
     With c ten times the mean weight (less where the weights are bounded by less), few rows are
@@ -149,7 +149,7 @@ def rows_by_importance(propose, sizes, uniform):
     propose : callable
         ``propose(n)`` -> rows (K, n, ...) and their weights (K, n), of mean 1 (about).
     sizes : LongTensor of shape (K,)
-        How many rows of each law.
+        How many rows of each distribution.
     uniform : callable
         ``uniform(shape)`` -> Tensor of uniform numbers in [0, 1).
 
@@ -162,9 +162,9 @@ def rows_by_importance(propose, sizes, uniform):
     --------
     >>> import torch
     >>> from skebm.partition import rows_by_importance
-    >>> generator = torch.Generator().manual_seed(0)
+    >>> rng = torch.Generator().manual_seed(0)
     >>> def uniform(shape):
-    ...     return torch.rand(shape, generator=generator)
+    ...     return torch.rand(shape, rng=rng)
     >>> def propose(n):  # uniform, with the weight of the density 2 x
     ...     x = uniform((1, n))
     ...     return x, 2 * x

@@ -1,14 +1,14 @@
 """Markov chains as pure functions, and the loop that runs any of them.
 
-A kernel is a module with ``init(x, log_density) -> State``, ``step(state, log_density, generator,
+A kernel is a module with ``init(x, log_density) -> State``, ``step(state, log_density, rng,
 ...) -> (State, Info)`` and ``TARGET_ACCEPTANCE`` (None where there is no step size). Chains lie on
 the leading axis; a state carries its log-density and gradient, so that nothing is computed twice.
 :class:`ParallelTempering` makes such a kernel of another one.
 
 A log-density is any callable (n, d) -> (n,), each value from its row alone. It may offer
 ``value_and_gradient(x) -> (value, gradient)``, of shapes (n,) and (n, d), without a graph, in
-tensors that no later call writes to (:class:`skebm.energies.InputGradient` does); kernels that need
-a gradient then ask there, and otherwise use autograd.
+tensors that no later call writes to (as :func:`skebm.derivatives.value_and_gradient` does); kernels
+that need a gradient then ask there, and otherwise use autograd.
 """
 
 from skebm.samplers import _delayed_acceptance as delayed_acceptance

@@ -1,4 +1,4 @@
-"""The geometric path between two laws, for tempering and for annealing."""
+"""The geometric path between two distributions, for tempering and for annealing."""
 
 import torch
 
@@ -6,8 +6,8 @@ import torch
 def geometric_path(b, p, q):
     """log pi_b = b log p + (1 - b) log q, up to a constant; or the gradient of that.
 
-    Where a law has no share in pi_b it is left out. (0 times -inf would be nan, but outside of the
-    support of p the law pi_0 may be positive.)
+    Where a distribution has no share in pi_b it is left out. (0 times -inf would be nan, but
+    outside of the support of p the distribution pi_0 may be positive.)
 
     Parameters
     ----------

@@ -8,7 +8,9 @@ from skebm.training.columns import Columns, relative_precision
 from skebm.training.device import resolve_device
 from skebm.training.fit import Recipe, fit_blend, fit_tilted
 from skebm.training.progress import Progress
-from skebm.training.task import Candidate, Fitted, Task, TiltedTask, Trained, make_task
+from skebm.training.task import Task, make_task
+from skebm.training.tilted_task import TiltedTask
+from skebm.training.trained import Candidate, Fitted, Trained
 
 __all__ = [
     "Candidate",

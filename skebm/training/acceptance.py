@@ -44,7 +44,7 @@ def accept(task, trained, *, recalibrates, always):
 
 def _tilted(task, trained, recalibrates, always):
     """The tilted bases, or the bases, and whether the first."""
-    untilted = TiltedMixture(task.bases, task.bases, task.features, None)
+    untilted = TiltedMixture(task.bases, task.proposals, task.features, None)
     # a warm start that finds nothing better stays at the tilt it came with, and the weights of
     # modes may be wrong where training found nothing
     changes = (
@@ -84,7 +84,8 @@ def is_gain(task, gain, pool_tilt):
     masses = torch.stack([task.weight[held].sum() for held in task.held]) / weight.sum()
     n = pool_tilt.shape[-1]
     share = ess(pool_tilt + task.pool_log_ratio) / n
-    log_z = (masses.square() * (1 / share - 1) / n).sum().item()
+    # rounding makes the share of equal weights a little more than one
+    log_z = (masses.square() * (1 / share - 1).clamp(min=0.0) / n).sum().item()
     return mean > 2.0 * math.sqrt(error**2 + log_z)
 
 
@@ -198,17 +199,17 @@ def data_modes(task, bases):
     if n_modes < 2:
         return None
 
-    def fit(rows, generator, start=None):
-        rows = rows[torch.randperm(len(rows), generator=generator)[:MAX_FIT_ROWS]]
+    def fit(rows, rng, start=None):
+        rows = rows[torch.randperm(len(rows), generator=rng)[:MAX_FIT_ROWS]]
         return fit_gaussian_mixture(
-            task.x[rows], n_modes, generator, diagonal=True, sample_weight=task.weight[rows],
+            task.x[rows], n_modes, rng, diagonal=True, sample_weight=task.weight[rows],
             start=start,
         )  # fmt: skip
 
     # one start, so that components mean the same; then each from its own rows, because a mixture
     # that has seen the held-out rows would favour them
-    shared = fit(torch.arange(len(task.x)), task.seeds.generator("modes, shared"))
+    shared = fit(torch.arange(len(task.x)), task.seeds.rng("modes, shared"))
     return [
-        ModesAndBackground(fit(train, task.seeds.generator("modes", k), shared), base)
+        ModesAndBackground(fit(train, task.seeds.rng("modes", k), shared), base)
         for k, ((train, _), base) in enumerate(zip(task.splits, bases, strict=True))
     ]

@@ -15,7 +15,7 @@ from skebm.models import CLIP, TiltedMixture
 from skebm.objectives import gradient_penalties, variational_bound_terms
 
 from .games import HEAD_START, play, views
-from .task import Candidate
+from .trained import Candidate
 
 LEARNING_RATE = 1e-3
 
@@ -60,9 +60,7 @@ def train_adversarially(task, network, *, kind, generator_learning_rate, gradien
         candidate.
     """
     if kind == "implicit":
-        generator = ImplicitGenerator(
-            task.n_features, len(task), generator=task.seeds.generator("generator")
-        )
+        generator = ImplicitGenerator(task.n_features, len(task), rng=task.seeds.rng("generator"))
         # not in the game, whose early stopping would count these steps
         _follow(task, generator, None, GENERATOR_STEPS, kind, "generator, start", 0)
     else:
@@ -92,7 +90,7 @@ def train_adversarially(task, network, *, kind, generator_learning_rate, gradien
     )  # fmt: skip
     candidates = ()
     if kind == "flow" and task.tilts_its_proposal:
-        flows = task.coordinates.laws(generator)
+        flows = task.coordinates.distributions(generator)
         gain = task.held_log_prob(flows) - task.held_log_prob(task.bases)
         candidates = (Candidate(TiltedMixture(flows, flows, task.features, None), gain),)
     return replace(trained, results={"generator": generator}, candidates=candidates)
@@ -148,17 +146,17 @@ def settled_generator(task, trained, model, kind):
             generator = _settled_flow(task, generator, model)
         draw = partial(_draw_from_generator, generator, task.coordinates)
         parts = (generator, task.coordinates)
-        parts = parts if is_implicit else (task.coordinates.laws(generator),)
-    terms = bound_terms(model, draw, task.seeds.generator("bound"), BOUND_SAMPLES)
+        parts = parts if is_implicit else (task.coordinates.distributions(generator),)
+    terms = bound_terms(model, draw, task.seeds.rng("bound"), BOUND_SAMPLES)
     error = terms.std(1) / terms.shape[1] ** 0.5
     return Settled(parts, is_implicit, terms.mean(1), error)
 
 
 def _settled_flow(task, generator, model):
     """The best of several states of a flow that follows the model, the game's among them."""
-    stream = task.seeds.generator("generator, gap")
+    rng = task.seeds.rng("generator, gap")
     best = _frozen(generator)
-    best_gap = _gap(model, best, task.coordinates, stream)
+    best_gap = _gap(model, best, task.coordinates, rng)
     for n_settled in range(MAX_SETTLINGS):
         if best_gap < SETTLED:
             break
@@ -167,7 +165,7 @@ def _settled_flow(task, generator, model):
         except DivergenceError:  # the best state so far is sound
             break
         settled = _frozen(generator)
-        gap = _gap(model, settled, task.coordinates, stream)
+        gap = _gap(model, settled, task.coordinates, rng)
         stalled = gap > STALLED * best_gap
         if gap < best_gap:
             best, best_gap = settled, gap
@@ -193,7 +191,7 @@ def _follow(task, generator, model, n_steps, kind, stage, n_settled):
         energy = copy.deepcopy(model.energy).float().to(task.device).requires_grad_(False)
         factor = model.inverse_temperature.item()
     generator.to(task.device).requires_grad_(True)
-    samples = task.seeds.generator(stage, n_settled, task.device)
+    samples = task.seeds.rng(stage, n_settled, task.device)
 
     def loss(generator, batch):
         y, log_generator = generator.rsample(SETTLING_SAMPLES, samples)
@@ -207,44 +205,44 @@ def _follow(task, generator, model, n_steps, kind, stage, n_settled):
     )  # fmt: skip
 
 
-def _gap(model, flow, coordinates, stream):
+def _gap(model, flow, coordinates, rng):
     """Largest divergence of a member's flow from its model, in nats: log Z minus its bound."""
     draw = partial(_draw_from_generator, flow, coordinates)
-    terms = bound_terms(model, draw, stream, GAP_SAMPLES)
+    terms = bound_terms(model, draw, rng, GAP_SAMPLES)
     log_partition = terms.logsumexp(1) - math.log(terms.shape[1])
     return (log_partition - terms.mean(1)).max().item()
 
 
-def _draw_from_distributions(distributions, n, stream):
+def _draw_from_distributions(distributions, n, rng):
     """n standardised rows of every distribution, (K, n, d), and their log-densities, (K, n)."""
-    x = [q.sample(n, stream) for q in distributions]
+    x = [q.sample(n, rng) for q in distributions]
     pairs = zip(distributions, x, strict=True)
     return torch.stack(x), torch.stack([q.log_prob(rows) for q, rows in pairs])
 
 
-def _draw_from_generator(generator, coordinates, n, stream):
+def _draw_from_generator(generator, coordinates, n, rng):
     """The same of the generators of all members."""
-    y, log_generator = generator.rsample(n, stream)
+    y, log_generator = generator.rsample(n, rng)
     x, log_det = coordinates.inverse(y)
     return x, log_generator + log_det
 
 
 @torch.no_grad()
-def bound_terms(model, draw, generator, n_samples):
+def bound_terms(model, draw, rng, n_samples):
     """Terms whose means are lower bounds on the log Z of all members, (K, n_samples).
 
     Parameters
     ----------
     model : TiltedMixture
     draw : callable
-        ``draw(n, generator)`` -> rows of the generators, (K, n, d), and their log-densities.
-    generator : torch.Generator
+        ``draw(n, rng)`` -> rows of the generators, (K, n, d), and their log-densities.
+    rng : torch.Generator
     n_samples : int
         Whole blocks.
     """
     terms = []
     for _ in range(n_samples // BOUND_BLOCK):
-        x, log_generator = draw(BOUND_BLOCK, generator)
+        x, log_generator = draw(BOUND_BLOCK, rng)
         log_base = torch.stack([q.log_prob(r) for q, r in zip(model.bases, x, strict=True)])
         f = torch.zeros_like(log_generator) if model.is_untilted else model.tilt(x)
         terms.append(variational_bound_terms(f, log_base, log_generator))

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from skebm.bases import fit_gaussian_mixture
+from skebm.derivatives import value_and_gradient
 from skebm.diagnostics import split_r_hat
-from skebm.energies import InputGradient
 from skebm.models import CLIP, log_ratio
 from skebm.samplers import State, delayed_acceptance, hmc, independence, mala, random_walk, ula
 
@@ -85,11 +85,11 @@ class Moves:
         return isinstance(self.step_size, str)
 
 
-def fit_stand_in(x, features, generator):
+def fit_stand_in(x, features, rng):
     """Mixture of Gaussians in the coordinates z, for rows of the proposals (n, d)."""
     diagonal = x.shape[1] > MAX_FULL_FEATURES
     z = features.transform(x)[0]
-    return fit_gaussian_mixture(z, MAX_COMPONENTS, generator, diagonal=diagonal)
+    return fit_gaussian_mixture(z, MAX_COMPONENTS, rng, diagonal=diagonal)
 
 
 class CheapTarget:
@@ -100,14 +100,15 @@ class CheapTarget:
 
     def __init__(self, model, stand_in):
         self.model, self.stand_in = model, stand_in
-        self.energy = InputGradient(model.energy)
 
     def _per_member(self, z):
         return z.clamp(-CLIP, CLIP).unflatten(0, (self.model.n_members, -1))
 
     def scaled_energy(self, z):
         """alpha f, (K n, d) -> (K n,)."""
-        return self.model.inverse_temperature.to(z) * self.energy(self._per_member(z)).flatten()
+        return (
+            self.model.inverse_temperature.to(z) * self.model.energy(self._per_member(z)).flatten()
+        )
 
     def __call__(self, z):
         """Log-density, not normalised, (K n, d) -> (K n,)."""
@@ -115,7 +116,7 @@ class CheapTarget:
 
     def value_and_gradient(self, z):
         """Log-density and gradient, as samplers ask for them."""
-        f, slope = self.energy.value_and_gradient(self._per_member(z))
+        f, slope = value_and_gradient(self.model.energy, self._per_member(z))
         alpha = self.model.inverse_temperature.to(z)
         value, gradient = self.stand_in.value_and_gradient(z)
         slope = slope.flatten(0, 1) * (z.abs() < CLIP)
@@ -135,7 +136,7 @@ class Chains:
         In units of z, to begin with.
     dtype : torch.dtype
         Of the chains; the bases compute in doubles.
-    generator : torch.Generator
+    rng : torch.Generator
         Its device is that of the chains.
 
     Attributes
@@ -145,16 +146,14 @@ class Chains:
         of the jumps to the proposals, (K,) or None.
     """
 
-    def __init__(self, model, stand_in, moves, *, step_size, dtype, generator):
-        self.model, self.moves, self.generator = model, moves, generator
-        self.dtype, self.device = dtype, generator.device
+    def __init__(self, model, stand_in, moves, *, step_size, dtype, rng):
+        self.model, self.moves, self.rng = model, moves, rng
+        self.dtype, self.device = dtype, rng.device
         # the model may be elsewhere: doubles are not for every device
         exact_device = model.log_partition.device
-        self._exact_generator = generator
+        self._exact_rng = rng
         if exact_device.type != self.device.type:
-            self._exact_generator = torch.Generator(exact_device).manual_seed(
-                generator.initial_seed()
-            )
+            self._exact_rng = torch.Generator(exact_device).manual_seed(rng.initial_seed())
         self.kernel, self.options = SAMPLERS[moves.sampler], OPTIONS.get(moves.sampler, {})
         self.step_size = step_size.to(self.device, dtype)
         self.target = CheapTarget(model, stand_in.to(self.device, dtype))
@@ -207,7 +206,7 @@ class Chains:
         """Points drawn from the proposals, never the same twice, (K, n, d)."""
         if self._reserve.shape[1] < n:
             size = max(n, RESERVE)
-            x = (p.sample(size, self._exact_generator) for p in self.model.proposals)
+            x = (p.sample(size, self._exact_rng) for p in self.model.proposals)
             z = torch.stack([self.model.features.transform(rows)[0] for rows in x])
             self._reserve = z.to(self.device, self.dtype)
         drawn, self._reserve = self._reserve[:, :n], self._reserve[:, n:]
@@ -230,8 +229,8 @@ class Chains:
             return self.target.scaled_energy(flat) + ratio
 
         state, info = independence.step(
-            independence.init(z.flatten(0, 1), log_weight), log_weight, self.generator,
-            propose=lambda n, generator: self._draw(z.shape[1]).flatten(0, 1),
+            independence.init(z.flatten(0, 1), log_weight), log_weight, self.rng,
+            propose=lambda n, rng: self._draw(z.shape[1]).flatten(0, 1),
         )  # fmt: skip
         accepted = info.accepted.view(z.shape[:2])
         z, weight = state.position.view_as(z), walkers.log_weight.clone()
@@ -260,7 +259,7 @@ class Chains:
         state, info = delayed_acceptance.step(
             State(walkers.z.flatten(0, 1), walkers.log_weight.flatten()),
             lambda z: torch.cat(self._log_weights(z.unflatten(0, shape))),
-            self.generator,
+            self.rng,
             kernel=self.kernel, cheap_log_density=self.target,
             n_steps=self.moves.n_steps if n_steps is None else n_steps,
             step_size=self.step_size.repeat_interleave(shape[1])[:, None], **self.options,
@@ -280,7 +279,7 @@ class Chains:
     def advance_some(self, buffer, n):
         """The same for n chains of `buffer`, in place, with jumps first; returns these n."""
         shape = buffer.log_weight.shape
-        order = torch.rand(shape, generator=self.generator, device=self.device)
+        order = torch.rand(shape, generator=self.rng, device=self.device)
         index = order.argsort(1)[:, :n]
         across = index[..., None].expand(-1, -1, buffer.z.shape[-1])
         walkers = Walkers(buffer.z.gather(1, across), buffer.log_weight.gather(1, index))
@@ -300,7 +299,7 @@ class Chains:
             jump_rate = None
             if self.moves.reinit_fraction > 0:
                 shape = walkers.log_weight.shape
-                offered = torch.rand(shape, generator=self.generator, device=self.device)
+                offered = torch.rand(shape, generator=self.rng, device=self.device)
                 offered = offered < self.moves.reinit_fraction
                 jumped, jump_rate = self.jump(walkers)
                 walkers = Walkers(

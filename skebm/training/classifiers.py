@@ -26,7 +26,7 @@ from skebm.energies import (
 from skebm.partition import systematic_resampling
 
 from .networks import in_blocks
-from .task import Trained
+from .trained import Trained
 
 MAX_ROWS = 200_000
 """Rows per member, at most: a random subsample of larger splits."""
@@ -175,11 +175,11 @@ def _fit_all(task, model, contrasts, start, stage):
 
 
 def _contrast(task, k, noise_ratio, start, stage):
-    generator = task.seeds.generator(stage, k)
+    rng = task.seeds.rng(stage, k)
     train, held = task.splits[k]
-    train = train[torch.randperm(len(train), generator=generator)[:MAX_ROWS]]
+    train = train[torch.randperm(len(train), generator=rng)[:MAX_ROWS]]
     n_noise = max(1, min(round(noise_ratio * len(train)), MAX_NOISE))
-    noise = _noise(task, k, n_noise, start, generator)
+    noise = _noise(task, k, n_noise, start, rng)
     weight = task.weight[train]
     return _Contrast(
         z=torch.cat([task.z[train], noise]).numpy(),
@@ -192,14 +192,14 @@ def _contrast(task, k, noise_ratio, start, stage):
     )
 
 
-def _noise(task, k, n, start, generator):
+def _noise(task, k, n, start, rng):
     """Samples of base k, tilted where there is a tilt, as the energies see them, (n, d)."""
     proposal = task.proposals[k]
     if start.energy is None:
-        return task.features(proposal.sample(n, generator))
-    z = task.features(proposal.sample(_PROPOSED * n, generator))
+        return task.features(proposal.sample(n, rng))
+    z = task.features(proposal.sample(_PROPOSED * n, rng))
     weights = in_blocks(start.energy.member(k), z[None])[0].softmax(0)
-    return z[systematic_resampling(weights, torch.rand(1, generator=generator), n)]
+    return z[systematic_resampling(weights, torch.rand(1, generator=rng), n)]
 
 
 def _curve(classifier, contrast, early_stopping):

@@ -52,7 +52,7 @@ def train_by_contrastive_divergence(task, network, *, moves, persistent, buffer)
     walkers = _persistent(task, chains, buffer) if persistent else None
     weight = task.row_weight().expand(len(task), -1)
 
-    def data(x, generator):
+    def data(x, rng):
         z = task.features.transform(x)[0]
         if persistent:  # the rows themselves are not moved
             return z.float().to(task.device).expand(len(task), *z.shape), weight
@@ -103,13 +103,13 @@ def _follow(task, energy, moves):
         model = copy.deepcopy(model).to(task.device)
         model.energy = energy
     step_size = task.n_features ** (-1.0 / 3.0) if moves.adapts else moves.step_size
-    generator = task.seeds.generator("stand-in")
+    rng = task.seeds.rng("stand-in")
     x = task.pool.flatten(0, 1)
-    x = x[torch.randperm(len(x), generator=generator)[:MAX_FIT_ROWS]]
+    x = x[torch.randperm(len(x), generator=rng)[:MAX_FIT_ROWS]]
     chains = Chains(
-        model, fit_stand_in(x, task.features, generator), moves,
+        model, fit_stand_in(x, task.features, rng), moves,
         step_size=torch.full((len(task),), step_size), dtype=torch.float32,
-        generator=task.seeds.generator("chains", device=task.device),
+        rng=task.seeds.rng("chains", device=task.device),
     )  # fmt: skip
     energy.eval()
     if moves.adapts:

@@ -14,6 +14,7 @@ from skebm.bases import (
     CANDIDATES,
     MAX_FIT_ROWS,
     AffineTransform,
+    ConfiningGaussian,
     Coordinates,
     GaussianMixtureBase,
     MarginalGaussianization,
@@ -65,8 +66,8 @@ def make_distributions(task, base, noise):
         return Distributions(bases, halves(given, bases), given)
     if base is not None:
         return Distributions(bases, bases, bases)
-    # half of the noise lies where only the confining law has mass: f is then learned, and log Z
-    # measured, there too
+    # half of the noise lies where only the confining distribution has mass: f is then learned, and
+    # log Z measured, there too
     proposals = halves(resolve(task, "auto", "noise"), bases)
     return Distributions(bases, proposals, proposals)
 
@@ -91,14 +92,14 @@ def make_flows(task, flow, base, batch_size):
     # flows are, and held-out rows must not have shaped them
     coordinates = Coordinates(
         [
-            gaussianization(task.x[rows], task.weight[rows], task.seeds.generator("coordinates", k))
+            gaussianization(task.x[rows], task.weight[rows], task.seeds.rng("coordinates", k))
             for k, rows in enumerate(task.train)
         ]
     )
-    generator = task.seeds.generator("flow")
-    flow = build_flow(flow, task.n_features, len(task), generator=generator)
+    rng = task.seeds.rng("flow")
+    flow = build_flow(flow, task.n_features, len(task), rng=rng)
     train_flows(
-        flow, coordinates(task.x), task.weight, task.splits, generator=generator,
+        flow, coordinates(task.x), task.weight, task.splits, rng=rng,
         batch_size=batch_size, device=task.device, progress=partial(task.progress.stage, "flow"),
     )  # fmt: skip
     return on_flows(task, flow.cpu(), coordinates, base)
@@ -106,16 +107,16 @@ def make_flows(task, flow, base, batch_size):
 
 def on_flows(task, flow, coordinates, base):
     """Distributions of members whose flows are fitted already; arguments as of `make_flows`."""
-    flows = coordinates.laws(flow)
+    flows = coordinates.distributions(flow)
     if base is not None:
         return Distributions(flows, flows, flows, flow, coordinates)
     bases = resolve(task, None, "base")
     return Distributions(bases, halves(flows, bases), flows, flow, coordinates)
 
 
-def gaussianization(x, weight, generator):
+def gaussianization(x, weight, rng):
     """Marginal Gaussianisation of rows, learned from a subsample of many."""
-    some = torch.randperm(len(x), generator=generator)[:MAX_FIT_ROWS]
+    some = torch.randperm(len(x), generator=rng)[:MAX_FIT_ROWS]
     return MarginalGaussianization.fit(x[some].numpy(), sample_weight=weight[some].numpy())
 
 
@@ -145,16 +146,13 @@ def resolve(task, given, where):
     """
     if given is None:
         variance = torch.as_tensor((CONFINEMENT * task.columns.spread) ** 2)
-        confining = GaussianMixtureBase(
-            torch.ones(1), task.x.mean(0, keepdim=True), torch.diag(variance)[None]
-        )
-        return [confining] * len(task)
+        return [ConfiningGaussian(task.x.mean(0), variance)] * len(task)
     candidates = _candidates(given, where, task.x)
     if candidates is None:
         return [_fixed(given, where, task.columns)] * len(task)
     done = iter(range(len(candidates)))
     return fit_bases(
-        task.x, task.weight, task.splits, candidates, task.seeds.generator(where),
+        task.x, task.weight, task.splits, candidates, task.seeds.rng(where),
         lambda name: task.progress.stage(f"{where}: {name}", next(done), len(candidates)),
     )  # fmt: skip
 

@@ -25,7 +25,8 @@ from .distributions import (
     on_flows,
     resolve,
 )
-from .task import Fitted, Trained, tilted_task
+from .tilted_task import tilted_task
+from .trained import Fitted, Trained
 
 TARGET_STD_ERROR = 0.01
 """Standard error of log Z, in nats, that ``n_partition_samples="auto"`` aims at."""
@@ -39,9 +40,9 @@ COARSE_SMOOTHING = 0.5
 """Coarsest scale of ``smoothing="multiscale"``; the others are 0 and Scott's."""
 
 
-def leave_nothing(task, trained, model):
-    """Attributes of a method that leaves nothing behind: none."""
-    return {}
+def leave_results(task, trained, model):
+    """Attributes that a method leaves behind, by default: its results."""
+    return trained.results
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,10 @@ class Recipe:
         Whether inverse temperature and mode weights are set by held-out likelihood.
     n_partition_samples : int or "auto"
     finish : callable
-        ``finish(task, trained, model)`` -> attributes of the estimator, by name, once the model is
-        known; those that begin with an underscore are for its own use.
+        ``finish(task, trained, model)`` -> attributes of the estimator, by name, once it is known
+        which model is kept; those that begin with an underscore are for its own use. The model is
+        still on the CPU, and its log Z not measured yet; it will move, so that its parts are copied
+        where they are to stay. By default the results of the training.
     """
 
     train: Callable | None
@@ -75,7 +78,7 @@ class Recipe:
     data_modes: bool = False
     recalibrates: bool = True
     n_partition_samples: Any = "auto"
-    finish: Callable = leave_nothing
+    finish: Callable = leave_results
 
 
 def fit_tilted(task, recipe):
@@ -90,19 +93,20 @@ def fit_tilted(task, recipe):
     -------
     Fitted
     """
-    task = prepare(task, recipe)
-    trained = Trained.nothing(task)
-    if recipe.train is not None:
-        with torch.enable_grad():
-            trained = recipe.train(task)
-    model, accepted = accept(
-        task, trained, recalibrates=recipe.recalibrates, always=recipe.base is None
-    )
-    if not accepted:
-        trained = replace(trained, n_iter=0, log_partition=None)
-    left = recipe.finish(task, trained, model)
-    partition = measure(model, task, recipe.n_partition_samples)
-    return finished(task, trained, model, partition, left)
+    with torch.no_grad():
+        task = prepare(task, recipe)
+        trained = Trained.nothing(task)
+        if recipe.train is not None:
+            with torch.enable_grad():
+                trained = recipe.train(task)
+        model, accepted = accept(
+            task, trained, recalibrates=recipe.recalibrates, always=recipe.base is None
+        )
+        if not accepted:
+            trained = replace(trained, n_iter=0, log_partition=None)
+        left = recipe.finish(task, trained, model)
+        partition = measure(model, task, recipe.n_partition_samples)
+        return finished(task, trained, model, partition, left)
 
 
 def prepare(task, recipe):
@@ -110,11 +114,12 @@ def prepare(task, recipe):
     start = task.start
     if start is None:
         distributions = _distributions(task, recipe)
-        generator = task.seeds.generator("features")
-        features = FeatureMap(gaussianization(task.x, task.weight, generator))
+        rng = task.seeds.rng("features")
+        features = FeatureMap(gaussianization(task.x, task.weight, rng))
     else:
         features, distributions = start.features, _distributions_of(task, recipe)
-    modes = data_modes(task, distributions.bases) if recipe.data_modes else None
+    weights_modes = recipe.data_modes and recipe.recalibrates and recipe.train is not None
+    modes = data_modes(task, distributions.bases) if weights_modes else None
     return tilted_task(task, distributions, features, modes)
 
 
@@ -152,19 +157,20 @@ def fit_blend(task_at, recipe):
     """
     if recipe.base is None or recipe.noise is not None:
         raise ValueError('smoothing="multiscale" blends bases: it needs a base, and noise=None.')
-    plain = task_at(smoothing=0.0)
-    scales = []
-    for h in (0.0, scott(plain.x), COARSE_SMOOTHING):
-        scales.append(_distributions(task_at(smoothing=h), recipe).bases)
-    # their arithmetic mean is normalised, easy to sample, and nowhere below the geometric one
-    bases = [StackedBase(at, [1.0] * len(at)) for at in zip(*scales, strict=True)]
-    features = torch.nn.Identity()
-    task = tilted_task(plain, Distributions(bases, bases, bases), features)
-    model = TiltedMixture(bases, bases, features, ScaleAverage(bases))
-    trained = Trained.nothing(task)
-    left = recipe.finish(task, trained, model)
-    partition = measure(model, task, recipe.n_partition_samples, for_ranking=True)
-    return finished(task, trained, model, partition, left)
+    with torch.no_grad():
+        plain = task_at(smoothing=0.0)
+        scales = []
+        for h in (0.0, scott(plain.x), COARSE_SMOOTHING):
+            scales.append(_distributions(task_at(smoothing=h), recipe).bases)
+        # their arithmetic mean is normalised, easy to sample, and nowhere below the geometric one
+        bases = [StackedBase(at, [1.0] * len(at)) for at in zip(*scales, strict=True)]
+        features = torch.nn.Identity()
+        task = tilted_task(plain, Distributions(bases, bases, bases), features)
+        model = TiltedMixture(bases, bases, features, ScaleAverage(bases))
+        trained = Trained.nothing(task)
+        left = recipe.finish(task, trained, model)
+        partition = measure(model, task, recipe.n_partition_samples, for_ranking=True)
+        return finished(task, trained, model, partition, left)
 
 
 def measure(model, task, n_partition_samples, *, for_ranking=False):
@@ -196,9 +202,9 @@ def measure(model, task, n_partition_samples, *, for_ranking=False):
     else:
         options = {"target_std_error": 0.0, "max_samples": n_partition_samples}
         options["batch_size"] = max(1, min(8192, n_partition_samples // 2))
-    generators = task.seeds.generators("log Z", n_members)
+    rngs = task.seeds.rngs("log Z", n_members)
     partition = adaptive_importance_sampling(
-        lambda n, _: model.draw(n, generators)[1], generators[0], **options
+        lambda n, _: model.draw(n, rngs)[1], rngs[0], **options
     )
     if automatic:
         # gradients of a blend of kernel densities are slow
@@ -216,6 +222,7 @@ def _anneal_where_needed(model, partition, target, task, options):
     The model then goes on as before; its samples are still proposed by the base.
     """
     low = (partition.ess < MIN_ESS_SHARE * partition.n_samples).nonzero()[:, 0].tolist()
+    method = partition.method
     for done, k in enumerate(low):
         task.progress.stage("log Z, annealed", done, len(low))
         single = model.member(k)
@@ -225,19 +232,19 @@ def _anneal_where_needed(model, partition, target, task, options):
 
         try:
             again = estimate(
-                log_density, model.proposals[k], task.seeds.generator("log Z, annealed", k),
+                log_density, model.proposals[k], task.seeds.rng("log Z, annealed", k),
                 target_std_error=target, max_samples=0, **options,
             )  # fmt: skip
         except ValueError:  # no path from the proposal to the model
-            return partition
+            continue
         # importance sampling is unbiased: far above means that annealing has missed a region
         missed = (partition.value[k] - again.value).item()
         error = again.std_error
         if missed > 3.0 * math.hypot(error, partition.std_error[k].item()):
             error = max(error, missed)
         partition.value[k], partition.std_error[k] = again.value, error
-        partition.ess[k] = again.ess
-    return partition._replace(method="annealed") if low else partition
+        partition.ess[k], method = again.ess, "annealed"
+    return partition._replace(method=method)
 
 
 def _warn_of_errors(partition):
@@ -299,10 +306,12 @@ def finished(task, trained, model, partition, left):
         if gap > MAX_LEARNED_GAP:
             warn(
                 f"the learned log Z differs from the measured one by {gap:.2f} nats; the measured "
-                "one is used. Train longer, or lower learning_rate.",
+                "one is used. Train longer, or with a lower learning rate, by "
+                "energy_model=Network(max_epochs=..., learning_rate=...).",
                 ConvergenceWarning,
             )
-    model = model.to("cpu" if task.device.type == "mps" else task.device)
+    model = model.to(task.model_device)
+    attributes["out_of_fold_members_"] = task.judges
     return Fitted(model, held_out_scores(task, model), attributes | left)
 
 

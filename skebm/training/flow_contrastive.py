@@ -7,23 +7,19 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from skebm.energies import CorrectedEnergy, MemberEnergies
 from skebm.models import CLIP, TiltedMixture
 from skebm.objectives import nce_losses
 
 from .classifiers import MANY_ROWS, train_classifiers
 from .distributions import halves
-from .games import BUDGET, HEAD_START, play
+from .games import BUDGET, HEAD_START, log_partition_to_go_on_from, play
 from .noise_contrastive import train_against_noise
-from .task import Candidate, Trained
+from .trained import Candidate, Trained
 
 LEARNING_RATE = 3e-3
 
 ACCURACY_MEMORY = 0.9
 """Of the moving average of the discriminator's accuracy, per step."""
-
-NOISE_RATIO = 2.0
-"""Samples of the frozen flow per row, in the refinement."""
 
 STAGES = (
     "flow", "flow_after_game", "energy_after_game", "energy_refined", "energy_boosted",
@@ -55,15 +51,9 @@ def train_by_flow_contrast(
         over the base by name, in nats per row. The flows are a candidate where they started as the
         base.
     """
-    # trees are grown anew
-    start = task.start
-    if start is not None and isinstance(start.energy, CorrectedEnergy):
-        start.energy = start.energy.first
-    elif start is not None and isinstance(start.energy, MemberEnergies):
-        task = replace(task, start=None)
     flow = copy.deepcopy(task.flow).requires_grad_(True)
     best = _play(task, network, flow, generator_learning_rate, accuracy_threshold)
-    flows = task.coordinates.laws(flow)
+    flows = task.coordinates.distributions(flow)
     gain = task.held_log_prob(flows) - task.held_log_prob(task.bases)
     stages = {
         "flow_after_game": task.mean(gain).item(),
@@ -74,10 +64,10 @@ def train_by_flow_contrast(
         # where only the confining distribution has mass, f is learned, too
         noise = flows if task.tilts_its_proposal else halves(flows, task.bases)
         refined = train_against_noise(
-            task, network, noise=noise, noise_ratio=NOISE_RATIO, budget=BUDGET, stage="refinement",
-            embedding="periodic", start=None if task.start is None else task.start.log_partition,
+            task, network, noise=noise, budget=BUDGET, stage="refinement", embedding="periodic",
+            start=log_partition_to_go_on_from(task),
         )  # fmt: skip
-        best = _better(task, best, refined, "energy_refined", stages, keeps_best)
+        best, stages["energy_refined"] = _better(task, best, refined, keeps_best)
     if correction is not None:
         starts = {"energy_boosted": best}
         few = task.n_rows <= MANY_ROWS
@@ -88,7 +78,7 @@ def train_by_flow_contrast(
             boosted = train_classifiers(task, correction, stage=stage, start=first)
             # what the classifiers take for one is the integral of what they correct
             boosted = replace(boosted, log_partition=task.log_partition(first.pool))
-            best = _better(task, best, boosted, stage, stages, correction.early_stopping)
+            best, stages[stage] = _better(task, best, boosted, correction.early_stopping)
     candidates = ()
     if task.tilts_its_proposal:
         model = TiltedMixture(flows, flows, task.features, None)
@@ -125,15 +115,17 @@ def _play(task, network, flow, generator_learning_rate, accuracy_threshold):
     return replace(trained, log_partition=game.log_partition.detach().cpu().double())
 
 
-def _better(task, before, after, stage, stages, keeps_best):
-    """The better one of two energies (the second unless `keeps_best`), with both histories."""
+def _better(task, before, after, keeps_best):
+    """The better one of two energies (the second unless `keeps_best`), and its gain.
+
+    It has the history of both.
+    """
     history, n_before = _one_after_the_other(before.history, after.history)
     gain = task.mean_gain(after.held, after.pool).item()
     level = task.mean_gain(before.held, before.pool).item()
-    stages[stage] = max(gain, level) if keeps_best else gain
     if keeps_best and gain <= level:
-        return replace(before, history=history)
-    return replace(after, n_iter=n_before + after.n_iter, history=history)
+        return replace(before, history=history), level
+    return replace(after, n_iter=n_before + after.n_iter, history=history), gain
 
 
 def _one_after_the_other(first, second):

@@ -10,7 +10,12 @@ import torch
 from skebm._engine import Budget, Opponent
 from skebm.bases import JUDGED_AT_ONCE
 
-from .networks import EnergyWithPartition, build_energy, train_networks
+from .networks import (
+    EnergyWithPartition,
+    build_energy,
+    energy_to_go_on_from,
+    train_networks,
+)
 
 BUDGET = Budget(epochs=20, steps=700, patience_steps=200)
 """``max_epochs="auto"`` of every stage of training. In few rows 20 epochs are 60 steps, less than a
@@ -61,6 +66,11 @@ def views(task):
     return log_base, features
 
 
+def log_partition_to_go_on_from(task):
+    """log Z of a warm start whose networks the energies go on from; None if there are none."""
+    return None if energy_to_go_on_from(task) is None else task.start.log_partition
+
+
 def play(task, network, generator, loss, plays, *, learning_rate, generator_learning_rate):
     """Train energies against the generators of all members.
 
@@ -70,7 +80,7 @@ def play(task, network, generator, loss, plays, *, learning_rate, generator_lear
         On flows.
     network : Network
     generator : nn.Module
-        With ``rsample(n, generator)``; it raises the loss. It is trained in place, and frozen and
+        With ``rsample(n, rng)``; it raises the loss. It is trained in place, and frozen and
         on the CPU afterwards.
     loss : callable
         ``loss(game, y, z, log_base, weight, drawn)`` -> scalar tensor: rows in the coordinates of
@@ -92,7 +102,7 @@ def play(task, network, generator, loss, plays, *, learning_rate, generator_lear
     device = task.device
     log_base, features = views(task)
     energy = build_energy(task, network, "periodic", "game")
-    game = EnergyWithPartition(energy, None if task.start is None else task.start.log_partition)
+    game = EnergyWithPartition(energy, log_partition_to_go_on_from(task))
     game.generator = generator
     game.to(device)
     weight = task.row_weight().expand(len(task), -1)
@@ -107,7 +117,7 @@ def play(task, network, generator, loss, plays, *, learning_rate, generator_lear
     batches = task.batches(
         data, "game", batch_size=network.batch_size, copies=MAX_COPIES if task.changes else 1
     )
-    samples = task.seeds.generator("game, samples", device=device)
+    samples = task.seeds.rng("game, samples", device=device)
     n_steps = 0
 
     def batch_loss(game, batch):

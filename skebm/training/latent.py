@@ -22,7 +22,7 @@ from skebm.objectives import (
 )
 
 from .latent_start import build_model, choose_n_components
-from .task import Fitted
+from .trained import Fitted
 
 BUDGET = Budget(epochs=100, steps=6000, patience_steps=600)
 """``max_epochs="auto"``: whichever lasts longer."""
@@ -103,7 +103,7 @@ def fit_latent(task, settings):
         if n_iter and fitted and not beats(task, model, start):
             model, n_iter = start, 0
     model.requires_grad_(False)
-    model = model.to("cpu" if task.device.type == "mps" else task.device)
+    model = model.to(task.model_device)
     return _finished(task, settings, model, history, n_iter)
 
 
@@ -140,6 +140,7 @@ def _finished(task, settings, model, history, n_iter):
         }
     attributes = {
         "n_iter_": n_iter,
+        "out_of_fold_members_": task.judges,
         "n_components_": model.n_components,
         "history_": {
             "n_iter": history["epoch"],
@@ -186,7 +187,7 @@ def train_latent(task, model, settings, stops_early):
     batches = task.batches(data, "latent", batch_size=settings.batch_size)
     n_batches = len(batches)
     max_epochs = BUDGET.max_epochs(settings.max_epochs, n_batches)
-    noise = seeds.generator("noise", device=device)
+    noise = seeds.rng("noise", device=device)
     tempered_steps, n_done = TEMPERED * max_epochs * n_batches, 0
     learns_score = getattr(model.encoder, "score_network", None) is not None
 
@@ -271,7 +272,7 @@ def beats(task, model, start):
     return bool(mean > ONE_SIDED * error.sqrt())
 
 
-def negative_bounds(model, x, generator, kl_weight):
+def negative_bounds(model, x, rng, kl_weight):
     """Minus the evidence lower bound of rows, (n, d) -> (n,), to be lowered.
 
     The entropy of an implicit encoder has the right gradient; its value is that of a Gaussian one.
@@ -281,7 +282,7 @@ def negative_bounds(model, x, generator, kl_weight):
     implicit = isinstance(encoder, ImplicitEncoder)
     stein = implicit and encoder.score_network is None
     n_draws = STEIN_DRAWS if stein else 1
-    noise = encoder.noise(len(x), n_draws, generator=generator)
+    noise = encoder.noise(len(x), n_draws, rng=rng)
     u = encoder.standardized(x, noise)
     z = location[:, None] + log_scale.exp()[:, None] * u
     fit = model.log_likelihood(x[:, None], z).mean(1)
@@ -297,9 +298,9 @@ def negative_bounds(model, x, generator, kl_weight):
     return kl_weight * divergence - fit
 
 
-def score_network_losses(encoder, x, generator):
+def score_network_losses(encoder, x, rng):
     """Sliced score matching of the score network on one fresh draw per row, (n, d) -> (n,)."""
     with torch.no_grad():
-        u = encoder.standardized(x, encoder.noise(len(x), 1, generator=generator))
-    directions = draw_directions(u, generator)
+        u = encoder.standardized(x, encoder.noise(len(x), 1, rng=rng))
+    directions = draw_directions(u, rng)
     return sliced_score_network_losses(lambda v: encoder.score(x, v), u, directions).squeeze(-1)

@@ -7,8 +7,9 @@ from torch import nn
 
 from skebm._engine import Budget, evaluations_every, train
 from skebm._threads import limit_threads
+from skebm.energies import StackedEnergy
 
-from .task import Trained
+from .trained import Trained
 
 BUDGET = Budget(epochs=100, steps=2000)
 """``max_epochs="auto"``: whichever lasts longer."""
@@ -34,6 +35,13 @@ class EnergyWithPartition(nn.Module):
                 self.log_partition.copy_(log_partition)
 
 
+def energy_to_go_on_from(task):
+    """Networks of a warm start, without the trees that may correct them; None if there are none."""
+    energy = None if task.start is None else task.start.energy
+    energy = getattr(energy, "first", energy)
+    return energy if isinstance(energy, StackedEnergy) else None
+
+
 def build_energy(task, network, embedding, stage="energy"):
     """Stack of K energies, f = 0 at the start.
 
@@ -54,8 +62,8 @@ def build_energy(task, network, embedding, stage="energy"):
     """
     rows = [task.z[train] for train in task.train]
     energy = network.build(rows, embedding=embedding, seed=task.seeds.of(f"{stage}, network"))
-    old = {} if task.start is None or task.start.energy is None else task.start.energy.state_dict()
-    new = energy.state_dict()
+    kept, new = energy_to_go_on_from(task), energy.state_dict()
+    old = {} if kept is None else kept.state_dict()
     if {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()}:
         energy.load_state_dict(old)
     return energy

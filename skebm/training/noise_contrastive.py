@@ -61,13 +61,13 @@ def train_against_noise(
     }[objective]
     weight = task.row_weight().expand(n_members, -1)
 
-    def data(x, generator):
+    def data(x, rng):
         ratio = log_ratio(task.bases, noise, x.expand(n_members, *x.shape)).float()
         z = task.features(x).float().to(task.device)
         return z.expand(n_members, *z.shape), ratio.to(task.device), weight
 
     n_pool = min(max(20_000, math.ceil(4 * noise_ratio * task.n_train)), MAX_NOISE_POOL)
-    own = task.seeds.generators(f"{stage}, noise", n_members)
+    own = task.seeds.rngs(f"{stage}, noise", n_members)
     drawn = torch.stack([p.sample(n_pool, g) for p, g in zip(noise, own, strict=True)])
     noise_z = torch.stack([task.features(rows) for rows in drawn]).float()
     noise_log_ratio = log_ratio(task.bases, noise, drawn).float()

@@ -1,10 +1,13 @@
 """Training by score matching: perturbed rows, the gradient of the base there, three losses."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
 from skebm._warnings import warn
+from skebm.bases import ConfiningGaussian
 from skebm.models import CLIP, feature_scores
 from skebm.objectives import (
     denoising_score_matching_losses,
@@ -67,7 +70,7 @@ def noise_levels(sigma, n_rows, n_features):
     return levels
 
 
-def train_by_score_matching(task, network, *, method, n_projections, sigma, learning_rate):
+def train_by_score_matching(task, network, *, method, n_projections, sigma, recalibrates):
     """Train a stack of K energies by score matching against the gradient of the base.
 
     Parameters
@@ -78,15 +81,18 @@ def train_by_score_matching(task, network, *, method, n_projections, sigma, lear
     n_projections : int
         Directions per row of "sliced".
     sigma : float, array-like of float or "auto"
-    learning_rate : float
-        Where the network leaves the choice to the method.
+    recalibrates : bool
+        Whether recalibration follows.
 
     Returns
     -------
     Trained
+        Its results: ``method_`` and ``sigma_``, which "auto" leaves to the rows.
     """
     method = resolve_method(method, task.n_features)
     levels = noise_levels(sigma, task.n_rows, task.n_features)
+    confined = isinstance(task.bases[0], ConfiningGaussian)
+    _warn_of_blind_spots(confined, recalibrates)
     energy = build_energy(task, network, "periodic")
     if method != "denoising":
         _warn_of_kinks(network, energy, method)
@@ -97,7 +103,7 @@ def train_by_score_matching(task, network, *, method, n_projections, sigma, lear
         rows, "energy", batch_size=max(1, network.batch_size // pair), copies=rows.n_copies,
         rows=rows.train,
     )  # fmt: skip
-    directions = task.seeds.generator("directions", device=task.device)
+    directions = task.seeds.rng("directions", device=task.device)
 
     def batch_loss(module, batch):
         z, base_score, weight, noise, sigma = batch
@@ -116,19 +122,33 @@ def train_by_score_matching(task, network, *, method, n_projections, sigma, lear
     # soon under score matching, so that it pays to look often
     n_streams = {"exact": task.n_features, "sliced": n_projections, "denoising": 1}[method]
     n_train = pair * max(len(train) for train in rows.train)
-    return train_networks(
+    trained = train_networks(
         task, EnergyAlone(energy).to(task.device), batch_loss, batches, network=network,
-        learning_rate=learning_rate,
+        learning_rate=LEARNING_RATE_WITHOUT_BASE if confined else LEARNING_RATE,
         evaluation_cost=task.n_judged / (3 * (6 + 3 * n_streams) * n_train),
     )  # fmt: skip
+    return replace(trained, results={"method_": method, "sigma_": levels})
+
+
+def _warn_of_blind_spots(confined, recalibrates):
+    if confined:
+        warn(
+            "base=None: score matching hardly sees the relative weights of separate modes; without "
+            "a base to start from they rest on the recalibration alone."
+        )
+    elif not recalibrates:
+        warn(
+            "recalibration=False: score matching hardly sees the relative weights of separate "
+            "modes; they stay where the base has them, or drift."
+        )
 
 
 def _warn_of_kinks(network, energy, method):
     if network.module is None:
         if network.embedding == "piecewise_linear":
             warn(
-                f'energy_model="mlp" is piecewise linear in each column, and method="{method}" '
-                'does not see the kinks; take method="denoising" or energy_model="periodic".'
+                f'an energy on piecewise-linear embeddings has kinks, and method="{method}" '
+                'does not see them; take method="denoising" or energy_model="periodic".'
             )
         return
     for name in _kinked_activations(energy):
@@ -187,9 +207,7 @@ class _ScoredRows:
         chosen = torch.arange(n)
         if n > MAX_ROWS:
             chosen = (
-                torch.randperm(n, generator=task.seeds.generator("scored rows"))[:MAX_ROWS]
-                .sort()
-                .values
+                torch.randperm(n, generator=task.seeds.rng("scored rows"))[:MAX_ROWS].sort().values
             )
         self.chosen = chosen
         place = torch.full((n,), -1)
@@ -199,17 +217,17 @@ class _ScoredRows:
         n_scored = len(chosen) * (2 if in_pairs else 1)
         self.n_copies = min(MAX_COPIES, max(2, MAX_SCORED // n_scored)) if changes else 1
 
-    def __call__(self, x, generator):
+    def __call__(self, x, rng):
         """Points, gradients of the base, weights, noise and its levels, members in front."""
         task = self.task
         z, _ = task.features.transform(x[self.chosen])
         n = len(z)
-        level = torch.randint(len(self.levels), (n,), generator=generator)
+        level = torch.randint(len(self.levels), (n,), generator=rng)
         sigma = self.levels[level][:, None]
-        noise = torch.randn(z.shape, generator=generator, dtype=z.dtype)
+        noise = torch.randn(z.shape, generator=rng, dtype=z.dtype)
         noise = torch.stack([noise, -noise]) if self.in_pairs else noise[None]
         points = z + sigma * noise
-        scores = torch.stack([self._base_scores(at, sigma, generator) for at in points], dim=2)
+        scores = torch.stack([self._base_scores(at, sigma, rng) for at in points], dim=2)
         # f is constant beyond the clip, and some bases end somewhere
         inside = (points.abs() < CLIP).all(-1).all(0)
         inside &= (scores.abs() < MAX_BASE_SCORE).all(-1).all(2).all(0)  # False for nan
@@ -233,10 +251,10 @@ class _ScoredRows:
             prepare(sigma),
         )
 
-    def _base_scores(self, z, sigma, generator):
+    def _base_scores(self, z, sigma, rng):
         shape = (N_OFFSETS // 2, *z.shape)
         if (sigma > 0).any():
-            half = sigma * torch.randn(shape, generator=generator, dtype=z.dtype)
+            half = sigma * torch.randn(shape, generator=rng, dtype=z.dtype)
             offsets = torch.cat([half, -half])
         else:
             offsets = z.new_zeros(1, *z.shape)

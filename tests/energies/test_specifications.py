@@ -203,12 +203,12 @@ class TestBuild:
     def expected(self, kind, seed, sizes=(128, 128)):
         g = torch.Generator().manual_seed(seed)
         if kind == "periodic":
-            embedding = PeriodicEmbedding(D, K, generator=g)
+            embedding = PeriodicEmbedding(D, K, rng=g)
         elif kind == "piecewise_linear":
             embedding = PiecewiseLinearEmbedding(ROWS)
         else:
             embedding = None
-        return MLPEnergy(D, K, hidden_layer_sizes=sizes, embedding=embedding, generator=g)
+        return MLPEnergy(D, K, hidden_layer_sizes=sizes, embedding=embedding, rng=g)
 
     @pytest.mark.parametrize("kind", ["periodic", "piecewise_linear", None])
     def test_embedding_of_the_method_where_it_is_auto(self, kind):

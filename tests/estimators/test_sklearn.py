@@ -87,10 +87,10 @@ def checks():
     both = [kind(cls)(**quick) for cls, quick in QUICKLY.items()
             for kind in (lambda cls: cls, outlier_detector)]  # fmt: skip
     for estimator in both:
-        generator = estimator_checks_generator(
+        rng = estimator_checks_generator(
             estimator, mark="xfail", expected_failed_checks=EXPECTED_FAILURES
         )
-        for item in generator:
+        for item in rng:
             # pytest.param where the check is expected to fail, (estimator, check) otherwise
             values, marks = (item.values, item.marks) if hasattr(item, "values") else (item, ())
             check = getattr(values[1], "func", values[1])

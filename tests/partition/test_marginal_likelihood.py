@@ -22,8 +22,8 @@ class LinearGaussian:
     """x = W z + noise: log p(x) and the posterior in closed form."""
 
     def __init__(self, k, d, n, noise=0.5, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        like = {"generator": generator, "dtype": torch.float64}
+        rng = torch.Generator().manual_seed(seed)
+        like = {"generator": rng, "dtype": torch.float64}
         self.loadings, self.noise = torch.randn(d, k, **like), noise
         z = torch.randn(n, k, **like)
         self.x = z @ self.loadings.mT + noise * torch.randn(n, d, **like)
@@ -168,8 +168,8 @@ class Shell:
     """x = |z| + noise for z of k dimensions: a posterior that no ellipsoid resembles."""
 
     def __init__(self, k, n, noise):
-        generator = torch.Generator().manual_seed(0)
-        like = {"generator": generator, "dtype": torch.float64}
+        rng = torch.Generator().manual_seed(0)
+        like = {"generator": rng, "dtype": torch.float64}
         self.k, self.noise = k, noise
         self.x = torch.randn(n, k, **like).norm(dim=1, keepdim=True)
         self.x += noise * torch.randn(n, 1, **like)
@@ -321,7 +321,7 @@ def test_streams_belong_to_the_row_itself():
     fewer, _ = RowStreams(x, 5).draw(torch.tensor([1]), 1, 3, 2)
     assert torch.equal(fewer[0], normal[1, :3])
     drawn = [
-        torch.randn(5, generator=RowStreams(x, seed).generator(row, stage))
+        torch.randn(5, generator=RowStreams(x, seed).rng(row, stage))
         for seed, row, stage in [(5, 0, 5), (5, 0, 5), (5, 2, 5), (5, 1, 5), (5, 0, 4), (6, 0, 5)]
     ]
     assert torch.equal(drawn[0], drawn[1])

@@ -8,7 +8,7 @@ import torch
 from skebm.partition import ess, largest_power, rows_by_importance, systematic_resampling
 
 
-def generator(seed=0):
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -22,7 +22,7 @@ def test_ess_of_known_weights():
 
 
 def test_ess_has_any_leading_shape_and_no_unit():
-    log_weights = 3 * torch.randn(2, 3, 50, generator=generator(), dtype=torch.float64)
+    log_weights = 3 * torch.randn(2, 3, 50, generator=rng(), dtype=torch.float64)
     whole = ess(log_weights)
     assert whole.shape == (2, 3)
     for i, rows in enumerate(log_weights):
@@ -69,8 +69,8 @@ def test_largest_power_up_to_a_limit():
 
 def test_largest_power_beside_an_offset():
     """As on a fine grid of powers."""
-    log_weights = 6 * torch.randn(4, 100, generator=generator(), dtype=torch.float64)
-    offset = torch.randn(4, 100, generator=generator(1), dtype=torch.float64)
+    log_weights = 6 * torch.randn(4, 100, generator=rng(), dtype=torch.float64)
+    offset = torch.randn(4, 100, generator=rng(1), dtype=torch.float64)
     found = largest_power(log_weights, 0.05, offset=offset)
     for row, beside, power in zip(log_weights, offset, found, strict=True):
         at = torch.linspace(0, 1, 2001, dtype=torch.float64)
@@ -88,7 +88,7 @@ def test_systematic_resampling():
     weights = torch.tensor([[0.1, 0.2, 0.3, 0.4], [1.0, 0.0, 0.0, 0.0]]).double()
     counts = torch.zeros(2, 4).double()
     for seed in range(500):
-        offset = torch.rand(2, 1, generator=generator(seed), dtype=torch.float64)
+        offset = torch.rand(2, 1, generator=rng(seed), dtype=torch.float64)
         rows = systematic_resampling(weights, offset)
         assert rows.shape == (2, 4)
         own = torch.stack([torch.bincount(r, minlength=4) for r in rows])
@@ -99,8 +99,8 @@ def test_systematic_resampling():
 
 @pytest.mark.parametrize("n", [1, 7, 1000])
 def test_systematic_resampling_of_another_number(n):
-    weights = torch.rand(30, generator=generator(), dtype=torch.float64)
-    rows = systematic_resampling(weights, torch.rand(1, generator=generator(1)), n)
+    weights = torch.rand(30, generator=rng(), dtype=torch.float64)
+    rows = systematic_resampling(weights, torch.rand(1, generator=rng(1)), n)
     counts = torch.bincount(rows, minlength=30)
     assert counts.sum() == n
     assert ((counts - n * weights / weights.sum()).abs() < 1).all()
@@ -120,7 +120,7 @@ def uniform_numbers(g):
 
 def test_rows_by_importance_have_the_weighted_law():
     """Uniform proposals weighted by the densities 2 x and 8 x^7."""
-    uniform = uniform_numbers(generator())
+    uniform = uniform_numbers(rng())
 
     def propose(n):
         x = uniform((2, n))
@@ -142,7 +142,7 @@ def test_rows_by_importance_are_kept_as_often_as_their_weight_says():
     def propose(n):
         return torch.arange(n)[None] % 3, weights[torch.arange(n) % 3][None]
 
-    (rows,) = rows_by_importance(propose, torch.tensor([100_000]), uniform_numbers(generator()))
+    (rows,) = rows_by_importance(propose, torch.tensor([100_000]), uniform_numbers(rng()))
     share = torch.bincount(rows, minlength=3) / len(rows)
     torch.testing.assert_close(share.double(), weights / weights.sum(), atol=2e-3, rtol=0)
     _, lengths = rows.unique_consecutive(return_counts=True)
@@ -150,7 +150,7 @@ def test_rows_by_importance_are_kept_as_often_as_their_weight_says():
 
 
 def test_rows_by_importance_of_nothing_and_of_rows_with_columns():
-    uniform = uniform_numbers(generator())
+    uniform = uniform_numbers(rng())
 
     def propose(n):
         return torch.zeros(2, n, 3), torch.ones(2, n)

@@ -11,7 +11,7 @@ sweep, and J the derivatives along the directions that are summed over,
 so that second derivatives are never streamed, and nothing is after the last nonlinear layer.
 """
 
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -20,8 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from skebm._random import seeded_global_rng
-from skebm.energies._jets import Source
-from skebm.energies._stack import ModuleStack
+from skebm.derivatives._jets import Jet, normalise
+from skebm.derivatives._tangents import NoRule, Record, require
+from skebm.energies import ModuleStack
 
 __all__ = ["derivatives"]
 
@@ -76,7 +77,7 @@ def derivatives(energy, z, directions=None):
     Examples
     --------
     >>> import torch
-    >>> from skebm.energies import derivatives
+    >>> from skebm.derivatives import derivatives
     >>> z = torch.tensor([[1.0, 2.0], [0.0, 3.0]])
     >>> with torch.no_grad():  # no need of gradients in the parameters
     ...     derivatives(lambda z: (z**3).sum(-1), z)
@@ -85,12 +86,14 @@ def derivatives(energy, z, directions=None):
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         z = z.detach().requires_grad_()
-        result = None
-        # a layer without a rule; an error of the user's shows up again below
-        with suppress(Exception):
-            result = _by_jets(energy, z, directions, create_graph)
-        if result is None:
+        try:
+            value, records = _evaluate(energy, z, directions)
+        except (NoRule, TypeError, AttributeError):
+            # No rule, or a use that only a tensor bears. Whatever is wrong with the energy itself
+            # shows up again here; anything else (no memory, a bug) is for the caller to see.
             result = _by_double_backward(energy, z, directions, create_graph)
+        else:
+            result = _by_records(value, records, z, create_graph)
     return result if create_graph else tuple(part.detach() for part in result)
 
 
@@ -109,11 +112,7 @@ def _by_double_backward(energy, z, directions, create_graph):
 
 
 class _Primitives(TorchFunctionMode):
-    """``layer_norm`` in elementary steps.
-
-    The third derivative of the fused form is silently wrong, up to torch 2.13 at least:
-    https://github.com/pytorch/pytorch/issues/175754
-    """
+    """``layer_norm`` in elementary steps, which can be differentiated three times."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function in (functional.layer_norm, torch.layer_norm):
@@ -122,9 +121,7 @@ class _Primitives(TorchFunctionMode):
 
 
 def _layer_norm_by_steps(x, normalized_shape, weight=None, bias=None, eps=1e-5, *_):
-    axes = tuple(range(-len(normalized_shape), 0))
-    centred = x - x.mean(axes, keepdim=True)
-    y = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    y, _ = normalise(x, eps, tuple(range(-len(normalized_shape), 0)))
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
 
@@ -148,32 +145,34 @@ def _rows(value, z):
     return value.reshape(rows)
 
 
-def _by_jets(energy, z, directions, create_graph):
+def _evaluate(energy, z, directions):
+    """Value of the energy, and the records of its nonlinear layers."""
     if isinstance(energy, ModuleStack):
-        jet, source = _through_members(energy, z, directions)
+        jet, record = _through_members(energy, z, directions)
     else:
-        source = Source(z, directions)
-        jet = energy(source.jet())
-    value = _rows(jet.value, source.z).reshape(z.shape[:-1])
-    sources = [source, *source.members.values()]
-    outputs = [y for s in sources for y, _, _ in s.bends]
+        record = Record(z, directions)
+        jet = energy(Jet.of_input(record))
+    require(isinstance(jet, Jet))
+    return _rows(jet.value, record.z).reshape(z.shape[:-1]), [record, *record.members]
+
+
+def _by_records(value, records, z, create_graph):
+    outputs = [y for record in records for y, *_ in record.layers]
     gradient, *deltas = _grad(value.sum(), [z, *outputs], create_graph=create_graph)
     deltas = iter(deltas)
     with torch.set_grad_enabled(create_graph):
-        parts = [s.curvature([next(deltas) for _ in s.bends]) for s in sources]
-        curvature = parts[0].reshape(value.shape)
-        if source.members:
-            curvature = curvature + torch.stack(parts[1:]).reshape(value.shape)
-    return value, gradient, curvature
+        parts = [record.curvature([next(deltas) for _ in record.layers]) for record in records]
+        curvature = parts[0] if len(parts) == 1 else parts[0] + torch.stack(parts[1:])
+    return value, gradient, curvature.reshape(value.shape)
 
 
 def _through_members(energy, z, directions):
     """What ModuleStack does, but for its check that modules return tensors."""
     if z.ndim == 2:
         z, directions = z.unsqueeze(0), None if directions is None else directions.unsqueeze(0)
-    source = Source(z, directions)
+    record = Record(z, directions)
     energy._next_seed += energy.training
     with seeded_global_rng(energy._next_seed, z.device) if energy.training else nullcontext():
-        values = [u(rows) for u, rows in zip(energy.members, source.jet(), strict=True)]
+        values = [u(x) for u, x in zip(energy.members, Jet.of_input(record), strict=True)]
     values = torch.stack([value.reshape(z.shape[1]) for value in values])
-    return energy.gain.unsqueeze(-1) * values, source
+    return energy.gain.unsqueeze(-1) * values, record

@@ -1,3 +1,4 @@
+import gc
 import math
 from functools import partial
 
@@ -7,16 +8,13 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from skebm.derivatives import _derivatives, _jets, _tangents, derivatives
 from skebm.energies import (
     MLPEnergy,
     ModuleStack,
     PeriodicEmbedding,
     PiecewiseLinearEmbedding,
     StackedEnergy,
-    _jets,
-    _laplacian,
-    _streams,
-    derivatives,
 )
 
 TOLERANCE = 1e-10
@@ -89,39 +87,39 @@ def fast(monkeypatch):
     def refuse(*args):
         raise AssertionError("no fast rule")
 
-    monkeypatch.setattr(_laplacian, "_by_double_backward", refuse)
+    monkeypatch.setattr(_derivatives, "_by_double_backward", refuse)
 
 
 @pytest.fixture
 def slow(monkeypatch):
     """Counts how often the slow path was taken."""
-    calls, original = [], _laplacian._by_double_backward
+    calls, original = [], _derivatives._by_double_backward
 
     def count(*args):
         calls.append(args)
         return original(*args)
 
-    monkeypatch.setattr(_laplacian, "_by_double_backward", count)
+    monkeypatch.setattr(_derivatives, "_by_double_backward", count)
     return calls
 
 
 @pytest.fixture(params=[1 << 18, 64], ids=["whole", "in blocks"])
 def block(request, monkeypatch):
-    monkeypatch.setattr(_streams, "_BLOCK", request.param)
+    monkeypatch.setattr(_tangents, "BLOCK", request.param)
 
 
-def generator(seed=0):
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
 def normal(*shape, seed=1):
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+    return torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
 
 
 def perturbed(module, scale=0.3):
     """Parameters as after some training, in float64."""
     module = module.double()
-    g = generator(7)
+    g = rng(7)
     with torch.no_grad():
         for p in module.parameters():
             p += scale * torch.randn(p.shape, generator=g, dtype=p.dtype)
@@ -162,7 +160,6 @@ SMOOTH = {
     "tanh": nn.Tanh(),
     "sigmoid": nn.Sigmoid(),
     "softplus": nn.Softplus(beta=2.0),
-    "logsigmoid": nn.LogSigmoid(),
     "gelu": nn.GELU(),
     "gelu_tanh": nn.GELU("tanh"),
     "mish": nn.Mish(),
@@ -174,6 +171,13 @@ SMOOTH = {
     "exp": torch.exp,
     "square": torch.square,
     "erf": torch.erf,
+    "atan": torch.atan,
+    "expm1": torch.expm1,
+    "softsign": nn.Softsign(),
+    "tanhshrink": nn.Tanhshrink(),
+    "log1p": lambda h: torch.log1p(h**2),
+    "rsqrt": lambda h: (h * h + 0.5).rsqrt(),
+    "reciprocal": lambda h: (h * h + 0.5).reciprocal(),
     "log": lambda h: torch.log(1.0 + h**2),
     "sqrt": lambda h: (h * h + 0.5).sqrt(),
     "cube": lambda h: h**3,
@@ -185,6 +189,7 @@ KINKED = {
     "relu": nn.ReLU(),
     "relu_": nn.ReLU(inplace=True),
     "relu6": nn.ReLU6(),
+    "prelu": nn.PReLU(),
     "leaky_relu": nn.LeakyReLU(0.1),
     "hardtanh": nn.Hardtanh(-0.5, 0.7),
     "clamp": lambda h: h.clamp(-0.5, 0.7),
@@ -268,16 +273,16 @@ def test_residual_sums_also_from_the_input(d, fast, block):
 
 
 def test_wide_input_uses_no_more_directions_than_units(fast, monkeypatch):
-    seen, original = [], _jets.stream
+    seen, original = [], _tangents.Rows.reduce
 
-    def spy(steps, n_directions, size):
-        seen.append(n_directions)
-        return original(steps, n_directions, size)
+    def spy(rows, n_directions):
+        seen.append(original(rows, n_directions))
+        return seen[-1]
 
-    monkeypatch.setattr(_jets, "stream", spy)
+    monkeypatch.setattr(_tangents.Rows, "reduce", spy)
     derivatives(network(20, nn.SiLU()), normal(5, 20))
     derivatives(perturbed(Residual(20)), normal(5, 20))
-    assert seen == [6, 20]
+    assert seen == [6]  # the second reads its input twice
 
 
 def test_deficient_weights_of_a_wide_input(fast):
@@ -293,7 +298,7 @@ def test_functions(fast):
     assert_agrees(lambda z: -0.5 * z.square().sum(-1), normal(5, 4))
 
 
-def test_known_laplacian(fast):
+def test_known_derivatives(fast):
     d = 6
     z = normal(9, d)
     value, gradient, laplacian = derivatives(lambda z: (-0.5 * z.square().sum(-1)).exp(), z)
@@ -304,7 +309,7 @@ def test_known_laplacian(fast):
 
 def embedding(name, d, k):
     if name == "periodic":
-        return PeriodicEmbedding(d, k, n_frequencies=3, generator=generator())
+        return PeriodicEmbedding(d, k, n_frequencies=3, rng=rng())
     if name == "piecewise_linear":
         return PiecewiseLinearEmbedding(list(normal(k, 50, d)), n_bins=5)
     return None
@@ -314,9 +319,7 @@ def embedding(name, d, k):
 @pytest.mark.parametrize("name", [None, "periodic", "piecewise_linear"])
 @pytest.mark.parametrize("d", [4, 20])
 def test_stacks(name, k, d, fast, block):
-    energy = MLPEnergy(
-        d, k, hidden_layer_sizes=(8, 6), embedding=embedding(name, d, k), generator=generator()
-    )
+    energy = MLPEnergy(d, k, hidden_layer_sizes=(8, 6), embedding=embedding(name, d, k), rng=rng())
     energy = perturbed(energy)
     z = normal(k, 5, d)
     assert_agrees(energy, z)
@@ -341,10 +344,11 @@ class Shared(StackedEnergy):
 
 
 @pytest.mark.parametrize("k", [2, 6])
-def test_members_that_share_a_layer(k):
-    energy = perturbed(Shared(12, k))
-    assert_agrees(energy, normal(k, 5, 12))
-    assert_agrees(energy, normal(k, 5, 12), normal(k, 2, 5, 12, seed=2))
+@pytest.mark.parametrize("d", [6, 12])
+def test_members_that_share_a_layer(d, k, fast, block):
+    energy = perturbed(Shared(d, k))
+    assert_agrees(energy, normal(k, 5, d))
+    assert_agrees(energy, normal(k, 5, d), normal(k, 2, 5, d, seed=2))
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -430,6 +434,8 @@ SLOW = {
     "fft": lambda d: Apply(lambda z: torch.fft.rfft(z).abs().square().sin().sum(-1)),
     "cumsum": lambda d: Apply(lambda z: z.cumsum(-1).sin().prod(-1)),
     "bilinear": Bilinear,
+    "logsigmoid": lambda d: network(d, nn.LogSigmoid()),
+    "to python": lambda d: Apply(lambda z: z.sin().sum(-1) ** float(2 + 0 * z[0, 0])),
     "attention": Attention,
     "overwritten": Overwritten,
     "autograd function": lambda d: Apply(lambda z: Detached.apply(z).square().sum(-1)),
@@ -442,7 +448,7 @@ SLOW = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Converting a tensor")
 @pytest.mark.parametrize("name", SLOW)
 def test_what_has_no_rule_gives_the_same_answer(name, slow):
     energy = perturbed(SLOW[name](4))
@@ -458,7 +464,7 @@ def test_linear_and_constant_functions():
 
 
 def test_training_in_single_precision_is_finite(fast):
-    energy = MLPEnergy(3, 2, embedding=embedding("periodic", 3, 2), generator=generator())
+    energy = MLPEnergy(3, 2, embedding=embedding("periodic", 3, 2), rng=rng())
     optimizer = torch.optim.Adam(energy.parameters(), 1e-2)
     z = 3.0 * normal(2, 200, 3).float()
     losses = []
@@ -475,7 +481,7 @@ def test_training_in_single_precision_is_finite(fast):
 
 
 def test_wrong_shapes_are_refused_by_the_energy():
-    energy = MLPEnergy(3, 2, generator=generator())
+    energy = MLPEnergy(3, 2, rng=rng())
     with pytest.raises(ValueError, match="expects z of shape"):
         derivatives(energy, torch.zeros(2, 5, 4))
     with pytest.raises(ValueError, match="one value per row"):
@@ -488,3 +494,40 @@ def test_errors_of_the_user_are_not_swallowed():
 
     with pytest.raises(KeyError, match="mine"):
         derivatives(broken, torch.zeros(5, 3))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, IndexError, RuntimeError, ValueError])
+@pytest.mark.parametrize("place", ["rule", "sweep"])
+def test_bugs_and_lack_of_memory_surface(error, place, monkeypatch, slow):
+    def fail(*args, **kwargs):
+        raise error("not to be hidden")
+
+    if place == "rule":
+        monkeypatch.setitem(_jets.RULES, "silu", fail)
+    else:
+        monkeypatch.setattr(_tangents.Node, "at", fail)
+    with pytest.raises(error, match="not to be hidden"):
+        derivatives(network(3, nn.SiLU()), normal(5, 3))
+    assert not slow
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError, NameError])
+def test_bugs_in_the_sweep_surface(error, monkeypatch, slow):
+    def fail(*args, **kwargs):
+        raise error("not to be hidden")
+
+    monkeypatch.setattr(_tangents.Node, "at", fail)
+    with pytest.raises(error, match="not to be hidden"):
+        derivatives(network(3, nn.SiLU()), normal(5, 3))
+    assert not slow
+
+
+def test_an_evaluation_leaves_no_cycles_behind():
+    energy = MLPEnergy(3, 2, embedding=embedding("periodic", 3, 2), rng=rng())
+    gc.collect()
+    gc.disable()
+    try:
+        derivatives(energy, normal(2, 5, 3).float())
+        assert not any(issubclass(type(x), _tangents.Node) for x in gc.get_objects())
+    finally:
+        gc.enable()
