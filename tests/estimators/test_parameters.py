@@ -22,10 +22,10 @@ from skebm import (
     ScoreMatchingEBM,
 )
 from skebm.datasets import make_two_moons
-from skebm.training import adversarial, flow_contrastive
+from skebm.training import adversarial, flow_contrastive, task
 
 pytestmark = [
-    pytest.mark.usefixtures("small_flows", "short_games"),
+    pytest.mark.usefixtures("small_flows", "short_fits"),
     pytest.mark.filterwarnings("ignore"),  # little data, hardly any training
 ]
 
@@ -37,10 +37,11 @@ EXEMPT = {
 
 
 @pytest.fixture(autouse=True, scope="module")
-def short_games(small_flows):
+def short_fits(small_flows):
     with pytest.MonkeyPatch.context() as patch:
         for module in (adversarial, flow_contrastive):
             patch.setattr(module, "HEAD_START", 1)
+        patch.setattr(task, "SMOOTHED_ROWS", 100)
         patch.setattr(adversarial, "GENERATOR_STEPS", 3)
         patch.setattr(adversarial, "SETTLING_STEPS", 3)
         patch.setattr(adversarial, "MAX_SETTLINGS", 1)
@@ -102,18 +103,20 @@ BOOSTING = {
     "learning_rate": 0.4, "max_iter": 6, "max_leaf_nodes": 3, "min_samples_leaf": 40,
     "l2_regularization": 100.0, "max_features": 1.0, "early_stopping": False,
 }  # fmt: skip
+TILTED_FOR_SURE = {"base": None, "energy_model__patience": None}
 DENSITY = {
-    "smoothing": 0.3, "contamination": 0.2, "random_state": 1, "warm_start": True,
+    "smoothing": 0.3, "contamination": 0.2, "random_state": 1,
 }  # fmt: skip
 TILTED = DENSITY | {
     "base": None, "energy_model": Network(hidden_layer_sizes=(4,), max_epochs=2),
-    "n_members": 3, "n_partition_samples": 500,
-    "recalibration": Where(False, {"base": None}),
+    "n_members": 3, "n_partition_samples": Where(500, TILTED_FOR_SURE),
+    "recalibration": Where(False, TILTED_FOR_SURE), "warm_start": Where(True, TILTED_FOR_SURE),
 }  # fmt: skip
 OTHER = {
     NCEDensity: TILTED | {
         "base": "uniform", "objective": "ranking", "noise_ratio": 4.0, "noise": "uniform",
-        "recalibration": Where(False, {"base": None, "noise": "gaussian"}),
+        "n_partition_samples": Where(500, TILTED_FOR_SURE | {"noise": "gaussian"}),
+        "recalibration": Where(False, TILTED_FOR_SURE | {"noise": "gaussian"}),
     },
     ScoreMatchingEBM: TILTED | {
         "method": "sliced", "n_projections": Where(3, {"method": "sliced"}), "sigma": 0.5,
@@ -123,16 +126,20 @@ OTHER = {
         "reinit_fraction": 0.2,
     },
     FlowContrastiveDensity: TILTED | {
-        "flow": affine_flow, "generator_learning_rate": 0.05, "accuracy_threshold": 1.0,
+        "flow": affine_flow, "accuracy_threshold": 0.0,
+        "generator_learning_rate": Where(0.05, {"accuracy_threshold": 0.0}),
         "refinement": False, "correction": Boosting(max_iter=3),
     },
     AdversarialEBM: TILTED | {
         "flow": affine_flow, "generator": "implicit", "generator_learning_rate": 0.05,
         "gradient_penalty": 2.0,
+        "recalibration": Where(False, TILTED_FOR_SURE | {"gradient_penalty": 0.0}),
     },
     ImplicitVAE: DENSITY | TRAINING | {
         "n_components": 1, "encoder": "gaussian", "likelihood": "bernoulli",
-        "kl_weight_start": 0.1, "n_posterior_samples": 8, "n_importance_samples": 20,
+        "kl_weight_start": 0.1, "n_importance_samples": 20,
+        "n_posterior_samples": Where(8, {"patience": None}),
+        "warm_start": Where(True, {"patience": None}),
         "encoder_model": linear, "decoder_model": linear, "validation_fraction": 0.3,
     },
 }  # fmt: skip
@@ -198,6 +205,8 @@ def outcome(estimator, n_fits=1):
             found |= {f"{name}{key}": one for key, one in value.items()}
         elif isinstance(value, np.ndarray | float | int | str) and name.endswith("_"):
             found[name] = value
+        elif name in ("flow_", "generator_"):
+            found[name] = value.sample(20, random_state=0)
     return found
 
 
@@ -215,7 +224,7 @@ def differs(one, other):
     )
 
 
-@pytest.mark.parametrize(("cls", "settings", "name", "entry"), cases(), scope="module")
+@pytest.mark.parametrize(("cls", "settings", "name", "entry"), [*cases()])
 def test_a_parameter_exists_only_where_it_acts(cls, settings, name, entry):
     assert entry is not MISSING, f"{name} of {cls.__name__}: add another value, one that acts."
     value, neighbours = entry if isinstance(entry, Where) else (entry, {})
