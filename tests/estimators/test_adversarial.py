@@ -1,5 +1,6 @@
 """AdversarialEBM: the game, the bound that the generator gives, and samples from the generator."""
 
+import copy
 import math
 import pickle
 from functools import cache, partial
@@ -299,7 +300,7 @@ def test_refit_keeps_nothing_of_the_first():
 
 @every_generator
 def test_warm_start_goes_on(generator):
-    estimator = density(generator=generator, warm_start=True).fit(moons())
+    estimator = copy.deepcopy(fitted(generator)).set_params(warm_start=True)
     before = estimator.score(new_moons())
     estimator.set_params(energy_model__max_epochs=5).fit(moons())
     assert estimator.score(new_moons()) > before - 0.05
