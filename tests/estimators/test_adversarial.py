@@ -1,5 +1,6 @@
 """AdversarialEBM: the game, the bound that the generator gives, and samples from the generator."""
 
+import copy
 import math
 import pickle
 from functools import cache, partial
@@ -61,7 +62,7 @@ def new_moons():
 
 @cache
 def fitted(generator="flow", seed=0):
-    return density(rng=generator, random_state=seed).fit(moons())
+    return density(generator=generator, random_state=seed).fit(moons())
 
 
 def gains(estimator, rows):
@@ -95,7 +96,7 @@ def test_improves_on_the_flow_on_rings():
 
 @every_generator
 def test_no_gradient_penalty_is_allowed(generator):
-    estimator = density(rng=generator, gradient_penalty=0.0, **TINY).fit(moons(100))
+    estimator = density(generator=generator, gradient_penalty=0.0, **TINY).fit(moons(100))
     assert np.isfinite(estimator.score_samples(moons(100))).all()
 
 
@@ -116,7 +117,7 @@ def test_bound_is_below_log_z(generator, seed):
 
 @every_generator
 def test_bound_is_below_log_z_without_base(generator):
-    estimator = density(rng=generator, base=None).fit(moons())
+    estimator = density(generator=generator, base=None).fit(moons())
     above, error = gap(estimator)
     assert (above > -4.0 * error - 1e-12).all()
 
@@ -149,7 +150,7 @@ def test_bound_is_tight_where_the_flow_follows(monkeypatch):
 @every_generator
 def test_generator_draws_rows_in_the_units_of_X(generator):
     rows = np.insert(moons(200) * [100.0, 0.01] + [3e4, -7.0], 1, 5.0, axis=1)
-    made = density(rng=generator, **TINY).fit(rows).generator_
+    made = density(generator=generator, **TINY).fit(rows).generator_
     drawn = made.sample(501, random_state=0)
     assert drawn.shape == (501, 3)
     assert drawn.dtype == np.float64
@@ -299,7 +300,7 @@ def test_refit_keeps_nothing_of_the_first():
 
 @every_generator
 def test_warm_start_goes_on(generator):
-    estimator = density(rng=generator, warm_start=True).fit(moons())
+    estimator = copy.deepcopy(fitted(generator)).set_params(warm_start=True)
     before = estimator.score(new_moons())
     estimator.set_params(energy_model__max_epochs=5).fit(moons())
     assert estimator.score(new_moons()) > before - 0.05
@@ -332,7 +333,7 @@ def test_other_rows(generator, kind):
     else:
         shape = {"one column": (200, 1), "three columns": (200, 3), "few": (20, 2)}[kind]
         rows = rng.gamma(2.0, size=shape)
-    estimator = density(rng=generator, max_epochs=10, n_members=4 if kind == "few" else 2)
+    estimator = density(generator=generator, max_epochs=10, n_members=4 if kind == "few" else 2)
     estimator.fit(rows)
     assert np.isfinite(estimator.score_samples(rows)).all()
     for start in ("base", "generator"):
