@@ -6,6 +6,7 @@ import torch
 from scipy import optimize
 from sklearn.mixture import GaussianMixture
 
+from skebm._engine import Budget
 from skebm.bases import (
     CANDIDATES,
     GaussianMixtureBase,
@@ -134,7 +135,7 @@ def test_unfitted_sklearn_density():
 
 
 def test_flow(monkeypatch):
-    monkeypatch.setattr(_flow_training, "FLOW_STEPS", 100)
+    monkeypatch.setattr(_flow_training, "FLOW_BUDGET", Budget(30, 100, patience_steps=300))
     monkeypatch.setattr(_fit, "MAX_FIT_ROWS", 200)
     x, splits = rows(), folds(360)
     bases = fit(["flow"], x, splits)
@@ -163,7 +164,7 @@ def test_flow_of_a_split_has_not_seen_its_held_out_rows(monkeypatch):
 
 
 def test_weights_count(monkeypatch):
-    monkeypatch.setattr(_flow_training, "FLOW_STEPS", 100)
+    monkeypatch.setattr(_flow_training, "FLOW_BUDGET", Budget(30, 100, patience_steps=300))
     x = rows()
     light = x[:, 0] < 0
     weight = torch.where(light, 0.05, 1.0).double()

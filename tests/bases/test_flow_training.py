@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 from torch.distributions import MultivariateNormal
 
+from skebm._engine import Budget
 from skebm.bases import _flow_training, build_flow, fit_flow, train_flows
 from skebm.exceptions import DivergenceError
 
@@ -119,8 +120,8 @@ def test_rows_judge_where_all_of_them_are_outliers():
 
 
 def test_patience_is_of_many_steps_where_epochs_are_short(monkeypatch):
-    for name, value in (("EPOCHS", 200), ("STEPS", 1), ("PATIENCE", 1), ("PATIENCE_STEPS", 40)):
-        monkeypatch.setattr(_flow_training, f"FLOW_{name}", value)
+    monkeypatch.setattr(_flow_training, "FLOW_PATIENCE", 1)
+    monkeypatch.setattr(_flow_training, "FLOW_BUDGET", Budget(200, 1, patience_steps=40))
     engine, lasted = _flow_training.train, []
 
     def spy(*args, **options):
@@ -129,6 +130,6 @@ def test_patience_is_of_many_steps_where_epochs_are_short(monkeypatch):
 
     monkeypatch.setattr(_flow_training, "train", spy)
     fit_flow(bent(570), rng=rng())  # epochs of two steps
-    monkeypatch.setattr(_flow_training, "FLOW_STEPS", 1000)
+    monkeypatch.setattr(_flow_training, "FLOW_BUDGET", Budget(200, 1000, patience_steps=40))
     fit_flow(bent(570), rng=rng(), batch_size=128)  # of four
     assert lasted == [(20, 200), (10, 250)]

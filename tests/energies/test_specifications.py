@@ -368,10 +368,10 @@ class TestRefusals:
 
     def test_limits_that_are_valid(self):
         Network(
-            hidden_layer_sizes=(), embedding=None, max_epochs=0, patience=None, weight_decay=0
+            hidden_layer_sizes=(), embedding=None, max_epochs=1, patience=None, weight_decay=0
         ).validate()
         Network(hidden_layer_sizes=np.array([8, 4]), callbacks=()).validate()
-        Boosting(max_iter=0, max_leaf_nodes=2, max_features=1, l2_regularization=0).validate()
+        Boosting(max_iter=1, max_leaf_nodes=2, max_features=1, l2_regularization=0).validate()
 
 
 class TestResolve:

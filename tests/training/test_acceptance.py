@@ -10,7 +10,7 @@ from torch import nn
 
 from skebm.bases import GaussianMixtureBase, KernelDensityBase, StackedBase
 from skebm.partition import ess
-from skebm.training import task as task_module
+from skebm.training import tilted_task as task_module
 from skebm.training.acceptance import MIN_ESS, guard, is_gain, recalibrate
 from skebm.training.tilted_task import POOL_SIZE
 

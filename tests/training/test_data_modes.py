@@ -23,7 +23,7 @@ def test_modes_have_not_seen_the_rows_they_are_judged_on(n, d, seed):
     x = truth.sample(n, rng)
     task = Task(
         columns=None, given=x, x=x, weight=torch.ones(n).double(),
-        splits=make_splits(n, 4, 0.1, rng), n_rows=n, draw=None, changes=False,
+        splits=make_splits(n, 4, 0.1, rng), draw=None, changes=False,
         seeds=Seeds(seed), device=torch.device("cpu"),
     )  # fmt: skip
     bases = [truth] * 4
