@@ -184,7 +184,7 @@ def few_copies(make, n_copies):
 
 
 def make_task(
-    rows, weight, columns, *, n_members, validation_fraction, smoothing, seeds, **where
+    rows, weight, columns, *, n_members, validation_fraction, smoothing, seeds, **context
 ):  # fmt: skip
     """Split and perturb the rows of a table.
 
@@ -201,7 +201,7 @@ def make_task(
     smoothing : float or "scott"
         In standard deviations of the columns.
     seeds : Seeds
-    **where
+    **context
         `device`, `n_threads`, `progress` and `start` of the task.
 
     Returns
@@ -228,7 +228,7 @@ def make_task(
         draw=draw,
         changes=h > 0 or columns.has_ties,
         seeds=seeds,
-        **where,
+        **context,
     )
 
 
