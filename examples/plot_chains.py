@@ -80,8 +80,9 @@ def frames(start, steps):
 
 
 rng = torch.Generator().manual_seed(0)
-rng = np.random.default_rng(0)
-base_rows = rng.multivariate_normal(X.mean(0), np.cov(X.T), size=400)
+base_rows = np.random.default_rng(0).multivariate_normal(
+    X.mean(0), np.cov(X.T), size=400
+)
 from_base = frames(torch.from_numpy(base_rows), (1, 5, 20, 100))
 
 # %%

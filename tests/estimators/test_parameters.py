@@ -133,7 +133,11 @@ OTHER = {
     AdversarialEBM: TILTED | {
         "flow": affine_flow, "generator": "implicit", "generator_learning_rate": 0.05,
         "gradient_penalty": 2.0,
-        "recalibration": Where(False, TILTED_FOR_SURE | {"gradient_penalty": 0.0}),
+        "recalibration": Where(
+            False,
+            TILTED_FOR_SURE
+            | {"energy_model__max_epochs": 20, "energy_model__learning_rate": 0.01},
+        ),
     },
     ImplicitVAE: DENSITY | TRAINING | {
         "n_components": 1, "encoder": "gaussian", "likelihood": "bernoulli",

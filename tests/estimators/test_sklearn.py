@@ -80,17 +80,19 @@ TILTED = [cls for cls in QUICKLY if cls is not ImplicitVAE]
 
 
 def outlier_detector(cls):
-    return type(f"{cls.__name__}AsOutlierDetector", (_OutlierDetectorFirst, cls), {})
+    name = f"{cls.__name__}AsOutlierDetector"
+    made = type(name, (_OutlierDetectorFirst, cls), {"__module__": __name__})
+    return globals().setdefault(name, made)  # where pickles look it up
 
 
 def checks():
     both = [kind(cls)(**quick) for cls, quick in QUICKLY.items()
             for kind in (lambda cls: cls, outlier_detector)]  # fmt: skip
     for estimator in both:
-        rng = estimator_checks_generator(
+        battery = estimator_checks_generator(
             estimator, mark="xfail", expected_failed_checks=EXPECTED_FAILURES
         )
-        for item in rng:
+        for item in battery:
             # pytest.param where the check is expected to fail, (estimator, check) otherwise
             values, marks = (item.values, item.marks) if hasattr(item, "values") else (item, ())
             check = getattr(values[1], "func", values[1])
