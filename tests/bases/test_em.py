@@ -212,8 +212,8 @@ def test_input_is_not_changed():
 
 
 def test_prior_keeps_components_from_collapsing():
-    rng = np.random.default_rng(0)
-    x = torch.as_tensor(np.vstack([rng.normal(size=(200, 2)), np.tile([0.3, 0.3], (8, 1))]))
+    draws = np.random.default_rng(0)
+    x = torch.as_tensor(np.vstack([draws.normal(size=(200, 2)), np.tile([0.3, 0.3], (8, 1))]))
 
     def smallest(**options):
         base = fit_gaussian_mixture(x, 24, rng(), tol=-1.0, max_iter=60, **options)
@@ -268,8 +268,8 @@ def test_hard_data(name, diagonal):
 
 
 def test_one_dimension_is_recovered():
-    rng = np.random.default_rng(8)
-    x = np.r_[rng.normal(-3, 0.5, 3000), rng.normal(2, 1.0, 7000)]
+    draws = np.random.default_rng(8)
+    x = np.r_[draws.normal(-3, 0.5, 3000), draws.normal(2, 1.0, 7000)]
     base = fit_gaussian_mixture(torch.as_tensor(x)[:, None], 2, rng(), tol=1e-9)
     order = base.means[:, 0].argsort()
     np.testing.assert_allclose(base.weights[order], [0.3, 0.7], atol=0.02)

@@ -430,7 +430,7 @@ def test_absurd_steps_are_told(sampler):
 
 def test_where_steps_adapt_it_is_the_learning_rate_that_is_too_large(monkeypatch):
     monkeypatch.setattr(contrastive_divergence, "MIN_ACCEPTANCE", 0.9)
-    with pytest.warns(ConvergenceWarning, match=r"hardly move\. Lower learning_rate\."):
+    with pytest.warns(ConvergenceWarning, match=r"hardly move\. Lower the learning rate\."):
         density(max_epochs=1).fit(moons()[:100])
 
 

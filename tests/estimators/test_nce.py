@@ -518,7 +518,7 @@ def test_divergence_is_an_error_that_says_what_to_lower(moons):
             return torch.exp(1e3 * (z @ self.weight).square())
 
     estimator = NCEDensity(**QUICK, energy_model=network(Explosive))
-    with pytest.raises(DivergenceError, match="lower learning_rate"):
+    with pytest.raises(DivergenceError, match="lower the learning rate"):
         estimator.fit(moons)
     assert not hasattr(estimator, "model_")
 
