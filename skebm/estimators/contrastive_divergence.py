@@ -211,13 +211,13 @@ class ContrastiveDivergenceEBM(TiltedDensity):
 
     def _results(self, task, trained, model):
         """What the chains leave behind; nothing where nothing was trained."""
-        left = {"sample_diagnostics_": {}, "_chains": None}
+        left = {"sample_diagnostics_": {}, "_fitted_moves": None, "_stand_in": None}
         if not trained.results:
             return left
         diagnostics = trained.results["diagnostics"]
         self._warn_of_chains(diagnostics)
         left["chain_diagnostics_"] = diagnostics
-        left["_chains"] = self._moves(), trained.results["stand_in"]
+        left["_fitted_moves"], left["_stand_in"] = self._moves(), trained.results["stand_in"]
         if self.persistent:
             x = [task.columns.restore(rows.numpy()) for rows in trained.results["buffer"]]
             left["persistent_chains_"] = np.stack(x)
@@ -317,7 +317,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
     def _run(self, parts, n_steps, rng):
         """Run the chains of every member, a list of K tensors (n, d)."""
         model = self.model_
-        moves, stand_in = self._chains
+        moves, stand_in = self._fitted_moves, self._stand_in
         moves = replace(moves, sampler="mala" if moves.sampler == "ula" else moves.sampler)
         chains = Chains(
             model, copy.deepcopy(stand_in), moves,

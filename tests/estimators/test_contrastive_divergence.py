@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 import warnings
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -287,10 +288,17 @@ def test_samples_follow_the_model(sampler, start):
         assert p_value(estimator, rows) > 1e-4
 
 
+def without_restarts(fitted):
+    """Copy of a fitted estimator whose chains in `sample` take steps and nothing else."""
+    estimator = copy.deepcopy(fitted)
+    estimator._fitted_moves = replace(estimator._fitted_moves, reinit_fraction=0.0)
+    return estimator
+
+
 @every_sampler
 def test_chains_alone_leave_the_model_as_it_is(sampler):
     # no restarts, and steps so long that "ula" without its correction would be far off
-    estimator = copy.deepcopy(fitted_to_humps(sampler)).set_params(reinit_fraction=0.0)
+    estimator = without_restarts(fitted_to_humps(sampler))
     if sampler in ("mala", "ula"):
         estimator.chain_diagnostics_["step_size"] = np.array([1.0, 1.0])
     for seed in range(2):
@@ -363,8 +371,7 @@ def test_chains_that_are_there_do_not_climb():
 
 
 def test_chains_that_are_not_there_yet_climb():
-    estimator = copy.deepcopy(fitted_to_moons())
-    estimator.set_params(reinit_fraction=0.0)
+    estimator = without_restarts(fitted_to_moons())
     spread = 3.0 * estimator.persistent_chains_
     estimator.persistent_chains_ = spread
     estimator.sample(300, random_state=0, n_steps=10, start="buffer")
