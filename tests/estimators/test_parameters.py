@@ -136,7 +136,10 @@ OTHER = {
         "recalibration": Where(
             False,
             TILTED_FOR_SURE
-            | {"energy_model__max_epochs": 20, "energy_model__learning_rate": 0.01},
+            | {
+                "energy_model__max_epochs": 30, "energy_model__learning_rate": 0.02,
+                "gradient_penalty": 1.0,
+            },  # fmt: skip
         ),
     },
     ImplicitVAE: DENSITY | TRAINING | {

@@ -26,7 +26,7 @@ def test_gaussian_log_prob(rng):
     variance = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
     likelihood = GaussianLikelihood(variance).double()
     torch.testing.assert_close(likelihood.variance, variance)
-    x, output = randn(6, 1, 3, generator=rng), randn(6, 5, 3, generator=rng)
+    x, output = randn(6, 1, 3, rng=rng), randn(6, 5, 3, rng=rng)
     expected = Normal(output, likelihood.variance.sqrt()).log_prob(x).sum(-1)
     torch.testing.assert_close(likelihood.log_prob(x, output), expected)
     assert likelihood.mean(output) is output
@@ -58,7 +58,7 @@ def test_gaussian_samples(rng):
 def test_probabilities_of_all_binary_rows_sum_to_one(rng):
     likelihood = BernoulliLikelihood(binary=True)
     x = torch.tensor(list(itertools.product((0.0, 1.0), repeat=3)), dtype=torch.float64)
-    logits = torch.cat([randn(10, 3, generator=rng), 100 * randn(3, 3, generator=rng)])
+    logits = torch.cat([randn(10, 3, rng=rng), 100 * randn(3, 3, rng=rng)])
     log_p = likelihood.log_prob(x, logits[:, None])
     assert log_p.shape == (13, 8)
     torch.testing.assert_close(log_p.logsumexp(1), torch.zeros(13).double(), rtol=0, atol=1e-12)

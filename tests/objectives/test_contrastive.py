@@ -20,8 +20,8 @@ def randn(*shape, rng):
 def test_nce_is_the_classic_loss_value_and_gradient(rng):
     """Literal transcription of Gutmann & Hyvärinen (2010) at nu = 1, base=None."""
     n = 50
-    log_noise_data, log_noise_noise = (5 * randn(n, generator=rng) for _ in range(2))
-    leaves = [5 * randn(n, generator=rng) for _ in range(2)] + [randn(generator=rng)]
+    log_noise_data, log_noise_noise = (5 * randn(n, rng=rng) for _ in range(2))
+    leaves = [5 * randn(n, rng=rng) for _ in range(2)] + [randn(rng=rng)]
 
     def literal(f_data, f_noise, log_z):
         def lse(a, b):
@@ -47,7 +47,7 @@ def test_nce_is_the_classic_loss_value_and_gradient(rng):
 
 def test_nce_noise_ratio_is_bernoulli_cross_entropy(rng):
     nu, log_z = 3.0, torch.tensor(0.7, dtype=torch.float64)
-    r_data, r_noise = randn(20, generator=rng), randn(60, generator=rng)
+    r_data, r_noise = randn(20, rng=rng), randn(60, rng=rng)
 
     def is_data(r):
         model = torch.exp(r - log_z)
@@ -113,13 +113,13 @@ def test_ranking_gradient_tends_to_maximum_likelihood(rng):
     theta = torch.tensor([-0.1, 0.2], dtype=torch.float64, requires_grad=True)
     log_z = torch.logsumexp(log_ratio(noise, theta) + weights.log(), dim=0)
     (exact,) = torch.autograd.grad(log_z - (weights * log_ratio(data, theta)).sum(), theta)
-    x = 0.5 + 0.8 * randn(100_000, generator=rng)
+    x = 0.5 + 0.8 * randn(100_000, rng=rng)
     (of_data,) = torch.autograd.grad(-log_ratio(x, theta).mean(), theta)
     (of_data_exact,) = torch.autograd.grad(-(weights * log_ratio(data, theta)).sum(), theta)
     exact = exact - of_data_exact + of_data  # the same data in both gradients
 
     def error(m):
-        rivals = randn(100, 1, m, generator=rng)
+        rivals = randn(100, 1, m, rng=rng)
         r_data, r_noise = log_ratio(x.view(100, 1000), theta), log_ratio(rivals, theta)
         (gradient,) = torch.autograd.grad(ranking_nce_losses(r_data, r_noise).mean(), theta)
         return (gradient - exact).norm()
@@ -130,8 +130,8 @@ def test_ranking_gradient_tends_to_maximum_likelihood(rng):
 
 
 def test_ranking_is_cross_entropy_and_shares_rivals(rng):
-    r_data = randn(4, 7, generator=rng)
-    own = randn(4, 7, 5, generator=rng)
+    r_data = randn(4, 7, rng=rng)
+    own = randn(4, 7, 5, rng=rng)
     logits = torch.cat([r_data.unsqueeze(-1), own], dim=-1)
     expected = -torch.log_softmax(logits, dim=-1)[..., 0]
     torch.testing.assert_close(ranking_nce_losses(r_data, own), expected)
@@ -146,7 +146,7 @@ def test_ranking_is_cross_entropy_and_shares_rivals(rng):
 
 
 def test_self_normalized_bounds_the_log_likelihood_and_touches_it(rng):
-    r_data, r_noise = randn(30, generator=rng), randn(200, generator=rng)
+    r_data, r_noise = randn(30, rng=rng), randn(200, rng=rng)
     log_z = r_noise.logsumexp(0) - math.log(200)
     exact = log_z - r_data.mean()
 
@@ -160,8 +160,8 @@ def test_self_normalized_bounds_the_log_likelihood_and_touches_it(rng):
 
 @pytest.mark.parametrize("objective", [nce_losses, self_normalized_losses])
 def test_members_on_leading_axes_equal_members_alone(objective, rng):
-    r_data, r_noise = randn(3, 8, generator=rng), randn(3, 11, generator=rng)
-    log_z = randn(3, generator=rng)
+    r_data, r_noise = randn(3, 8, rng=rng), randn(3, 11, rng=rng)
+    log_z = randn(3, rng=rng)
     together = objective(r_data, r_noise, log_z)
     for k in range(3):
         alone = objective(r_data[k], r_noise[k], log_z[k])
