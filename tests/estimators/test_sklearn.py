@@ -381,14 +381,16 @@ TO_SEARCH = [
 def test_search_of_the_parameters_of_an_energy(cls, energy_model, name, values, X):
     # no fallback on the base, which would make all candidates alike
     particular = {"base": None, "noise": "gaussian"} if cls is NCEDensity else {"base": None}
+    rows = X[:150]
     if energy_model is TREES:
-        particular, energy_model = {"noise_ratio": 5}, Boosting(max_iter=20)
+        particular = {"noise_ratio": 5, "base": "gaussian"}  # which trees do better than
+        energy_model, rows = Boosting(max_iter=30), make_two_moons(1000, random_state=0)
     estimator = cls(**QUICK | particular | {"energy_model": energy_model})
     cv = KFold(2, shuffle=True, random_state=0)
     search = GridSearchCV(estimator, {f"energy_model__{name}": values}, cv=cv, error_score="raise")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # hardly any training
-        search.fit(X[:150])
+        search.fit(rows)
     one, other = search.cv_results_["mean_test_score"]
     assert np.isfinite([one, other]).all()
     assert one != other

@@ -122,14 +122,14 @@ def hyvarinen(score, jacobian):
 
 
 def test_exact_loss_of_a_gaussian_energy_row_by_row(rng):
-    z = randn(40, 3, generator=rng)
+    z = randn(40, 3, rng=rng)
     expected = 0.5 * ENERGY.score(z).square().sum(-1) - (2.0 + 1.0 + 0.7)
     torch.testing.assert_close(score_matching_losses(ENERGY, z), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("shape", [(40, 3), (2, 40, 3)])
 def test_exact_loss_is_hyvarinens_without_the_terms_of_the_base(shape, rng):
-    z = randn(*shape, generator=rng)
+    z = randn(*shape, rng=rng)
     gradient, hessian = wave_gradient(z), wave_hessian(z)
     torch.testing.assert_close(
         score_matching_losses(wave, z), hyvarinen(gradient, hessian), **CLOSE
@@ -140,7 +140,7 @@ def test_exact_loss_is_hyvarinens_without_the_terms_of_the_base(shape, rng):
 
 
 def test_no_tilt_has_no_loss(rng):
-    z = randn(20, 3, generator=rng)
+    z = randn(20, 3, rng=rng)
     v = draw_directions(z, rng, 2)
 
     def nothing(z):
@@ -242,7 +242,7 @@ def test_gamma_is_found():
 
 def test_correlated_gaussian_is_found_from_samples(rng):
     """Closed form: the minimum over all precisions is the inverse second moment of the rows."""
-    x = randn(2000, 3, generator=rng) @ randn(3, 3, generator=rng)
+    x = randn(2000, 3, rng=rng) @ randn(3, 3, rng=rng)
     precision = (x.T @ x / 2000).inverse().requires_grad_()
     losses = score_matching_losses(lambda z: -0.5 * ((z @ precision) * z).sum(-1), x)
     (gradient,) = torch.autograd.grad(losses.mean(), precision)
@@ -256,7 +256,7 @@ def test_correlated_gaussian_is_found_from_samples(rng):
 
 def repeated(rng, projection, n_projections, n_draws=4000, n=6):
     """The same rows under many directions."""
-    z = randn(n, 3, generator=rng)
+    z = randn(n, 3, rng=rng)
     many = z.expand(n_draws, n, 3)
     return z, many, draw_directions(many, rng, n_projections, projection)
 
@@ -302,7 +302,7 @@ def test_variance_reduction_reduces_the_variance(projection, rng):
 
 def test_one_direction_is_the_papers_formula(rng):
     """Equation 8 of Song et al. (2019): v' grad s v + 1/2 (v' s)^2, without the base's own."""
-    z = randn(30, 3, generator=rng)
+    z = randn(30, 3, rng=rng)
     v = draw_directions(z, rng, 1, "gaussian")
     w, base = v[0], BASE.score(z)
 
@@ -322,8 +322,8 @@ def test_rademacher_trace_is_exact_for_diagonal_hessians(rng):
     def separable(z):
         return (torch.cos(z) + 0.1 * z**3).sum(-1)
 
-    z = randn(30, 5, generator=rng)
-    base = randn(30, 5, generator=rng)
+    z = randn(30, 5, rng=rng)
+    base = randn(30, 5, rng=rng)
     exact = score_matching_losses(separable, z, base)
     one = sliced_score_matching_losses(separable, z, draw_directions(z, rng, 1), base)
     torch.testing.assert_close(one, exact, **CLOSE)
@@ -375,7 +375,7 @@ def test_directions_on_the_device_of_the_rows():
 
 
 def test_denoising_loss_is_the_formula(rng):
-    z, noise = randn(2, 20, 3, generator=rng), randn(2, 20, 3, generator=rng)
+    z, noise = randn(2, 20, 3, rng=rng), randn(2, 20, 3, rng=rng)
     sigma = 0.1 + torch.rand(20, 1, generator=rng, dtype=torch.float64)
     noisy = z + sigma * noise
     for base in (None, BASE.score(noisy)):
@@ -400,7 +400,7 @@ def without_f(noise, sigma, base):
 @pytest.mark.parametrize("with_base", [True, False])
 def test_denoising_tends_to_the_exact_loss(with_base, rng):
     """Expected over the noise (quadrature), the error falls with the square of sigma."""
-    z = randn(10, 1, 3, generator=rng)
+    z = randn(10, 1, 3, rng=rng)
     unit, weight = hermite(14, 3)
     exact = score_matching_losses(wave, z[:, 0], BASE.score(z[:, 0]) if with_base else None)
 
@@ -419,7 +419,7 @@ def test_denoising_tends_to_the_exact_loss(with_base, rng):
 
 def test_antithetic_noise_takes_the_noise_out_of_small_sigma(rng):
     """A pair tends to v' H v of its noise; a single draw has a term of order 1 / sigma."""
-    z, noise = randn(500, 3, generator=rng), randn(500, 3, generator=rng)
+    z, noise = randn(500, 3, rng=rng), randn(500, 3, rng=rng)
     base = BASE.score(z)  # constant on the scale of the noise
     hutchinson = sliced_score_matching_losses(wave, z, noise[None], base)
 
@@ -535,7 +535,7 @@ every_loss = pytest.mark.parametrize("loss", [exact, sliced, general, denoising]
 @pytest.mark.parametrize("with_base", [True, False])
 def test_gradient_reaches_every_parameter(loss, with_base, rng):
     stack = network(rng)
-    z = randn(3, 30, 2, generator=rng)
+    z = randn(3, 30, 2, rng=rng)
     losses = loss(stack, z, z.flip(0) if with_base else None, rng)
     assert losses.shape == (3, 30)
     assert losses.dtype == torch.float64
@@ -548,7 +548,7 @@ def test_gradient_reaches_every_parameter(loss, with_base, rng):
 @every_loss
 def test_members_do_not_mix(loss, rng):
     stack = network(rng)
-    z, base = randn(3, 30, 2, generator=rng), randn(3, 30, 2, generator=rng)
+    z, base = randn(3, 30, 2, rng=rng), randn(3, 30, 2, rng=rng)
     together = loss(stack, z, base, torch.Generator().manual_seed(1))
     together[1].sum().backward()
     for name, parameter in stack.named_parameters():
@@ -565,9 +565,9 @@ def test_members_do_not_mix(loss, rng):
 
 def test_member_alone_has_the_loss_it_has_in_the_stack(rng):
     stack = network(rng)
-    z, base = randn(3, 12, 2, generator=rng), randn(3, 12, 2, generator=rng)
+    z, base = randn(3, 12, 2, rng=rng), randn(3, 12, 2, rng=rng)
     v = draw_directions(z, rng, 2)
-    noise, sigma = randn(3, 12, 2, generator=rng), tensor(0.2)
+    noise, sigma = randn(3, 12, 2, rng=rng), tensor(0.2)
     together = [
         score_matching_losses(stack, z, base),
         sliced_score_matching_losses(stack, z, v, base),
