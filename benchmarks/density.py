@@ -1,11 +1,11 @@
-"""Held-out log-density of our estimators beside their peers, on tables and on known laws.
+"""Held-out log-density of our estimators beside their peers, on tables and known distributions.
 
     python benchmarks/density.py --data DIR --out results.json
     python benchmarks/density.py --report results.json
 
 Tables are split by ``train_test_split(X, test_size=.2, random_state=seed)`` and standardised by the
-training part; values are nats per row in those units. Laws of ``skebm.datasets`` are drawn with
-n training rows (random_state = seed) and 10,000 fresh test rows; values are in the law's own
+training part; values are nats per row in those units. Distributions of ``skebm.datasets`` are
+drawn with n training rows (random_state = seed) and 10,000 fresh test rows; values are in their own
 units, and ``truth`` is the mean of the exact log-density, so that truth - value estimates KL.
 Entries that a file already holds are skipped.
 """
@@ -21,7 +21,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from sklearn.model_selection import train_test_split
 from threadpoolctl import threadpool_limits
 
-from skebm.datasets import LAWS
+from skebm.datasets import DISTRIBUTIONS
 
 # "skebm" is NCEDensity at its defaults; the others only when asked for.
 OURS = {
@@ -38,7 +38,7 @@ OURS = {
     "skebm adversarial": ("AdversarialEBM", {}),
     "skebm adversarial implicit": ("AdversarialEBM", {"generator": "implicit"}),
     "skebm vae": ("ImplicitVAE", {}),
-    "skebm vae stein": ("ImplicitVAE", {"score_estimator": "stein"}),
+    "skebm vae stein": ("ImplicitVAE", {"encoder": "stein"}),
     "skebm vae gaussian": ("ImplicitVAE", {"encoder": "gaussian"}),
 }
 METHODS = [*PEERS, *OURS]
@@ -47,21 +47,23 @@ N_TEST = 10_000
 
 
 def list_cases(data, sizes, names):
-    """Pairs (name, n): n is the training size of a law, 0 for a table; the cheap ones first."""
+    """Pairs (name, n): training size of a distribution, or 0 for a table; the cheap ones first."""
     tables = {name: load().data.shape for name, load in BUNDLED.items()}
     if data is not None:
         tables |= {path.stem: np.load(path)["X"].shape for path in Path(data).glob("*.npz")}
     cost = {(name, 0): int(0.8 * n) * d for name, (n, d) in tables.items()}
-    cost |= {(name, n): n * law.n_features for name, law in LAWS.items() for n in sizes}
+    cost |= {
+        (name, n): n * truth.n_features for name, truth in DISTRIBUTIONS.items() for n in sizes
+    }
     return [c for c in sorted(cost, key=cost.get) if names is None or c[0] in names]
 
 
 def load_case(name, n, seed, data):
     """Training rows, test rows (both raw) and the exact log-density of the latter or None."""
     if n:
-        law = LAWS[name]
-        X_test = law.sample(N_TEST, random_state=10_000 + seed)
-        return law.sample(n, random_state=seed), X_test, law.log_density(X_test)
+        truth = DISTRIBUTIONS[name]
+        X_test = truth.sample(N_TEST, random_state=10_000 + seed)
+        return truth.sample(n, random_state=seed), X_test, truth.log_density(X_test)
     if name in BUNDLED:
         X = BUNDLED[name]().data
         # A code such as diabetes' "sex" has no density.
@@ -89,7 +91,7 @@ def run(name, n, method, seed, data):
     """One fit: a dict of numbers for the file."""
     X_train, X_test, truth = load_case(name, n, seed, data)
     mean, scale = X_train.mean(0), X_train.std(0)
-    # Laws are reported in their own units, tables in standardised ones.
+    # Distributions are reported in their own units, tables in standardised ones.
     offset = -np.log(scale).sum() if n else 0.0
     X_train, X_test = (X_train - mean) / scale, (X_test - mean) / scale
 
@@ -133,7 +135,7 @@ def report(entries):
     present = [m for m in METHODS if any(m in c for c in cases.values())]
     header = ["case (n, d)", "truth", *present, "skebm - best peer", "skebm - base, worst seed"]
     lines = [header + [f"{m}, s" for m in present], ["---"] * (len(header) + len(present))]
-    # Tables first, then laws by size.
+    # Tables first, then distributions by size.
     for name, n in sorted(cases, key=lambda case: (case[1], case[0])):
         methods = cases[name, n]
         seeds = set.intersection(*(set(by_seed) for by_seed in methods.values()))
@@ -166,8 +168,8 @@ def report(entries):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", help="directory of .npz tables (key X), beside the bundled ones")
-    parser.add_argument("--names", nargs="+", help="only these tables and laws")
-    parser.add_argument("--n", nargs="+", type=int, default=[1000, 10_000], help="sizes of laws")
+    parser.add_argument("--names", nargs="+", help="only these tables and distributions")
+    parser.add_argument("--n", nargs="+", type=int, default=[1000, 10_000], help="training rows")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*PEERS, "skebm"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--threads", type=int, default=1)

@@ -20,8 +20,8 @@ from statistics import median
 import torch
 from torch import nn
 
-from skebm import ContrastiveDivergenceEBM
-from skebm.estimators import _neural
+from skebm import ContrastiveDivergenceEBM, Network
+from skebm.training import networks
 
 N_ROWS, N_CHAINS, WIDTH = 256 * 16, 256, 128
 
@@ -35,8 +35,8 @@ def make_network(d):
 
 
 def make_rows(d):
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(N_ROWS, d, generator=generator).sinh()
+    rng = torch.Generator().manual_seed(0)
+    return torch.randn(N_ROWS, d, generator=rng).sinh()
 
 
 def ours(d, n_steps, sampler="ula"):
@@ -50,16 +50,17 @@ def ours(d, n_steps, sampler="ula"):
         return history
 
     n_batches = round(0.9 * N_ROWS / 256)
-    train, _neural.train = _neural.train, timed
+    n_epochs = max(1, n_steps // n_batches)
+    network = Network(make_network, batch_size=256, max_epochs=n_epochs, patience=None)
+    train, networks.train = networks.train, timed
     try:
         ContrastiveDivergenceEBM(
-            sampler=sampler, n_steps=10, base="gaussian", energy_model=make_network, n_members=1,
-            batch_size=256, max_epochs=max(1, n_steps // n_batches), early_stopping=False,
-            buffer_size=N_CHAINS, n_partition_samples=100, device="cpu", random_state=0,
+            sampler=sampler, n_steps=10, base="gaussian", energy_model=network, n_members=1,
+            n_partition_samples=100, device="cpu", random_state=0,
         ).fit(make_rows(d).numpy())  # fmt: skip
     finally:
-        _neural.train = train
-    return seconds[0] / (max(1, n_steps // n_batches) * n_batches)
+        networks.train = train
+    return seconds[0] / (n_epochs * n_batches)
 
 
 def mala(d, n_steps):

@@ -29,10 +29,10 @@ SETTINGS = {"learning_rate": 3e-3, "weight_decay": 1e-3}
 
 
 def make_problem(n_members, width, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(N_ROWS, N_FEATURES, generator=generator)
+    rng = torch.Generator().manual_seed(seed)
+    z = torch.randn(N_ROWS, N_FEATURES, generator=rng)
     z[:, 0] *= 0.5 + (z[:, 1] > 0)
-    noise = torch.randn(n_members, 2 * N_ROWS, N_FEATURES, generator=generator)
+    noise = torch.randn(n_members, 2 * N_ROWS, N_FEATURES, generator=rng)
     rows = [torch.arange(N_ROWS)[torch.arange(N_ROWS) % 4 != k % 4] for k in range(n_members)]
     held_out = torch.stack([z[k % 4 :: 4] for k in range(n_members)])
     module = MLPEnergy(
@@ -40,10 +40,10 @@ def make_problem(n_members, width, seed=0):
         n_members,
         hidden_layer_sizes=(width,),
         embedding=PiecewiseLinearEmbedding([z[r] for r in rows]),
-        generator=generator,
+        rng=rng,
     )
     module.log_partition = torch.nn.Parameter(torch.zeros(n_members))
-    return module, z.expand(n_members, -1, -1), rows, noise, held_out, generator
+    return module, z.expand(n_members, -1, -1), rows, noise, held_out, rng
 
 
 def nce(module, batch):
@@ -54,7 +54,7 @@ def nce(module, batch):
 
 
 def with_engine(problem, n_epochs, validate=False):
-    module, z, rows, noise, held_out, generator = problem
+    module, z, rows, noise, held_out, rng = problem
 
     def evaluate(module):  # a quarter of the rows is held out, and as many noise rows measure Z
         n = held_out.shape[1]
@@ -63,14 +63,14 @@ def with_engine(problem, n_epochs, validate=False):
         return (f[:, :n].mean(-1) - f[:, n:].logsumexp(-1) + math.log(n)).mean()
 
     batches = MemberBatches(
-        (z,), rows, (noise,), batch_size=BATCH_SIZE, noise_ratio=NOISE_RATIO, generator=generator
+        (z,), rows, (noise,), batch_size=BATCH_SIZE, noise_ratio=NOISE_RATIO, rng=rng
     )
     train(module, nce, batches, evaluate if validate else None, max_epochs=n_epochs, **SETTINGS)
 
 
 def with_bare_loop(problem, n_epochs, plain=False):
     """What a careful user would write for one member."""
-    module, z, rows, noise, _, generator = problem
+    module, z, rows, noise, _, rng = problem
     z, noise, rows = z[0, rows[0]], noise[0], rows[0]
     parameters = list(module.parameters())
     optimizer = torch.optim.AdamW(
@@ -84,8 +84,8 @@ def with_bare_loop(problem, n_epochs, plain=False):
     )
     averages = [p.detach().clone() for p in parameters]
     for _ in range(n_epochs):
-        z_epoch = z[torch.randperm(len(z), generator=generator)]
-        drawn = torch.randint(len(noise), (n_batches * size,), generator=generator)
+        z_epoch = z[torch.randperm(len(z), generator=rng)]
+        drawn = torch.randint(len(noise), (n_batches * size,), generator=rng)
         noise_epoch = noise[drawn]
         for start in range(0, n_batches * size, size):
             part = slice(start, start + size)

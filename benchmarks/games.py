@@ -4,7 +4,8 @@
     python benchmarks/games.py --methods adversarial --names rings --seeds 0 1 2 3 4 5 6 7 8 9
 
 Cases, splits and units are those of ``density.py``. Held-out log-densities in nats per row (larger
-is better), for laws minus the exact one of the same rows, so that they are minus the divergence.
+is better), minus the exact one of the same rows where it is known: then they are minus the
+divergence.
 
 - *contrastive*: ``FlowContrastiveDensity`` at its defaults. ``flow``: as maximum likelihood left
   it; ``after``: after the game; ``energy``: the estimator. ``longer``: a flow by maximum likelihood
@@ -23,6 +24,7 @@ import argparse
 import math
 import time
 import warnings
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -57,13 +59,18 @@ def longer_flow(X, seed, seconds):
     """Flow by maximum likelihood alone that takes about so many processor seconds."""
     factor, est = 1.0, None
     for _ in range(2):  # a first fit tells what a step costs
+        budget = _flow_training.FLOW_BUDGET
         options = {
-            name: math.ceil(factor * getattr(_flow_training, name))
-            for name in ("FLOW_STEPS", "FLOW_PATIENCE", "FLOW_PATIENCE_STEPS")
+            "FLOW_BUDGET": replace(
+                budget,
+                steps=math.ceil(factor * budget.steps),
+                patience_steps=math.ceil(factor * budget.patience_steps),
+            ),
+            "FLOW_PATIENCE": math.ceil(factor * _flow_training.FLOW_PATIENCE),
         }
         start = time.process_time()
         with mock.patch.multiple(_flow_training, **options):
-            est = FlowContrastiveDensity(max_epochs=0, random_state=seed).fit(X)
+            est = FlowContrastiveDensity(energy_model=None, random_state=seed).fit(X)
         factor *= seconds / (time.process_time() - start)
     return est, time.process_time() - start
 
@@ -120,8 +127,10 @@ METHODS = {f.__name__: f for f in (contrastive, adversarial, implicit)}
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", help="directory of .npz tables (key X), beside the bundled ones")
-    parser.add_argument("--names", nargs="+", help="only these tables and laws")
-    parser.add_argument("--n", nargs="*", type=int, default=[1000], help="sizes of laws")
+    parser.add_argument("--names", nargs="+", help="only these tables and distributions")
+    parser.add_argument(
+        "--n", nargs="*", type=int, default=[1000], help="training rows of distributions"
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     args = parser.parse_args()

@@ -33,7 +33,7 @@ SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48)
 VAES = {
     "vae gaussian": {"encoder": "gaussian"},
     "vae": {},
-    "vae stein": {"score_estimator": "stein"},
+    "vae stein": {"encoder": "stein"},
     "vae gaussian 12": {"encoder": "gaussian", "n_components": 12},
     "vae 12": {"n_components": 12},
 }

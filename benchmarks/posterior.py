@@ -10,8 +10,8 @@ to the exact posterior at four rows: the exact one by quadrature, the encoder's 
 both over 200 bins. An encoder that has one of the modes is at log 2 = .69. "share" is that of the
 draws with z > 0; the right one is .5.
 
-The estimator learns the variance. To hold it fixed, this script calls the private functions behind
-it. The case "estimator" does not: it is ``ImplicitVAE``, told nothing but the decoder, and its
+The estimator learns the variance. To hold it fixed, this script makes the task and trains the model
+by hand. The case "estimator" does not: it is ``ImplicitVAE``, told nothing but the decoder, and its
 encoder is compared with the posterior under the noise that it has learned ("noise"; the right one
 is .1).
 """
@@ -24,21 +24,23 @@ import numpy as np
 import torch
 
 from skebm import ImplicitVAE
-from skebm.estimators import _variational
-from skebm.estimators._progress import Progress
+from skebm._random import Seeds
+from skebm.training import Task
+from skebm.training.latent import LatentSettings, train_latent
+from skebm.training.latent_start import build_model
 
 N_ROWS, NOISE = 4_000, 0.1
 N_DRAWS, N_BINS, EDGE = 20_000, 200, 5.0
 ROWS = (0.3, 0.7, 1.2, 2.0)
 
-# encoder, score_estimator, kl_weight_start
+# encoder, kl_weight_start
 CASES = {
-    "gaussian": ("gaussian", "sliced", 1.0),
-    "gaussian 30": ("gaussian", "sliced", 30.0),
-    "stein": ("implicit", "stein", 1.0),
-    "stein 30": ("implicit", "stein", 30.0),
-    "sliced 30": ("implicit", "sliced", 30.0),
-    "estimator": ("implicit", "stein", 5.0),
+    "gaussian": ("gaussian", 1.0),
+    "gaussian 30": ("gaussian", 30.0),
+    "stein": ("stein", 1.0),
+    "stein 30": ("stein", 30.0),
+    "implicit 30": ("implicit", 30.0),
+    "estimator": ("stein", 5.0),
 }
 
 
@@ -57,51 +59,51 @@ def make_rows():
     return torch.as_tensor(np.abs(z) + NOISE * rng.normal(size=z.shape))
 
 
-def fit(x, encoder, score_estimator, kl_weight_start, epochs, seed):
-    weight = torch.ones(len(x), dtype=torch.float64)
-    networks = _variational.build_networks(
-        x, weight, 1, binary=False, likelihood="gaussian", encoder=encoder,
-        score_estimator=score_estimator, encoder_model="mlp", decoder_model=Fold(),
-        hidden_layer_sizes=(64, 64), seed=seed,
+def fit(x, encoder, kl_weight_start, epochs, seed):
+    """A model whose noise is known, on the rows in their own units."""
+    n, n_train = len(x), round(0.9 * len(x))
+    task = Task(
+        columns=None, given=x, x=x, weight=torch.ones(n, dtype=torch.float64),
+        splits=[(torch.arange(n_train), torch.arange(n_train, n))], n_rows=n, draw=lambda _: x,
+        changes=False, seeds=Seeds(seed), device=torch.device("cpu"),
     )  # fmt: skip
-    log_variance = networks.model.likelihood.log_variance
+    settings = LatentSettings(
+        n_components=1, encoder=encoder, likelihood="gaussian", kl_weight_start=kl_weight_start,
+        n_importance_samples=500, encoder_model="mlp", decoder_model=Fold(),
+        hidden_layer_sizes=(64, 64), learning_rate=2e-3, weight_decay=1e-3, batch_size=128,
+        max_epochs=epochs, patience=None, callbacks=None,
+    )  # fmt: skip
+    model = build_model(x, task.weight, 1, settings, task.seeds)
+    log_variance = model.likelihood.log_variance
     log_variance.data.fill_(math.log(NOISE**2))
     log_variance.requires_grad_(False)
-    n_train = round(0.9 * len(x))
-    _variational.train_latent(
-        networks, x, weight, (torch.arange(n_train), torch.arange(n_train, len(x))),
-        score_estimator=score_estimator, kl_weight_start=kl_weight_start, refresh=None,
-        generator=torch.Generator().manual_seed(seed), seed=seed, learning_rate=2e-3,
-        weight_decay=1e-3, batch_size=128, max_epochs=epochs, patience=20, early_stopping=False,
-        callbacks=None, device=torch.device("cpu"), n_threads=1, progress=Progress(0),
-    )  # fmt: skip
-    return networks.double().eval()
+    train_latent(task, model, settings, stops_early=False)
+    return model.double().eval()
 
 
-def fit_estimator(x, encoder, score_estimator, kl_weight_start, epochs, seed):
+def fit_estimator(x, encoder, kl_weight_start, epochs, seed):
     """The estimator, and the center and scale of the columns that its decoder makes."""
     low, center, high = np.quantile(x.numpy(), [0.25, 0.5, 0.75])
     scale = (high - low) / 1.349
     est = ImplicitVAE(
-        n_components=1, encoder=encoder, score_estimator=score_estimator,
-        kl_weight_start=kl_weight_start, decoder_model=Fold(center, scale), max_epochs=epochs,
-        random_state=seed,
+        n_components=1, encoder=encoder, kl_weight_start=kl_weight_start,
+        decoder_model=Fold(center, scale), max_epochs=epochs, random_state=seed,
     ).fit(x.numpy())  # fmt: skip
     return est, center, scale
 
 
 @torch.no_grad()
-def judge(networks, value):
+def judge(model, value):
     """Divergence from the encoder to the exact posterior at a row, and the share of z > 0."""
     x = torch.tensor([[value]], dtype=torch.float64)
     width = 2 * EDGE / N_BINS
     # twenty points in the middle of twenty parts of every bin
     fine = (torch.arange(20 * N_BINS, dtype=torch.float64) + 0.5) * width / 20 - EDGE
-    exact = networks.model.log_joint(x[:, None], fine[None, :, None])[0].softmax(0)
+    exact = model.log_joint(x[:, None], fine[None, :, None])[0].softmax(0)
     exact = exact.view(N_BINS, 20).sum(1).numpy()
-    generator = torch.Generator().manual_seed(0)
-    noise = networks.encoder.noise(N_DRAWS, generator=generator, dtype=torch.float64)
-    z = networks.encoder.draw(x, noise)[0, :, 0].numpy()
+    rng = torch.Generator().manual_seed(0)
+    noise = model.encoder.noise(N_DRAWS, rng=rng, dtype=torch.float64)
+    z = model.encoder.draw(x, noise)[0, :, 0].numpy()
     drawn, _ = np.histogram(z, bins=N_BINS, range=(-EDGE, EDGE))
     drawn = drawn / drawn.sum()
     met = drawn > 0
@@ -125,12 +127,12 @@ def main():
             rows, noise = ROWS, ""
             if name == "estimator":
                 est, center, scale = fit_estimator(x, *CASES[name], arguments.epochs, seed)
-                networks, rows = est.model_, [(value - center) / scale for value in ROWS]
+                model, rows = est.model_, [(value - center) / scale for value in ROWS]
                 noise = f"  noise {math.sqrt(est.noise_variance_[0]):.2f}"
             else:
-                networks = fit(x, *CASES[name], arguments.epochs, seed)
+                model = fit(x, *CASES[name], arguments.epochs, seed)
             seconds = time.process_time() - start
-            found = [judge(networks, value) for value in rows]
+            found = [judge(model, value) for value in rows]
             cells = "".join(f"{divergence:9.3f}{share:7.2f}" for divergence, share in found)
             print(f"{name:12s}{seed:5d}{seconds:7.0f}{cells}{noise}", flush=True)
 

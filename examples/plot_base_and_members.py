@@ -6,9 +6,9 @@ Every estimator of this package models
 
 .. math:: \log p(x) = \log q(x) + f(x) - \log Z .
 
-The *base* :math:`q` is a law that is easy to fit, to evaluate and to draw from. The *tilt*
-:math:`f` is a learnt correction that starts at zero. The number :math:`\log Z` makes the product
-integrate to one. This page draws the three.
+The *base* :math:`q` is a distribution that is easy to fit, to evaluate and to draw from. The
+*tilt* :math:`f` is a learnt correction that starts at zero. The number :math:`\log Z` makes the
+product integrate to one. This page draws the three.
 """
 
 # %%
@@ -24,13 +24,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.mixture import GaussianMixture
 
-from skebm import NCEDensity
+from skebm import Boosting, NCEDensity
 from skebm.datasets import TwoMoons
 
 SMOKE = os.environ.get("SKEBM_SMOKE") == "1"
 
-law = TwoMoons()
-X = law.sample(500 if SMOKE else 4000, random_state=0)
+moons = TwoMoons()
+X = moons.sample(500 if SMOKE else 4000, random_state=0)
 base = GaussianMixture(4, random_state=0).fit(X)
 
 # %%
@@ -38,7 +38,7 @@ base = GaussianMixture(4, random_state=0).fit(X)
 # --------
 # With one base for all members, the tilt is what the model adds to the log-density of the base.
 
-small = {"max_epochs": 3} if SMOKE else {}
+small = {"energy_model": Boosting(max_iter=3)} if SMOKE else {}
 est = NCEDensity(base=base, random_state=0, **small).fit(X)
 
 low, high = X.min(axis=0) - 0.3, X.max(axis=0) + 0.3
@@ -63,7 +63,7 @@ density = {
 }
 axes[0].pcolormesh(xx0, xx1, np.exp(log_q), **density)
 axes[0].set_title("base  q")
-# Where neither law has mass, the tilt is of no consequence: leave it white.
+# Where neither distribution has mass, the tilt is of no consequence: leave it white.
 shown = np.where(np.maximum(log_q, log_p) > np.log(peak) - 8.0, tilt, np.nan)
 image = axes[1].pcolormesh(
     xx0, xx1, shown, cmap="RdBu_r", vmin=-4.0, vmax=4.0, rasterized=True
@@ -73,7 +73,7 @@ fig.colorbar(image, ax=axes[1], shrink=0.8).outline.set_visible(False)
 axes[2].pcolormesh(xx0, xx1, np.exp(log_p), **density)
 axes[2].set_title("model  p = q exp(f) / Z")
 axes[3].pcolormesh(
-    xx0, xx1, np.exp(law.log_density(grid)).reshape(xx0.shape), **density
+    xx0, xx1, np.exp(moons.log_density(grid)).reshape(xx0.shape), **density
 )
 axes[3].set_title("truth")
 for ax in axes:
@@ -83,10 +83,10 @@ for ax in axes:
 # Red says "more than the base thinks", blue "less": the tilt bends four straight Gaussians into two
 # arcs. Measured on fresh rows, in nats per row:
 
-fresh = law.sample(5000, random_state=1)
+fresh = moons.sample(5000, random_state=1)
 print(f"base  {est.base_score_samples(fresh).mean():.3f}")
 print(f"model {est.score(fresh):.3f}")
-print(f"truth {law.log_density(fresh).mean():.3f}")
+print(f"truth {moons.log_density(fresh).mean():.3f}")
 
 # %%
 # The members

@@ -17,21 +17,22 @@ import os
 
 import numpy as np
 
-from skebm import ContrastiveDivergenceEBM
+from skebm import ContrastiveDivergenceEBM, Network
 from skebm.datasets import EightGaussians
 
 # A small setting for a quick check of the code; the numbers then mean little.
 SMOKE = os.environ.get("SKEBM_SMOKE") == "1"
 small = {"max_epochs": 3} if SMOKE else {}
+network = Network(learning_rate=3e-3, **small)
 
-law = EightGaussians()
-X = law.sample(400 if SMOKE else 2000, random_state=0)
+gaussians = EightGaussians()
+X = gaussians.sample(400 if SMOKE else 2000, random_state=0)
 est = ContrastiveDivergenceEBM(
-    base="gaussian", n_members=1, learning_rate=3e-3, random_state=0, **small
+    base="gaussian", energy_model=network, n_members=1, random_state=0
 ).fit(X)
 
-fresh = law.sample(10_000, random_state=1)
-truth = law.log_density(fresh)
+fresh = gaussians.sample(10_000, random_state=1)
+truth = gaussians.log_density(fresh)
 kl_base = (truth - est.base_score_samples(fresh)).mean()
 kl = (truth - est.score_samples(fresh)).mean()
 print(f"KL(truth to base) = {kl_base:.3f} nats")
@@ -70,7 +71,7 @@ class Fitted:
 def frames(start, steps):
     """Where 100 steps of MALA lead, with looks in between."""
     chains = run(
-        mala, start, Fitted(), generator, n_steps=100, n_keep=100, step_size=0.35
+        mala, start, Fitted(), rng, n_steps=100, n_keep=100, step_size=0.35
     )
     after = {
         f"after {n} step{'s' * (n > 1)}": chains.samples[n - 1] for n in steps
@@ -78,9 +79,10 @@ def frames(start, steps):
     return {"start": start, **after}
 
 
-generator = torch.Generator().manual_seed(0)
-rng = np.random.default_rng(0)
-base_rows = rng.multivariate_normal(X.mean(0), np.cov(X.T), size=400)
+rng = torch.Generator().manual_seed(0)
+base_rows = np.random.default_rng(0).multivariate_normal(
+    X.mean(0), np.cov(X.T), size=400
+)
 from_base = frames(torch.from_numpy(base_rows), (1, 5, 20, 100))
 
 # %%
@@ -117,7 +119,7 @@ _ = figure.suptitle(f"MALA on the fit, KL(truth to fit) = {kl:.3f} nats")
 # account to the density, as the base leaves next to no mass there. But a chain that comes
 # to one may stay on it. Here all chains start there.
 
-angle = 2 * np.pi * torch.rand(400, generator=generator, dtype=torch.float64)
+angle = 2 * np.pi * torch.rand(400, generator=rng, dtype=torch.float64)
 ring = 4.2 * torch.stack([angle.cos(), angle.sin()], dim=1)
 figure, axes = plt.subplots(
     1, 3, figsize=(9, 3.4), sharey=True, layout="constrained"
@@ -132,14 +134,15 @@ for ax, (title, rows) in zip(axes, frames(ring, (20, 100)).items(), strict=True)
 # one mode. MALA leaves it now and then, for its neighbours. Parallel tempering runs
 # hotter copies of each chain as well, eight in all, which cross more easily, and
 # exchanges positions: a step costs eight times as much. On the right, how far the shares
-# of the modes are from one eighth each, and how far they are in as many rows of the law.
+# of the modes are from one eighth each, and how far they are in as many rows of the data's
+# distribution.
 
 n_steps = 20 if SMOKE else 200
 one_mode = torch.zeros(200, 2, dtype=torch.float64)
-one_mode[:, 0] = law.radius
+one_mode[:, 0] = gaussians.radius
 options = {"n_steps": n_steps, "n_keep": n_steps, "step_size": 0.35}
 runs = {
-    name: run(kernel, one_mode, Fitted(), generator, **options)
+    name: run(kernel, one_mode, Fitted(), rng, **options)
     for name, kernel in {
         "MALA": mala,
         "parallel tempering": ParallelTempering(),
@@ -166,7 +169,7 @@ for ax, color, (name, chains) in zip(
     ]
     axes[2].plot(curve, color=color, label=name)
 by_chance = np.mean([unevenness(rows) for rows in fresh.reshape(50, 200, 2)])
-axes[2].axhline(by_chance, color="0.3", ls=":", label="200 rows of the law")
+axes[2].axhline(by_chance, color="0.3", ls=":", label="200 rows of the truth")
 axes[2].set(xlabel="steps", ylabel="total variation", ylim=(0, 1))
 axes[2].set_title("shares of the modes")
 _ = axes[2].legend()

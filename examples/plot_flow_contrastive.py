@@ -14,22 +14,26 @@ to stretch one blob over eight squares.
 # Two members make two folds, and half the time of the default. The flow is one of affine
 # couplings, from the package zuko, as in the paper of flow contrastive estimation. It is
 # quick and bends little. (The default, of spline couplings, bends much more. It leaves the
-# energy less to do, and is not the better start on every law: here it ends farther from the
+# energy less to do, and is not always the better start: here it ends farther from the
 # truth.)
 
 import os
 
 import numpy as np
 
-from skebm import FlowContrastiveDensity
+from skebm import Boosting, FlowContrastiveDensity, Network
 from skebm.datasets import Checkerboard
 
 # A small setting for a quick check of the code; the numbers then mean little.
 SMOKE = os.environ.get("SKEBM_SMOKE") == "1"
-small = {"max_epochs": 3} if SMOKE else {}
+small = (
+    {"energy_model": Network(max_epochs=3), "correction": Boosting(max_iter=3)}
+    if SMOKE
+    else {}
+)
 
-law = Checkerboard()
-X = law.sample(300 if SMOKE else 2000, random_state=0)
+board = Checkerboard()
+X = board.sample(300 if SMOKE else 2000, random_state=0)
 est = FlowContrastiveDensity(
     flow="nice", n_members=2, random_state=0, **small
 ).fit(X)
@@ -50,12 +54,12 @@ for name, value in est.stages_.items():
 import matplotlib.pyplot as plt
 
 densities = {
-    "truth": law.log_density,
+    "truth": board.log_density,
     "flow alone": est.base_score_samples,
     "flow after the game": est.flow_.score_samples,
     "energy": est.score_samples,
 }
-fresh = law.sample(10_000, random_state=1)
+fresh = board.sample(10_000, random_state=1)
 ticks = np.linspace(-2.5, 2.5, 200)
 grid = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
 
@@ -67,7 +71,7 @@ for ax, (name, log_density) in zip(axes, densities.items(), strict=True):
     ax.pcolormesh(
         ticks, ticks, height, vmin=0, vmax=0.2, cmap="Blues", rasterized=True
     )
-    kl = (law.log_density(fresh) - log_density(fresh)).mean()
+    kl = (board.log_density(fresh) - log_density(fresh)).mean()
     below = "" if name == "truth" else f"\nKL = {kl:.3f} nats"
     ax.set(
         title=name + below, aspect="equal", xticks=[-2, 0, 2], yticks=[-2, 0, 2]
@@ -83,18 +87,18 @@ for ax, (name, log_density) in zip(axes, densities.items(), strict=True):
 # The value of the game says how much of the Jensen-Shannon divergence between data and
 # flow the discriminator sees, on training rows. At first it sees nothing, as f starts at
 # zero. Then f learns, and the curve comes near the divergence that there is. That can be
-# had here, where the law is known: it is the mean of the divergences of law and flow from
-# a half-and-half mixture of both. (``flow_`` is the mean of two flows, each of which
+# had here, where the truth is known: it is the mean of the divergences of truth and flow
+# from a half-and-half mixture of both. (``flow_`` is the mean of two flows, each of which
 # plays by itself and is a little farther away.)
 
 from scipy.special import logsumexp
 
 
 def jensen_shannon(flow_log_density, flow_rows):
-    """Divergence between law and flow, from rows of both."""
+    """Divergence between truth and flow, from rows of both."""
     total = 0.0
-    for own, rows in ((law.log_density, fresh), (flow_log_density, flow_rows)):
-        both = [law.log_density(rows), flow_log_density(rows)]
+    for own, rows in ((board.log_density, fresh), (flow_log_density, flow_rows)):
+        both = [board.log_density(rows), flow_log_density(rows)]
         middle = logsumexp(both, axis=0) - np.log(2)
         total += 0.5 * (own(rows) - middle).mean()
     return total

@@ -4,7 +4,7 @@ The score of a density
 
 Score matching fits the gradient of the log-density, the *score*: an arrow at every point that
 leads uphill. Here :class:`~skebm.ScoreMatchingEBM` starts from a single Gaussian, so that nearly
-all of the shape is learnt from the arrows, and the law is one whose score is known.
+all of the shape is learnt from the arrows, and the distribution is one whose score is known.
 """
 
 # %%
@@ -17,25 +17,28 @@ import os
 
 import numpy as np
 
-from skebm import ScoreMatchingEBM
+from skebm import Network, ScoreMatchingEBM
 from skebm.datasets import TwoMoons
 
 # A small setting for a quick check of the code; the numbers then mean little.
 SMOKE = os.environ.get("SKEBM_SMOKE") == "1"
-small = {"n_members": 2, "max_epochs": 3} if SMOKE else {}
+n_members, small = (2, {"max_epochs": 3}) if SMOKE else (4, {})
 
-law = TwoMoons()
-X = law.sample(400 if SMOKE else 3000, random_state=0)
+moons = TwoMoons()
+X = moons.sample(400 if SMOKE else 3000, random_state=0)
 est = ScoreMatchingEBM(
-    base="gaussian", learning_rate=3e-3, random_state=0, **small
+    base="gaussian",
+    energy_model=Network(learning_rate=3e-3, **small),
+    n_members=n_members,
+    random_state=0,
 ).fit(X)
 print(f"method_ = {est.method_}, sigma_ = {est.sigma_.round(3)}")
 
 # %%
 # How much better than its base, and how far from the truth, on fresh rows:
 
-fresh = law.sample(10_000, random_state=1)
-kl = (law.log_density(fresh) - est.score_samples(fresh)).mean()
+fresh = moons.sample(10_000, random_state=1)
+kl = (moons.log_density(fresh) - est.score_samples(fresh)).mean()
 print(f"base {est.base_score_samples(fresh).mean():.3f} nats per row")
 print(f"fit  {est.score(fresh):.3f} nats per row, KL(truth to fit) = {kl:.3f}")
 
@@ -43,8 +46,8 @@ print(f"fit  {est.score(fresh):.3f} nats per row, KL(truth to fit) = {kl:.3f}")
 # Density, score and samples
 # --------------------------
 # The density is normalised after training; the arrows are
-# :meth:`~skebm.ScoreMatchingEBM.stein_score`, drawn where the law has mass. Beside them, in the
-# middle, the arrows of the true density, by finite differences.
+# :meth:`~skebm.ScoreMatchingEBM.stein_score`, drawn where the true distribution has mass. The
+# middle has the arrows of the true density, by finite differences.
 
 import matplotlib.pyplot as plt
 
@@ -52,15 +55,15 @@ low, high = X.min(0) - 0.4, X.max(0) + 0.4
 across, up = np.linspace(low[0], high[0], 160), np.linspace(low[1], high[1], 120)
 grid = np.stack(np.meshgrid(across, up), axis=-1)
 density = np.exp(est.score_samples(grid.reshape(-1, 2))).reshape(grid.shape[:2])
-truth = np.exp(law.log_density(grid.reshape(-1, 2))).reshape(grid.shape[:2])
+truth = np.exp(moons.log_density(grid.reshape(-1, 2))).reshape(grid.shape[:2])
 top = truth.max()
 
 coarse = np.stack(np.meshgrid(across[4::8], up[4::8]), axis=-1).reshape(-1, 2)
-coarse = coarse[law.log_density(coarse) > np.log(0.02 * top)]
+coarse = coarse[moons.log_density(coarse) > np.log(0.02 * top)]
 step = 1e-4
 true_score = np.column_stack(
     [
-        (law.log_density(coarse + move) - law.log_density(coarse - move))
+        (moons.log_density(coarse + move) - moons.log_density(coarse - move))
         / (2 * step)
         for move in step * np.eye(2)
     ]
@@ -85,7 +88,7 @@ for ax, values, arrows, title in (
     )
     ax.set_title(title)
 drawn = est.sample(1500, random_state=0)
-axes[2].scatter(*fresh[:1500].T, s=4, color="0.7", label="rows of the law")
+axes[2].scatter(*fresh[:1500].T, s=4, color="0.7", label="rows of the truth")
 axes[2].scatter(*drawn.T, s=4, color="C0", label="drawn from the fit")
 axes[2].legend(loc="upper right", markerscale=3)
 axes[2].set_title("samples")
@@ -99,7 +102,7 @@ _ = axes[0].set_ylabel("second column")
 
 true_at_rows = np.column_stack(
     [
-        (law.log_density(fresh + move) - law.log_density(fresh - move))
+        (moons.log_density(fresh + move) - moons.log_density(fresh - move))
         / (2 * step)
         for move in step * np.eye(2)
     ]

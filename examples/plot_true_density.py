@@ -2,9 +2,9 @@
 A density beside the truth
 ==========================
 
-The laws of :mod:`skebm.datasets` can be drawn from and know their exact log-density. So an
-estimate can be judged against the truth rather than against another estimate. Here the law
-is made of concentric rings, a shape that a few Gaussians describe badly.
+The distributions of :mod:`skebm.datasets` can be drawn from and know their exact log-density.
+So an estimate can be judged against the truth rather than against another estimate. Here the
+truth is made of concentric rings, a shape that a few Gaussians describe badly.
 """
 
 # %%
@@ -15,29 +15,29 @@ import os
 
 import numpy as np
 
-from skebm import NCEDensity
+from skebm import Boosting, NCEDensity
 from skebm.datasets import Rings
 
 # A small setting for a quick check of the code; the numbers then mean little.
 SMOKE = os.environ.get("SKEBM_SMOKE") == "1"
-small = {"n_members": 2, "max_epochs": 3} if SMOKE else {}
+small = {"n_members": 2, "energy_model": Boosting(max_iter=3)} if SMOKE else {}
 
-law = Rings()
-X = law.sample(400 if SMOKE else 3000, random_state=0)
+rings = Rings()
+X = rings.sample(400 if SMOKE else 3000, random_state=0)
 est = NCEDensity(random_state=0, **small).fit(X)
 
 # %%
 # How far from the truth
 # ----------------------
 # The Kullback-Leibler divergence of the estimate from the truth is the mean of
-# :math:`\log p_{\text{true}} - \log p` over rows of the law. Being a mean, it comes with a
-# standard error. Fresh rows are used: the rows of the fit would flatter the estimate.
+# :math:`\log p_{\text{true}} - \log p` over rows of the true distribution. Being a mean, it
+# comes with a standard error. Fresh rows are used: the rows of the fit would flatter the estimate.
 
-fresh = law.sample(10_000, random_state=1)
+fresh = rings.sample(10_000, random_state=1)
 
 
 def divergence(est):
-    gap = law.log_density(fresh) - est.score_samples(fresh)
+    gap = rings.log_density(fresh) - est.score_samples(fresh)
     return gap.mean(), gap.std() / np.sqrt(len(gap))
 
 
@@ -52,13 +52,15 @@ print(f"KL(truth to estimate) = {kl:.3f} +- {kl_error:.3f} nats")
 
 from skebm.plotting import DensityDisplay
 
-display = DensityDisplay.from_estimator(est, X, true_log_density=law.log_density)
+display = DensityDisplay.from_estimator(
+    est, X, true_log_density=rings.log_density
+)
 _ = display.figure_.suptitle(f"KL(truth to estimate) = {kl:.3f} nats")
 
 # %%
 # Samples
 # -------
-# Rows drawn from the estimate, among rows of the law that it has not seen.
+# Rows drawn from the estimate, among rows of the distribution that it has not seen.
 
 from skebm.plotting import SamplesDisplay
 
@@ -85,7 +87,9 @@ base_mean = bare.base_score_samples(fresh).mean()
 print(f"base {base_mean:.3f}, with tilt {bare.score(fresh):.3f} nats per row")
 print(f"KL(truth to estimate) = {kl:.3f} +- {kl_error:.3f} nats")
 
-display = DensityDisplay.from_estimator(bare, X, true_log_density=law.log_density)
+display = DensityDisplay.from_estimator(
+    bare, X, true_log_density=rings.log_density
+)
 _ = display.figure_.suptitle(
     f"Gaussian base: KL(truth to estimate) = {kl:.3f} nats"
 )

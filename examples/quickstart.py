@@ -26,7 +26,7 @@ from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.neighbors import KernelDensity
 from sklearn.preprocessing import StandardScaler
 
-from skebm import NCEDensity
+from skebm import Boosting, NCEDensity
 
 SMOKE = os.environ.get("SKEBM_SMOKE") == "1"
 PICTURE = "quickstart.png"
@@ -41,7 +41,9 @@ def main():
     )
     X_train, X_test = X[rows_train], X[rows_test]
 
-    small = {"n_members": 2, "max_epochs": 3} if SMOKE else {}
+    small = (
+        {"n_members": 2, "energy_model": Boosting(max_iter=3)} if SMOKE else {}
+    )
     start = time.perf_counter()
     est = NCEDensity(random_state=0, verbose=1, **small).fit(X_train)
     seconds = time.perf_counter() - start

@@ -1,6 +1,7 @@
 """Energy-based density estimators in scikit-learn's style, over PyTorch."""
 
 from skebm._version import __version__
+from skebm.energies import Boosting, Network
 from skebm.estimators import (
     AdversarialEBM,
     ContrastiveDivergenceEBM,
@@ -12,10 +13,12 @@ from skebm.estimators import (
 
 __all__ = [
     "AdversarialEBM",
+    "Boosting",
     "ContrastiveDivergenceEBM",
     "FlowContrastiveDensity",
     "ImplicitVAE",
     "NCEDensity",
+    "Network",
     "ScoreMatchingEBM",
     "__version__",
 ]

@@ -41,23 +41,23 @@ def seeded_global_rng(seed, device=None):
             for d in cuda:
                 with torch.cuda.device(d):
                     torch.cuda.manual_seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
+            np.random.seed(seed)  # noqa: NPY002
             yield
         finally:
             np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def draw_seed(generator):
+def draw_seed(rng):
     """Draw a seed from a torch.Generator, an int in [0, 2^31)."""
-    return int(torch.randint(2**31, (), generator=generator, device=generator.device))
+    return int(torch.randint(2**31, (), generator=rng, device=rng.device))
 
 
-def spawn(generator, n):
-    """Return n generators, one per member: number k depends on `generator` and k alone.
+def spawn(rng, n):
+    """Return n generators, one per member: number k depends on `rng` and k alone.
 
     Parameters
     ----------
-    generator : torch.Generator
+    rng : torch.Generator
         On the CPU.
     n : int
 
@@ -65,7 +65,7 @@ def spawn(generator, n):
     -------
     list of torch.Generator
     """
-    return [torch.Generator().manual_seed(draw_seed(generator)) for _ in range(n)]
+    return [torch.Generator().manual_seed(draw_seed(rng)) for _ in range(n)]
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ class Seeds:
         entropy = [self.seed, zlib.crc32(stage.encode()), member]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
 
-    def generator(self, stage, member=0, device="cpu"):
+    def rng(self, stage, member=0, device="cpu"):
         """Return a fresh torch.Generator of that seed."""
         return torch.Generator(device).manual_seed(self.of(stage, member))
 
-    def generators(self, stage, n_members):
+    def rngs(self, stage, n_members):
         """Return one for each of the members."""
-        return [self.generator(stage, k) for k in range(n_members)]
+        return [self.rng(stage, k) for k in range(n_members)]

@@ -1,6 +1,7 @@
 """Every law integrates to one, matches its sampler, and is reproducible."""
 
 import inspect
+import pickle
 
 import numpy as np
 import pytest
@@ -8,10 +9,10 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from skebm import datasets
-from skebm.datasets import LAWS
+from skebm.datasets import DISTRIBUTIONS
 
-PLANE = [name for name, law in LAWS.items() if law.n_features == 2]
-HIGHER = [name for name, law in LAWS.items() if law.n_features > 2]
+PLANE = [name for name, law in DISTRIBUTIONS.items() if law.n_features == 2]
+HIGHER = [name for name, law in DISTRIBUTIONS.items() if law.n_features > 2]
 
 N_PROPOSAL = 40_000
 
@@ -38,7 +39,7 @@ def cell_masses(law, axes, refine):
 @pytest.mark.parametrize("name", ["claw", *PLANE])
 def test_integrates_to_one_and_matches_the_sampler(name):
     """Quadrature over cells sums to one, and the counts of fresh rows fit it by chi-square."""
-    law = LAWS[name]
+    law = DISTRIBUTIONS[name]
     axes = edges(law, 4)
     mass = cell_masses(law, axes, refine=6)
     assert mass.sum() == pytest.approx(1.0, abs=1e-4)
@@ -84,7 +85,7 @@ def proposal(law, rng):
 
 @pytest.mark.parametrize("name", HIGHER)
 def test_integrates_to_one_by_importance_sampling(name):
-    law = LAWS[name]
+    law = DISTRIBUTIONS[name]
     X, log_q = proposal(law, np.random.RandomState(4))
     weight = np.exp(law.log_density(X) - log_q)
     error = weight.std() / np.sqrt(len(weight))
@@ -99,7 +100,7 @@ def test_density_matches_the_sampler(name):
     Together with the integral of p against a proposal this would fail for a sampler that puts
     its mass elsewhere. Here q is the law itself moved by a little in each direction.
     """
-    law = LAWS[name]
+    law = DISTRIBUTIONS[name]
     X = law.sample(20_000, random_state=5)
     log_p = law.log_density(X)
     assert np.isfinite(log_p).all()
@@ -137,11 +138,11 @@ def test_closed_form_entropies_and_moments():
 
 
 def test_agrees_with_scipy():
-    X = LAWS["multivariate_t"].sample(50, random_state=0)
+    X = DISTRIBUTIONS["multivariate_t"].sample(50, random_state=0)
     shape = 0.7 ** np.abs(np.subtract.outer(np.arange(5), np.arange(5)))
     expected = stats.multivariate_t(np.zeros(5), shape, df=3).logpdf(X)
-    np.testing.assert_allclose(LAWS["multivariate_t"].log_density(X), expected, rtol=1e-10)
-    law = LAWS["gaussian_mixture"]
+    np.testing.assert_allclose(DISTRIBUTIONS["multivariate_t"].log_density(X), expected, rtol=1e-10)
+    law = DISTRIBUTIONS["gaussian_mixture"]
     X, parts = law.sample(50, random_state=0), law._mixture
     expected = logsumexp(
         [
@@ -154,15 +155,15 @@ def test_agrees_with_scipy():
 
 
 def test_zero_density_outside_the_support():
-    assert LAWS["checkerboard"].log_density([[0.5, -0.5], [2.5, 0.5]]).max() == -np.inf
-    assert LAWS["gamma_copula"].log_density([[-1.0, 1, 1, 1, 1]])[0] == -np.inf
-    far = LAWS["gamma_copula"].log_density([[1e-12] * 5, [600.0] * 5])
+    assert DISTRIBUTIONS["checkerboard"].log_density([[0.5, -0.5], [2.5, 0.5]]).max() == -np.inf
+    assert DISTRIBUTIONS["gamma_copula"].log_density([[-1.0, 1, 1, 1, 1]])[0] == -np.inf
+    far = DISTRIBUTIONS["gamma_copula"].log_density([[1e-12] * 5, [600.0] * 5])
     assert np.isfinite(far).all()
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_reproducible_and_make_agrees(name):
-    law = LAWS[name]
+    law = DISTRIBUTIONS[name]
     X = law.sample(100, random_state=7)
     assert X.shape == (100, law.n_features)
     assert X.dtype == np.float64
@@ -182,6 +183,15 @@ def test_reproducible_and_make_agrees(name):
             assert parameter.default == own[key].default
     with pytest.raises(ValueError, match="features"):
         law.log_density(np.zeros((3, law.n_features + 1)))
+
+
+def test_make_functions_are_ordinary_functions():
+    assert str(inspect.signature(datasets.make_banana)) == (
+        "(n_samples=1000, *, curvature=1.0, noise=0.3, random_state=None, return_log_density=False)"
+    )
+    assert pickle.loads(pickle.dumps(datasets.make_banana)) is datasets.make_banana
+    with pytest.raises(TypeError, match="unexpected keyword argument 'curve'"):
+        datasets.make_banana(10, curve=2.0)
 
 
 def test_parameters_move_the_law():

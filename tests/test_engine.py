@@ -20,7 +20,7 @@ from skebm.objectives import nce_losses
 SETTINGS = {"learning_rate": 5e-3, "weight_decay": 1e-3}
 
 
-def generator(seed=0):
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -28,16 +28,16 @@ class Problem:
     """Two members; data N(1, .5^2) in the first column against standard normal noise."""
 
     def __init__(self, n=600, batch_size=100, width=16):
-        g = generator()
+        g = rng()
         z = torch.randn(n, 2, generator=g)
         z[:, 0] = 1 + 0.5 * z[:, 0]
         self.noise = torch.randn(2, 3000, 2, generator=g)
         rows = [torch.arange(n)[torch.arange(n) % 2 != k] for k in range(2)]
         self.held_out = torch.stack([z[k::2] for k in range(2)])
-        self.module = MLPEnergy(2, 2, hidden_layer_sizes=(width,), generator=g)
+        self.module = MLPEnergy(2, 2, hidden_layer_sizes=(width,), rng=g)
         self.module.log_partition = torch.nn.Parameter(torch.zeros(2))
         self.batches = MemberBatches(
-            (z.expand(2, -1, -1),), rows, (self.noise,), batch_size=batch_size, generator=g
+            (z.expand(2, -1, -1),), rows, (self.noise,), batch_size=batch_size, rng=g
         )
 
     @staticmethod
@@ -65,7 +65,7 @@ def test_batches_visit_rows_of_their_member_once_in_equal_batches(n, batch_size)
     ids = torch.arange(n)
     data = (ids.expand(3, n), torch.stack([ids, 10 * ids, 100 * ids]))
     rows = [ids[ids % 3 != k] for k in range(3)]
-    batches = MemberBatches(data, rows, batch_size=batch_size, generator=generator())
+    batches = MemberBatches(data, rows, batch_size=batch_size, rng=rng())
     epoch = list(batches)
     assert len(epoch) == len(batches)
     seen, scaled = (torch.cat(parts, 1) for parts in zip(*epoch, strict=True))
@@ -84,19 +84,17 @@ def test_batches_visit_rows_of_their_member_once_in_equal_batches(n, batch_size)
 def test_batches_blocks_noise_and_offsets(monkeypatch):
     pool = torch.arange(50.0).expand(2, 50)
     noise = (torch.stack([pool, pool], -1), torch.arange(2.0)[:, None] + pool)
-    data = (torch.randn(2, 90, 2, generator=generator()),)
+    data = (torch.randn(2, 90, 2, generator=rng()),)
     rows = [torch.arange(90)] * 2
 
     def epoch():
-        return list(
-            MemberBatches(data, rows, noise, batch_size=9, noise_ratio=2.5, generator=generator(1))
-        )
+        return list(MemberBatches(data, rows, noise, batch_size=9, noise_ratio=2.5, rng=rng(1)))
 
     whole = epoch()
     assert all(z.shape == (2, 22, 2) and r.shape == (2, 22) for _, z, r in whole)
     for _, z, r in whole:
         assert torch.equal(z[..., 0] + torch.arange(2.0)[:, None], r)
-    monkeypatch.setattr(_engine, "MAX_BLOCK", 1)
+    monkeypatch.setattr(_engine.batches, "MAX_BLOCK", 1)
     data_only = [z for z, *_ in epoch()]
     assert all(torch.equal(a, b[0]) for a, b in zip(data_only, whole, strict=True))
 
@@ -107,7 +105,7 @@ def test_batches_refresh_the_data_each_epoch():
     def jitter(g):
         return (z + torch.rand(z.shape, generator=g),)
 
-    batches = MemberBatches(jitter, [torch.arange(20)], batch_size=20, generator=generator())
+    batches = MemberBatches(jitter, [torch.arange(20)], batch_size=20, rng=rng())
     (one,), (two,) = (next(iter(batches)) for _ in range(2))
     assert not set(one.flatten().tolist()) & set(two.flatten().tolist())
 
@@ -315,7 +313,7 @@ def test_cosine_runs_in_game_time():
     first, second = np.array(rates).T
     time = np.arange(n_steps)
     cosine = 0.02 * 0.5 * (1 + np.cos(np.pi * time / n_steps))
-    warm = min(_engine.WARM_UP_STEPS, n_steps // 10)
+    warm = min(_engine.steps.WARM_UP_STEPS, n_steps // 10)
     np.testing.assert_allclose(first, cosine * np.minimum(1, (time + 1) / warm), rtol=1e-6)
     # its warm-up counts its own steps
     own = np.minimum(1, (time - start + 1) / warm)[start:]
@@ -346,7 +344,7 @@ def test_players_have_rates_of_their_own():
     assert other.x.abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("norm", [_engine.MAX_GRADIENT_NORM, 100.0])
+@pytest.mark.parametrize("norm", [_engine.loop.MAX_GRADIENT_NORM, 100.0])
 def test_clipping_is_of_each_player_alone(norm):
     # with one norm for both, the steep player would stop the flat one; AdamW would hide it
     moved = []
@@ -512,7 +510,12 @@ def test_progress_reports_every_epoch(capsys):
 
 
 def test_importing_the_engine_does_not_import_skorch():
-    tree = ast.parse(Path(_engine.__file__).read_text())
-    at_import = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    assert at_import
-    assert not any("skorch" in ast.unparse(node) for node in at_import)
+    files = {path.name: path for path in Path(_engine.__file__).parent.glob("*.py")}
+    assert "skorch" in files.pop("net.py").read_text()
+    assert len(files) > 2
+    for path in files.values():
+        tree = ast.parse(path.read_text())
+        at_import = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        assert at_import
+        assert not any("skorch" in ast.unparse(node) for node in at_import)
+        assert not any(ast.unparse(node).startswith("from .net") for node in at_import)

@@ -1,11 +1,14 @@
-"""Bases: normalised laws with ``log_prob(x)`` and ``sample(n, generator)``, as torch modules."""
+"""Bases: normalised distributions with ``log_prob(x)`` and ``sample(n, rng)``, as torch
+modules.
+"""
 
 from skebm.bases._adapters import (
     SklearnDensityBase,
     TorchDistributionBase,
     UniformBase,
 )
-from skebm.bases._combine import AffineTransform, StackedBase, TransformedBase
+from skebm.bases._combine import AffineTransform, Coordinates, StackedBase, TransformedBase
+from skebm.bases._coupling import CouplingSplineFlow
 from skebm.bases._em import fit_gaussian_mixture
 from skebm.bases._fit import (
     CANDIDATES,
@@ -15,22 +18,20 @@ from skebm.bases._fit import (
     fit_bases,
     stacking_weights,
 )
-from skebm.bases._flow_training import Coordinates, fit_flow, train_flows
-from skebm.bases._flows import (
-    CouplingSplineFlow,
-    FlowBase,
-    StackedFlow,
-    ZukoFlows,
-    build_flow,
-)
+from skebm.bases._flow_training import JUDGED_AT_ONCE, fit_flow, train_flows
+from skebm.bases._flows import build_flow
 from skebm.bases._implicit import ImplicitGenerator
 from skebm.bases._marginal import MarginalGaussianization
-from skebm.bases._mixtures import GaussianMixtureBase, KernelDensityBase
+from skebm.bases._mixtures import ConfiningGaussian, GaussianMixtureBase, KernelDensityBase
+from skebm.bases._stacked_flow import FlowBase, StackedFlow
+from skebm.bases._zuko import ZukoFlows
 
 __all__ = [
     "CANDIDATES",
+    "JUDGED_AT_ONCE",
     "MAX_FIT_ROWS",
     "AffineTransform",
+    "ConfiningGaussian",
     "Coordinates",
     "CouplingSplineFlow",
     "FlowBase",

@@ -18,7 +18,7 @@ from skebm._random import draw_seed, seeded_global_rng
 
 
 class UniformBase(nn.Module):
-    """Uniform law on a box; log-density -inf outside of it.
+    """Uniform distribution on a box; log-density -inf outside of it.
 
     Parameters
     ----------
@@ -45,10 +45,10 @@ class UniformBase(nn.Module):
         constant = 0.0 * x.clamp(self.low, self.high).sum(1)  # so that the gradient is there: 0
         return torch.where(inside, constant - (self.high - self.low).log().sum(), -math.inf)
 
-    def sample(self, n, generator):
+    def sample(self, n, rng):
         """Draw (n, d) points."""
         u = torch.rand(
-            n, self.n_features, generator=generator, dtype=torch.float64, device=self.low.device
+            n, self.n_features, generator=rng, dtype=torch.float64, device=self.low.device
         )
         return self.low + u * (self.high - self.low)
 
@@ -105,9 +105,9 @@ class TorchDistributionBase(nn.Module):
         log_prob[inside] = self.distribution.log_prob(value[inside])
         return log_prob.double()
 
-    def sample(self, n, generator):
+    def sample(self, n, rng):
         """Draw (n, d) points."""
-        with seeded_global_rng(draw_seed(generator), generator.device):
+        with seeded_global_rng(draw_seed(rng), rng.device):
             return self.distribution.sample((n,)).double().reshape(n, self.n_features)
 
 
@@ -140,9 +140,9 @@ class SklearnDensityBase(nn.Module):
         """Log-density, (n, d) -> (n,)."""
         return _ScoreSamples.apply(x, self.estimator)
 
-    def sample(self, n, generator):
+    def sample(self, n, rng):
         """Draw (n, d) points."""
-        seed = draw_seed(generator)
+        seed = draw_seed(rng)
         with seeded_global_rng(seed):
             estimator, options = self.estimator, {}
             if "random_state" in inspect.signature(estimator.sample).parameters:
@@ -153,7 +153,7 @@ class SklearnDensityBase(nn.Module):
             x = estimator.sample(n, **options)
         x = np.asarray(x[0] if isinstance(x, tuple) else x, dtype=np.float64)
         # GaussianMixture returns its rows sorted by component
-        order = torch.randperm(n, generator=generator, device=generator.device)
+        order = torch.randperm(n, generator=rng, device=rng.device)
         return torch.from_numpy(x).to(self._place.device)[order.to(self._place.device)]
 
 

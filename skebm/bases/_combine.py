@@ -1,4 +1,4 @@
-"""Laws made of laws: change of variables and stacking."""
+"""Distributions made of distributions: change of variables and stacking."""
 
 import torch
 from torch import nn
@@ -7,14 +7,14 @@ from ._mixtures import draw_components
 
 
 class TransformedBase(nn.Module):
-    """Law of x when G(x) follows `base`: log q(x) = log base(G(x)) + log |det dG/dx|.
+    """Distribution of x when G(x) follows `base`: log q(x) = log base(G(x)) + log |det dG/dx|.
 
     Parameters
     ----------
     transform : MarginalGaussianization
         G, called as ``transform(x) -> (z, log_det)``, with ``transform.inverse(z)``.
     base : nn.Module
-        Law of z = G(x).
+        Distribution of z = G(x).
     """
 
     def __init__(self, transform, base):
@@ -31,9 +31,9 @@ class TransformedBase(nn.Module):
         z, log_det = self.transform(x)
         return self.base.log_prob(z) + log_det
 
-    def sample(self, n, generator):
+    def sample(self, n, rng):
         """Draw (n, d) rows."""
-        return self.transform.inverse(self.base.sample(n, generator))
+        return self.transform.inverse(self.base.sample(n, rng))
 
     @property
     def n_components(self):
@@ -45,8 +45,43 @@ class TransformedBase(nn.Module):
         return self.base.responsibilities(self.transform(x)[0])
 
 
+class Coordinates(nn.Module):
+    """Where flows live: each member Gaussianises the columns by its own training rows.
+
+    Parameters
+    ----------
+    maps : list of K MarginalGaussianization
+    """
+
+    def __init__(self, maps):
+        super().__init__()
+        self.maps = nn.ModuleList(maps)
+
+    def forward(self, x):
+        """Rows on standardised columns as every member sees them, (n, d) -> (K, n, d)."""
+        return torch.stack([to(x)[0] for to in self.maps])
+
+    def inverse(self, y):
+        """Back to standardised columns, with log |det dy/dx|: (K, n, d) -> (K, n, d), (K, n)."""
+        x = torch.stack([to.inverse(p) for to, p in zip(self.maps, y.double(), strict=True)])
+        return x, torch.stack([to(rows)[1] for to, rows in zip(self.maps, x, strict=True)])
+
+    @classmethod
+    def of(cls, distributions):
+        """Coordinates of distributions that `distributions` has made, and the flow in them,
+        trainable, in float32.
+        """
+        first, *others = [distribution.base.flow for distribution in distributions]
+        flow = first.beside(others).float().requires_grad_(True)
+        return cls([distribution.transform for distribution in distributions]), flow
+
+    def distributions(self, flow):
+        """Distributions on standardised columns, one per member, of flows in these coordinates."""
+        return [TransformedBase(to, flow.member(k)) for k, to in enumerate(self.maps)]
+
+
 class StackedBase(nn.Module):
-    r"""Mixture of whole laws, :math:`q(x) = \sum_j w_j q_j(x)` (Smyth & Wolpert 1999).
+    r"""Mixture of whole distributions, :math:`q(x) = \sum_j w_j q_j(x)` (Smyth & Wolpert 1999).
 
     Parameters
     ----------
@@ -83,13 +118,13 @@ class StackedBase(nn.Module):
         """Posterior probability of each component, (n, d) -> (n, n_components)."""
         return self._joint(x).softmax(-1)
 
-    def sample(self, n, generator):
+    def sample(self, n, rng):
         """Draw (n, d) rows, in random order."""
-        which = draw_components(self.weights, n, generator)
+        which = draw_components(self.weights, n, rng)
         x = torch.empty(n, self.n_features, dtype=torch.float64, device=self.weights.device)
-        for j in which.unique().tolist():  # not all laws can draw 0 rows
+        for j in which.unique().tolist():  # not all distributions can draw 0 rows
             rows = which == j
-            x[rows] = self.components[j].sample(int(rows.sum()), generator)
+            x[rows] = self.components[j].sample(int(rows.sum()), rng)
         return x
 
 

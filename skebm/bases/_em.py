@@ -17,7 +17,7 @@ _ROUNDING = 1e-13
 
 
 def fit_gaussian_mixture(
-    x, n_components, generator, *, diagonal=False, sample_weight=None, start=None,
+    x, n_components, rng, *, diagonal=False, sample_weight=None, start=None,
     prior_strength=1.0, reg_covar=1e-6, max_iter=80, tol=1e-3,
 ):  # fmt: skip
     """Fit a Gaussian mixture by expectation-maximisation.
@@ -26,7 +26,7 @@ def fit_gaussian_mixture(
     ----------
     x : Tensor of shape (n_samples, n_features), float64
     n_components : int
-    generator : torch.Generator
+    rng : torch.Generator
         Draws the starting centres.
     diagonal : bool, default=False
         Diagonal covariances.
@@ -96,7 +96,7 @@ def fit_gaussian_mixture(
         return torch.cat([constant[:, None], linear, quadratic], dim=1).mT
 
     if start is None:
-        parameters = _start(x, weight, n_components, generator, features, maximise)
+        parameters = _start(x, weight, n_components, rng, features, maximise)
     else:
         parameters = start.weights, start.means - center, start.scale_tril @ start.scale_tril.mT
     previous = -math.inf
@@ -119,11 +119,11 @@ def fit_gaussian_mixture(
     return GaussianMixtureBase(weights, means + center, covariances)
 
 
-def _start(x, weight, n_components, generator, features, maximise):
+def _start(x, weight, n_components, rng, features, maximise):
     """Hard assignment to k-means++ centres, refined by a few rounds of k-means."""
     from sklearn.cluster import KMeans
 
-    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    seed = int(torch.randint(2**31 - 1, (), generator=rng))
     subset = np.random.RandomState(seed).permutation(len(x))[:4000]
     means = KMeans(n_components, n_init=1, max_iter=5, random_state=seed).fit(
         x[subset].numpy(), sample_weight=weight[subset].numpy()

@@ -13,9 +13,9 @@ import torch
 from skebm._random import spawn
 
 from ._adapters import SklearnDensityBase, UniformBase
-from ._combine import StackedBase, TransformedBase
+from ._combine import Coordinates, StackedBase, TransformedBase
 from ._em import fit_gaussian_mixture
-from ._flow_training import Coordinates, train_flows
+from ._flow_training import train_flows
 from ._flows import build_flow
 from ._marginal import MarginalGaussianization
 from ._mixtures import KernelDensityBase
@@ -56,7 +56,7 @@ class _Rows:
         return float(self.weight @ values / self.weight.sum())
 
 
-def fit_bases(x, weight, splits, candidates, generator, progress=lambda text: None):
+def fit_bases(x, weight, splits, candidates, rng, progress=lambda text: None):
     """Fit and stack the named candidates on every split.
 
     Parameters
@@ -67,7 +67,7 @@ def fit_bases(x, weight, splits, candidates, generator, progress=lambda text: No
     splits : list of (train, held_out) index tensors
     candidates : dict
         Name -> candidate, such as a part of `CANDIDATES`.
-    generator : torch.Generator
+    rng : torch.Generator
     progress : callable, default=no report
         Called with the name of the candidate that is about to be fitted.
 
@@ -77,22 +77,22 @@ def fit_bases(x, weight, splits, candidates, generator, progress=lambda text: No
         `StackedBase` where more than one candidate earns a weight. The weights are shared by all
         splits and maximise the likelihood of the held-out rows (Smyth & Wolpert 1999).
     """
-    laws, columns = [], []
+    distributions, columns = [], []
     held_weight = torch.cat([weight[held] for _, held in splits])
-    for (name, candidate), own in zip(
-        candidates.items(), spawn(generator, len(candidates)), strict=True
-    ):
+    for (name, candidate), own in zip(candidates.items(), spawn(rng, len(candidates)), strict=True):
         progress(name)
         fitted = candidate.fit_splits(x, weight, splits, own)
-        laws.append(fitted)
+        distributions.append(fitted)
         columns.append(
             torch.cat([q.log_prob(x[held]) for q, (_, held) in zip(fitted, splits, strict=True)])
         )
     weights = stacking_weights(torch.stack(columns, dim=1), held_weight)
-    kept = [j for j in range(len(laws)) if weights[j] > 0]
+    kept = [j for j in range(len(distributions)) if weights[j] > 0]
     if len(kept) == 1:
-        return laws[kept[0]]
-    return [StackedBase([laws[j][i] for j in kept], weights[kept]) for i in range(len(splits))]
+        return distributions[kept[0]]
+    return [
+        StackedBase([distributions[j][i] for j in kept], weights[kept]) for i in range(len(splits))
+    ]
 
 
 def stacking_weights(log_prob, sample_weight, *, floor=1e-3, n_iter=500):
@@ -101,10 +101,10 @@ def stacking_weights(log_prob, sample_weight, *, floor=1e-3, n_iter=500):
     Parameters
     ----------
     log_prob : Tensor of shape (n_samples, n_laws)
-        Log-density of each held-out row under each law.
+        Log-density of each held-out row under each distribution.
     sample_weight : Tensor of shape (n_samples,)
     floor : float, default=1e-3
-        Laws that end with less weight are dropped (weight 0).
+        Distributions that end with less weight are dropped (weight 0).
     n_iter : int, default=500
 
     Returns
@@ -117,7 +117,7 @@ def stacking_weights(log_prob, sample_weight, *, floor=1e-3, n_iter=500):
         weights = share @ (log_prob + weights.log()).softmax(dim=1)
     kept = torch.where(weights < floor, 0.0, weights)
     kept = kept / kept.sum()
-    # a law of small weight may still be all that covers some row
+    # a distribution of small weight may still be all that covers some row
     before, after = (share @ (log_prob + w.log()).logsumexp(1) for w in (weights, kept))
     return kept if before - after < floor else weights
 
@@ -128,57 +128,57 @@ def _gaussianization(rows, bandwidth):
     )
 
 
-def _some(rows, n, generator):
+def _some(rows, n, rng):
     """At most n of these rows, in random order."""
-    return rows[torch.randperm(len(rows), generator=generator)[:n]]
+    return rows[torch.randperm(len(rows), generator=rng)[:n]]
 
 
 class _Candidate(ABC):
-    """A law to be fitted on every split."""
+    """A distribution to be fitted on every split."""
 
     @abstractmethod
-    def fit(self, rows, settings, generator):
-        """Law of `rows` at the settings that were chosen."""
+    def fit(self, rows, settings, rng):
+        """Distribution of `rows` at the settings that were chosen."""
 
-    def choose(self, rows, held, generator):
+    def choose(self, rows, held, rng):
         """Settings by the likelihood of the held-out rows."""
         return None
 
-    def fit_splits(self, x, weight, splits, generator):
-        """Laws, one per split."""
-        settings, laws = None, []
+    def fit_splits(self, x, weight, splits, rng):
+        """Distributions, one per split."""
+        settings, distributions = None, []
         box = x.amin(0), x.amax(0)
-        for (train, held), own in zip(splits, spawn(generator, len(splits)), strict=True):
+        for (train, held), own in zip(splits, spawn(rng, len(splits)), strict=True):
             train = _some(train, MAX_FIT_ROWS, own)
             rows = _Rows(x[train], weight[train], box)
             if settings is None:
-                some = _some(held, MAX_CHOICE_ROWS, generator)
+                some = _some(held, MAX_CHOICE_ROWS, rng)
                 settings = self.choose(
-                    rows.first(MAX_CHOICE_ROWS), _Rows(x[some], weight[some]), generator
+                    rows.first(MAX_CHOICE_ROWS), _Rows(x[some], weight[some]), rng
                 )
-            laws.append(self.fit(rows, settings, own))
-        return laws
+            distributions.append(self.fit(rows, settings, own))
+        return distributions
 
 
 class _Mixture(_Candidate):
     """Gaussian mixture; size, covariance type and prior strength by held-out likelihood."""
 
-    def fit(self, rows, settings, generator):
+    def fit(self, rows, settings, rng):
         n_components, prior_strength, diagonal = settings
         # many rows and a cheap step: worth running until it has converged (few rows overfit then)
         many = len(rows.x) >= MAX_CHOICE_ROWS
         patience = {"tol": 1e-4, "max_iter": 300} if diagonal and many else {}
         return fit_gaussian_mixture(
-            rows.x, n_components, generator, sample_weight=rows.weight,
+            rows.x, n_components, rng, sample_weight=rows.weight,
             prior_strength=prior_strength, diagonal=diagonal, **patience,
         )  # fmt: skip
 
-    def choose(self, rows, held, generator):
+    def choose(self, rows, held, rng):
         best = (-np.inf, None)
 
         def attempt(*settings):
             nonlocal best
-            value = held.mean(self.fit(rows, settings, generator).log_prob(held.x))
+            value = held.mean(self.fit(rows, settings, rng).log_prob(held.x))
             improved = value > best[0]
             if improved:
                 best = (value, settings)
@@ -199,14 +199,14 @@ class _Mixture(_Candidate):
 
 
 class _Gaussian(_Mixture):
-    def choose(self, rows, held, generator):
+    def choose(self, rows, held, rng):
         return 1, 3.0, False
 
 
 class _Kernel(_Candidate):
     """Kernel density; bandwidth and shape of the kernel by held-out likelihood."""
 
-    def fit(self, rows, settings, generator):
+    def fit(self, rows, settings, rng):
         factor, shaped = settings
         rows = rows.first(MAX_CENTERS)  # a random subsample: rows come in random order
         n, d = rows.x.shape
@@ -218,19 +218,19 @@ class _Kernel(_Candidate):
             rows.x, factor * n ** (-1.0 / (d + 4)), weights=rows.weight, covariance=covariance
         )
 
-    def choose(self, rows, held, generator):
+    def choose(self, rows, held, rng):
         options = [
             (float(factor), shaped)
             for shaped in (False, True)
             for factor in np.geomspace(0.05, 1.6, 11)
         ]
-        return max(options, key=lambda s: held.mean(self.fit(rows, s, generator).log_prob(held.x)))
+        return max(options, key=lambda s: held.mean(self.fit(rows, s, rng).log_prob(held.x)))
 
 
 class _Uniform(_Candidate):
     """Box around all rows, a twentieth wider on every side."""
 
-    def fit(self, rows, settings, generator):
+    def fit(self, rows, settings, rng):
         low, high = rows.box
         margin = 0.05 * (high - low)
         return UniformBase(low - margin, high + margin)
@@ -239,10 +239,10 @@ class _Uniform(_Candidate):
 class _Flow:
     """Coupling spline flow by maximum likelihood; those of all splits are trained side by side."""
 
-    def fit_splits(self, x, weight, splits, generator):
+    def fit_splits(self, x, weight, splits, rng):
         splits = [
             (_some(train, MAX_FIT_ROWS, own), _some(held, MAX_CHOICE_ROWS, own))
-            for (train, held), own in zip(splits, spawn(generator, len(splits)), strict=True)
+            for (train, held), own in zip(splits, spawn(rng, len(splits)), strict=True)
         ]
         # only these rows: every member sees them in coordinates of its own
         used = torch.cat([rows for split in splits for rows in split]).unique()
@@ -251,9 +251,9 @@ class _Flow:
         coordinates = Coordinates(
             [_gaussianization(_Rows(x[train], weight[train]), _WIDE) for train, _ in splits]
         )
-        flow = build_flow("coupling", x.shape[1], len(splits), generator=generator)
-        train_flows(flow, coordinates(x), weight, splits, generator=generator)
-        return coordinates.laws(flow)
+        flow = build_flow("coupling", x.shape[1], len(splits), rng=rng)
+        train_flows(flow, coordinates(x), weight, splits, rng=rng)
+        return coordinates.distributions(flow)
 
 
 class SklearnDensity(_Candidate):
@@ -262,7 +262,7 @@ class SklearnDensity(_Candidate):
     def __init__(self, estimator):
         self.estimator = estimator
 
-    def fit(self, rows, settings, generator):
+    def fit(self, rows, settings, rng):
         from sklearn.base import clone
         from sklearn.utils.validation import has_fit_parameter
 
@@ -283,16 +283,14 @@ class _Gaussianized(_Candidate):
         self.candidate = candidate
         self.bandwidth = bandwidth
 
-    def fit(self, rows, settings, generator):
+    def fit(self, rows, settings, rng):
         transform = _gaussianization(rows, self.bandwidth)
         z, _ = rows.mapped(transform)
-        return TransformedBase(transform, self.candidate.fit(z, settings, generator))
+        return TransformedBase(transform, self.candidate.fit(z, settings, rng))
 
-    def choose(self, rows, held, generator):
+    def choose(self, rows, held, rng):
         transform = _gaussianization(rows, self.bandwidth)
-        return self.candidate.choose(
-            rows.mapped(transform)[0], held.mapped(transform)[0], generator
-        )
+        return self.candidate.choose(rows.mapped(transform)[0], held.mapped(transform)[0], rng)
 
 
 CANDIDATES = {
@@ -305,7 +303,8 @@ CANDIDATES = {
     "flow": _Flow(),
     "uniform": _Uniform(),
 }
-"""Name -> candidate, with ``fit_splits(x, weight, splits, generator)``: laws, one per split."""
+"""Name -> candidate, with ``fit_splits(x, weight, splits, rng)``: distributions, one per
+split."""
 
 
 def auto_candidates(n, d):

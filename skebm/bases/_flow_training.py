@@ -1,50 +1,21 @@
 """Training of normalizing flows by maximum likelihood, K of them side by side."""
 
-import math
-
 import torch
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from skebm._engine import MemberBatches, train
+from skebm._engine import Budget, MemberBatches, train
 
-from ._combine import TransformedBase
-from ._flows import REACH, FlowBase, build_flow
+from ._coupling import REACH
+from ._flows import build_flow
+from ._stacked_flow import FlowBase
 
 FLOW_LEARNING_RATE = 1e-2
 """Of maximum likelihood: the cosine lets it be high, and high generalises better."""
 
-FLOW_EPOCHS, FLOW_STEPS, FLOW_PATIENCE, FLOW_PATIENCE_STEPS = 30, 2000, 20, 300
-"""Of the same: epochs or steps, and patience in epochs or steps, whichever is longer. Counted in
-epochs alone it would end where few rows make few steps of them."""
+FLOW_BUDGET, FLOW_PATIENCE = Budget(epochs=30, steps=2000, patience_steps=300), 20
+"""Of the same: its length, and patience in epochs."""
 
 JUDGED_AT_ONCE = 4096
-
-
-class Coordinates(nn.Module):
-    """Where flows live: each member Gaussianises the columns by its own training rows.
-
-    Parameters
-    ----------
-    maps : list of K MarginalGaussianization
-    """
-
-    def __init__(self, maps):
-        super().__init__()
-        self.maps = nn.ModuleList(maps)
-
-    def forward(self, x):
-        """Rows on standardised columns as every member sees them, (n, d) -> (K, n, d)."""
-        return torch.stack([to(x)[0] for to in self.maps])
-
-    def inverse(self, y):
-        """Back to standardised columns, with log |det dy/dx|: (K, n, d) -> (K, n, d), (K, n)."""
-        x = torch.stack([to.inverse(p) for to, p in zip(self.maps, y.double(), strict=True)])
-        return x, torch.stack([to(rows)[1] for to, rows in zip(self.maps, x, strict=True)])
-
-    def laws(self, flow):
-        """Laws on standardised columns, one per member, of flows in these coordinates."""
-        return [TransformedBase(to, flow.member(k)) for k, to in enumerate(self.maps)]
 
 
 def train_flows(
@@ -53,7 +24,7 @@ def train_flows(
     weight,
     splits,
     *,
-    generator,
+    rng,
     batch_size=256,
     learning_rate=FLOW_LEARNING_RATE,
     max_epochs=None,
@@ -72,7 +43,7 @@ def train_flows(
         beyond 5 have no weight, unless all of the held-out rows are such.
     weight : Tensor of shape (n,)
     splits : list of K (train, held_out) index tensors
-    generator : torch.Generator
+    rng : torch.Generator
         On the CPU. Seeds the batches.
     batch_size : int, default=256
         Rows of each flow.
@@ -98,14 +69,14 @@ def train_flows(
 
     >>> import torch
     >>> from skebm.bases import build_flow, train_flows
-    >>> generator = torch.Generator().manual_seed(0)
-    >>> y = torch.randn(200, 2, generator=generator)
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> y = torch.randn(200, 2, rng=rng)
     >>> y[:, 1] += y[:, 0] ** 2 - 1
     >>> one, two = torch.arange(200).split(100)
-    >>> flow = build_flow("coupling", 2, 2, generator=generator)
+    >>> flow = build_flow("coupling", 2, 2, rng=rng)
     >>> train_flows(
     ...     flow, y.expand(2, -1, -1), torch.ones(200), [(one, two), (two, one)],
-    ...     generator=generator, max_epochs=5,
+    ...     rng=rng, max_epochs=5,
     ... )
     >>> flow.member(1).log_prob(y).shape
     torch.Size([200])
@@ -122,7 +93,7 @@ def train_flows(
         (rows, (within / weight.mean()).float().to(device)),
         [train_rows for train_rows, _ in splits],
         batch_size=batch_size,
-        generator=generator,
+        rng=rng,
     )
     held = [r[h.to(device)] for r, (_, h) in zip(rows, splits, strict=True)]
     lengths = [len(r) for r in held]
@@ -140,10 +111,9 @@ def train_flows(
         logs = torch.cat([row[:n] for row, n in zip(logs, lengths, strict=True)])
         return (held_weight @ logs).item()
 
-    if max_epochs is None:
-        max_epochs = max(FLOW_EPOCHS, math.ceil(FLOW_STEPS / len(batches)))
+    max_epochs = FLOW_BUDGET.max_epochs(max_epochs, len(batches))
     if patience is None:
-        patience = max(FLOW_PATIENCE, math.ceil(FLOW_PATIENCE_STEPS / len(batches)))
+        patience = FLOW_BUDGET.patience(FLOW_PATIENCE, len(batches))
     with torch.enable_grad():
         train(
             flow, loss, batches, evaluate, learning_rate=learning_rate, weight_decay=0.0,
@@ -155,7 +125,7 @@ def train_flows(
 def fit_flow(
     x,
     *,
-    generator,
+    rng,
     sample_weight=None,
     name="coupling",
     validation_fraction=0.1,
@@ -167,7 +137,7 @@ def fit_flow(
     ----------
     x : Tensor of shape (n, d)
         Standardised, better Gaussianised columns.
-    generator : torch.Generator
+    rng : torch.Generator
         On the CPU. Seeds parameters, split and batches.
     sample_weight : Tensor of shape (n,), optional
     name : "coupling" or what `ZukoFlows` takes, default="coupling"
@@ -189,21 +159,21 @@ def fit_flow(
     --------
     >>> import torch
     >>> from skebm.bases import fit_flow
-    >>> generator = torch.Generator().manual_seed(0)
-    >>> x = torch.randn(200, 2, generator=generator)
-    >>> law = fit_flow(x, generator=generator, max_epochs=5)
-    >>> law.sample(3, generator).shape
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(200, 2, rng=rng)
+    >>> distribution = fit_flow(x, rng=rng, max_epochs=5)
+    >>> distribution.sample(3, rng).shape
     torch.Size([3, 2])
     """
     n, d = x.shape
     n_validation = max(1, round(validation_fraction * n))
     if n <= n_validation:
         raise ValueError(f"validation_fraction={validation_fraction} of {n} rows leaves none.")
-    flow = build_flow(name, d, generator=generator)
+    flow = build_flow(name, d, rng=rng)
     weight = torch.ones(n) if sample_weight is None else sample_weight.detach()
-    order = torch.randperm(n, generator=generator)
+    order = torch.randperm(n, generator=rng)
     split = order[n_validation:], order[:n_validation]
     if not all(weight[rows].sum() > 0 for rows in split):
         raise ValueError("sample_weight leaves no rows to learn from, or none to judge by.")
-    train_flows(flow, x.detach()[None], weight, [split], generator=generator, **options)
+    train_flows(flow, x.detach()[None], weight, [split], rng=rng, **options)
     return FlowBase(flow)

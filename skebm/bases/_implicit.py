@@ -35,7 +35,7 @@ class ImplicitGenerator(nn.Module):
         K.
     hidden : sequence of int, default=(128, 128)
     n_contrast : int, default=192
-    generator : torch.Generator
+    rng : torch.Generator
         On the CPU. Source of the initial weights.
 
     References
@@ -46,14 +46,14 @@ class ImplicitGenerator(nn.Module):
     energy-based models. ICLR.
     """
 
-    def __init__(self, n_features, n_members=1, *, hidden=(128, 128), n_contrast=192, generator):
+    def __init__(self, n_features, n_members=1, *, hidden=(128, 128), n_contrast=192, rng):
         super().__init__()
         self.n_features, self.n_members, self.n_contrast = n_features, n_members, n_contrast
         widths = [n_features, *hidden, n_features]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        generators = spawn(generator, n_members)
+        rngs = spawn(rng, n_members)
         for n_in, n_out in zip(widths, widths[1:], strict=False):
-            draws = [torch.randn(n_in, n_out, generator=own) for own in generators]
+            draws = [torch.randn(n_in, n_out, generator=own) for own in rngs]
             self.weights.append(n_in**-0.5 * torch.stack(draws))
             self.biases.append(torch.zeros(n_members, 1, n_out))
         nn.init.zeros_(self.weights[-1])
@@ -73,14 +73,12 @@ class ImplicitGenerator(nn.Module):
             h = torch.baddbmm(bias, functional.silu(h) if i else h, weight)
         return u + h
 
-    def _normal(self, n, generator):
+    def _normal(self, n, rng):
         shape = self.n_members, n, self.n_features
-        draw = torch.randn(
-            shape, generator=generator, device=generator.device, dtype=self.log_scale.dtype
-        )
+        draw = torch.randn(shape, generator=rng, device=rng.device, dtype=self.log_scale.dtype)
         return draw.to(self.log_scale.device)
 
-    def rsample(self, n, generator):
+    def rsample(self, n, rng):
         """Draw from each generator, differentiable in the parameters.
 
         Returns
@@ -89,10 +87,10 @@ class ImplicitGenerator(nn.Module):
         log_prob : Tensor of shape (K, n)
             Estimate of log q(z), not below it on average; with the gradient through z.
         """
-        noise = self._normal(n, generator)
+        noise = self._normal(n, rng)
         scale = self.scale[:, None, None]
-        z = self.mean(self._normal(n, generator)) + scale * noise
-        others = self.mean(self._normal(self.n_contrast, generator))
+        z = self.mean(self._normal(n, rng)) + scale * noise
+        others = self.mean(self._normal(self.n_contrast, rng))
         distance = (
             z.square().sum(-1, keepdim=True)
             - 2.0 * z @ others.mT
@@ -105,7 +103,7 @@ class ImplicitGenerator(nn.Module):
         return z, log_prob
 
     @torch.no_grad()
-    def sample(self, n, generator):
+    def sample(self, n, rng):
         """Draw (K, n, d) points, n from each generator."""
         scale = self.scale[:, None, None]
-        return self.mean(self._normal(n, generator)) + scale * self._normal(n, generator)
+        return self.mean(self._normal(n, rng)) + scale * self._normal(n, rng)

@@ -6,6 +6,8 @@ from scipy.interpolate import PchipInterpolator
 from scipy.special import ndtr, ndtri
 from torch import nn
 
+from ._spline import Piece
+
 _MIN_SLOPE = 0.2
 
 
@@ -87,10 +89,14 @@ class MarginalGaussianization(nn.Module):
         return self.knots.shape[0]
 
     def _piece(self, at, table):
-        """Knots, values and slopes at both ends of the piece that holds each entry of `at`."""
+        """The piece that holds each entry of `at`, a position in `table`."""
         index = torch.searchsorted(table[:, 1:-1].contiguous(), at.contiguous())
-        take = lambda a, shift: a.gather(1, index + shift)  # noqa: E731
-        return [take(a, s) for a in (self.knots, self.values, self.slopes) for s in (0, 1)]
+        x0, x1, z0, z1, d0, d1 = (
+            a.gather(1, index + shift)
+            for a in (self.knots, self.values, self.slopes)
+            for shift in (0, 1)
+        )
+        return Piece(x0, z0, x1 - x0, z1 - z0, d0, d1)
 
     def forward(self, x):
         """Return G(x), (n, d), and log |det dG/dx|, (n,)."""
@@ -98,35 +104,20 @@ class MarginalGaussianization(nn.Module):
         return z.mT, log_slope.sum(0)
 
     def _columns(self, x):
-        x0, x1, z0, z1, d0, d1 = self._piece(x.detach(), self.knots)
-        width, height = x1 - x0, z1 - z0
-        s = height / width
-        raw = (x - x0) / width
+        piece = self._piece(x.detach(), self.knots)
+        raw = (x - piece.left) / piece.width
         t = raw.clamp(0.0, 1.0)
-        u = t * (1.0 - t)
-        bottom = s + (d0 + d1 - 2.0 * s) * u
-        z = z0 + height * (s * t.square() + d0 * u) / bottom
-        slope = s.square() * (d1 * t.square() + 2.0 * s * u + d0 * (1.0 - t).square())
-        slope = slope / bottom.square()
+        z, log_slope = piece.at(t)
         # beyond the outer knots (raw != t): straight lines with the slope of the outermost knot
-        z = z + width * torch.where(raw < 0.0, d0, d1) * (raw - t)
-        return z, slope.log()
+        return z + piece.width * torch.where(raw < 0.0, *piece[-2:]) * (raw - t), log_slope
 
     def inverse(self, z):
         """Return x with G(x) = z, (n, d)."""
-        y = z.mT
-        x0, x1, z0, z1, d0, d1 = self._piece(y, self.values)
-        width, height = x1 - x0, z1 - z0
-        s = height / width
-        raw = (y - z0) / height
+        piece = self._piece(z.mT, self.values)
+        raw = (z.mT - piece.bottom) / piece.height
         r = raw.clamp(0.0, 1.0)
-        curve = r * (d0 + d1 - 2.0 * s)
-        a = s - d0 + curve
-        b = d0 - curve
-        # the root of a t^2 + b t - s r = 0 in [0, 1], in the form that does not cancel
-        t = 2.0 * s * r / (b + (b.square() + 4.0 * a * s * r).sqrt())
-        x = x0 + width * t + height * (raw - r) / torch.where(raw < 0.0, d0, d1)
-        return x.mT
+        x = piece.left + piece.width * piece.share_of_width(r)
+        return (x + piece.height * (raw - r) / torch.where(raw < 0.0, *piece[-2:])).mT
 
 
 def _smoothed_cdf(column, weight, t, width):

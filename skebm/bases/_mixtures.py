@@ -11,11 +11,11 @@ _LOG_2PI = math.log(2.0 * math.pi)
 _FAR = 1e6  # squared distance from the origin, in bandwidths
 
 
-def draw_components(weights, n, generator):
+def draw_components(weights, n, rng):
     """Component of each of `n` rows; `torch.multinomial` itself refuses n = 0."""
     if n == 0:
         return torch.empty(0, dtype=torch.long, device=weights.device)
-    return torch.multinomial(weights, n, replacement=True, generator=generator)
+    return torch.multinomial(weights, n, replacement=True, generator=rng)
 
 
 class GaussianMixtureBase(nn.Module):
@@ -84,15 +84,28 @@ class GaussianMixtureBase(nn.Module):
         pull = (white * joint.softmax(-1)[..., None]).flatten(1)
         return joint.logsumexp(-1), (pull @ self.flat.mT).neg_()
 
-    def sample(self, n, generator):
+    def sample(self, n, rng):
         """Draw (n, d) rows."""
-        which = draw_components(self.weights, n, generator)
-        x = torch.randn(n, self.n_features, dtype=torch.float64, generator=generator,
+        which = draw_components(self.weights, n, rng)
+        x = torch.randn(n, self.n_features, dtype=torch.float64, generator=rng,
                         device=self.means.device)  # fmt: skip
         for j in range(self.n_components):
             rows = which == j
             x[rows] = self.means[j] + x[rows] @ self.scale_tril[j].mT
         return x
+
+
+class ConfiningGaussian(GaussianMixtureBase):
+    """What keeps an energy-based model without a base normalisable: one wide Gaussian.
+
+    Parameters
+    ----------
+    mean : Tensor of shape (n_features,)
+    variance : Tensor of shape (n_features,)
+    """
+
+    def __init__(self, mean, variance):
+        super().__init__(torch.ones(1), mean[None], torch.diag(variance)[None])
 
 
 class KernelDensityBase(nn.Module):
@@ -150,9 +163,9 @@ class KernelDensityBase(nn.Module):
         """Log-density in nats, (n, d) -> (n,)."""
         return in_chunks(self._rows, x, len(self.centers))
 
-    def sample(self, n, generator):
+    def sample(self, n, rng):
         """Draw (n, d) rows."""
-        which = draw_components(self.weights, n, generator)
-        noise = torch.randn(n, self.n_features, dtype=torch.float64, generator=generator,
+        which = draw_components(self.weights, n, rng)
+        noise = torch.randn(n, self.n_features, dtype=torch.float64, generator=rng,
                             device=self.centers.device)  # fmt: skip
         return self.centers[which] + noise @ self.scale_tril.mT

@@ -84,7 +84,7 @@ class PeriodicEmbedding(nn.Module):
         Frequencies per column.
     sigma : float, default=0.3
         Spread of the initial frequencies, in waves per unit of z.
-    generator : torch.Generator
+    rng : torch.Generator
         Source of the initial frequencies.
 
     References
@@ -100,11 +100,11 @@ class PeriodicEmbedding(nn.Module):
         *,
         n_frequencies: int = 16,
         sigma: float = 0.3,
-        generator: torch.Generator,
+        rng: torch.Generator,
     ):
         super().__init__()
         shape = (1, n_features, n_frequencies)
-        draws = [torch.randn(shape, generator=own) for own in spawn(generator, n_members)]
+        draws = [torch.randn(shape, generator=own) for own in spawn(rng, n_members)]
         self.frequencies = nn.Parameter(sigma * torch.stack(draws))
         self.n_members, self.n_features = n_members, n_features
         self.n_outputs = 2 * n_features * n_frequencies

@@ -28,7 +28,7 @@ class MLPEnergy(StackedEnergy):
     embedding : nn.Module, optional
         Stacked embedding (K, n, d) -> (K, n, ``n_outputs``) in front of the first layer, such as
         :class:`~skebm.energies.PiecewiseLinearEmbedding`; raw columns by default.
-    generator : torch.Generator
+    rng : torch.Generator
         Source of the initial weights.
     """
 
@@ -39,15 +39,15 @@ class MLPEnergy(StackedEnergy):
         *,
         hidden_layer_sizes: Sequence[int] = (128, 128),
         embedding: nn.Module | None = None,
-        generator: torch.Generator,
+        rng: torch.Generator,
     ):
         super().__init__(n_features, n_members)
         self.embedding = embedding
         self.hidden = nn.ModuleList()
         width = n_features if embedding is None else embedding.n_outputs
-        generators = spawn(generator, n_members)
+        rngs = spawn(rng, n_members)
         for n_units in hidden_layer_sizes:
-            self.hidden.append(_Hidden(width, n_units, generators))
+            self.hidden.append(_Hidden(width, n_units, rngs))
             width = n_units
         self.output = nn.Parameter(torch.zeros(n_members, width, 1))
 
@@ -61,12 +61,12 @@ class MLPEnergy(StackedEnergy):
 class _Hidden(nn.Module):
     """Linear, LayerNorm, SiLU for K members at once (batched products)."""
 
-    def __init__(self, n_inputs: int, n_units: int, generators: Sequence[torch.Generator]):
+    def __init__(self, n_inputs: int, n_units: int, rngs: Sequence[torch.Generator]):
         super().__init__()
-        n_members = len(generators)
+        n_members = len(rngs)
 
         def uniform(n_rows):  # as torch.nn.Linear
-            draws = [torch.rand(n_rows, n_units, generator=own) for own in generators]
+            draws = [torch.rand(n_rows, n_units, generator=own) for own in rngs]
             return nn.Parameter(n_inputs**-0.5 * (2 * torch.stack(draws) - 1))
 
         self.weight, self.offset = uniform(n_inputs), uniform(1)

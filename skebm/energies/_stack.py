@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from skebm._modules import PrivateStream, build_module, describe, try_module
 from skebm._random import seeded_global_rng
 
 __all__ = ["ModuleStack", "StackedEnergy"]
@@ -78,7 +79,7 @@ class StackedEnergy(nn.Module, ABC):
         return single
 
 
-class ModuleStack(StackedEnergy):
+class ModuleStack(PrivateStream, StackedEnergy):
     r"""K copies of a user's torch module, each with a learned gain.
 
     A module written by a user does not start at zero, so member k is
@@ -113,16 +114,17 @@ class ModuleStack(StackedEnergy):
                 build_module(energy_model, "energy_model", n_features) for _ in range(n_members)
             ]
             self.members = nn.ModuleList(members).to("cpu", torch.float32)
-            self.gain = nn.Parameter(torch.zeros(n_members))
-            self._probe()
+            for member in self.members:  # a module that does not fit fails here
+                _as_vector(try_module(member, "energy_model", n_features), 3)
+        self.gain = nn.Parameter(torch.zeros(n_members))
         self._next_seed = seed + 1
 
     def stacked(self, z: Tensor) -> Tensor:
-        if not self.training:
-            return self._evaluate(z)
-        self._next_seed += 1
-        with seeded_global_rng(self._next_seed, z.device):
-            return self._evaluate(z)
+        with self._stream(z.device):
+            values = [
+                _as_vector(u(rows), len(rows)) for u, rows in zip(self.members, z, strict=True)
+            ]
+        return self.gain.unsqueeze(-1) * torch.stack(values)
 
     def member(self, k: int) -> "ModuleStack":
         single = copy.deepcopy(self)
@@ -131,47 +133,11 @@ class ModuleStack(StackedEnergy):
         single.gain = nn.Parameter(self.gain.detach()[k : k + 1].clone())
         return single
 
-    def _evaluate(self, z: Tensor) -> Tensor:
-        values = [_as_vector(u(rows), len(rows)) for u, rows in zip(self.members, z, strict=True)]
-        return self.gain.unsqueeze(-1) * torch.stack(values)
-
-    @torch.no_grad()
-    def _probe(self) -> None:
-        """Let a module that does not fit fail here (in evaluation mode: nothing is learnt)."""
-        self.eval()
-        try:
-            self._evaluate(torch.zeros(self.n_members, 3, self.n_features))
-        except RuntimeError as error:  # torch on products of shapes that do not match
-            raise ValueError(
-                f"energy_model failed on rows of shape (3, {self.n_features}): {error}"
-            ) from error
-        self.train()
-
-
-def build_module(model, name: str, *sizes: int) -> nn.Module:
-    """Copy of a user's module, or what the class or factory `model` makes of `sizes`.
-
-    `name` is that of the parameter, for the errors.
-    """
-    if isinstance(model, nn.Module):
-        return copy.deepcopy(model)
-    call = f"{name}({', '.join(map(str, sizes))})"
-    if not callable(model):
-        raise ValueError(
-            f"{name} must be a torch.nn.Module (class or instance) or a factory called as {call}, "
-            f"got {model!r}."
-        )
-    module = model(*sizes)
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"{call} must return a torch.nn.Module, got {module!r}.")
-    return module
-
 
 def _as_vector(values: Tensor, n: int) -> Tensor:
     if not isinstance(values, Tensor) or values.shape not in ((n,), (n, 1)):
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
             "energy_model must map (n, n_features) to shape (n,) or (n, 1); "
-            f"for n={n} it returned {got}."
+            f"for n={n} it returned {describe(values)}."
         )
     return values.reshape(n)

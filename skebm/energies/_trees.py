@@ -34,7 +34,7 @@ CHUNK = 1024  # rows at a time: bounds the memory, and the masks then stay in th
 class SoftTrees(nn.Module):
     """Sum of regression trees with hard or soft splits, (n, d) -> (n,).
 
-    Made by :meth:`from_hist_gradient_boosting` or :meth:`concatenate`.
+    Made by :meth:`from_hist_gradient_boosting`.
 
     Attributes
     ----------
@@ -42,8 +42,6 @@ class SoftTrees(nn.Module):
     n_trees : int
     softness : float
         May be changed at any time; the trees are kept, only the lookup table is made anew.
-    scale : float
-        Factor in front of the logit, 1.0 by default.
     """
 
     def __init__(self, n_features, value, feature, threshold, spacing, left, right, lca, baseline):
@@ -53,7 +51,6 @@ class SoftTrees(nn.Module):
         # where there is no node); lca: (T, L, L), the gap of the lowest common ancestor.
         super().__init__()
         self.n_features = n_features
-        self.scale = 1.0
         buffers = dict(value=value, feature=feature, threshold=threshold, spacing=spacing)
         buffers |= dict(left=left, right=right, lca=lca, baseline=baseline)
         for name, tensor in buffers.items():
@@ -85,35 +82,6 @@ class SoftTrees(nn.Module):
         trees = cls(clf.n_features_in_, *_layout(nodes))
         trees.baseline += offset
         trees.softness = softness
-        return trees
-
-    @classmethod
-    def concatenate(cls, modules):
-        """The sum of several modules, each with its scale, as one module.
-
-        The splits keep the widths that they have for the softness at hand, so the modules must
-        agree in `softness`.
-        """
-        first = modules[0]
-        if any(m.softness != first.softness or m.n_features != first.n_features for m in modules):
-            raise ValueError("the modules must agree in softness and in the number of features.")
-        n_leaves = max(m.value.shape[1] for m in modules)
-
-        def stack(name, n_dims=1, scaled=False):
-            parts = []
-            for m in modules:
-                part = getattr(m, name) * m.scale if scaled else getattr(m, name)
-                parts.append(nn.functional.pad(part, (0, n_leaves - m.value.shape[1]) * n_dims))
-            return torch.cat(parts)
-
-        trees = cls(
-            first.n_features,
-            stack("value", scaled=True),
-            *(stack(name) for name in ("feature", "threshold", "spacing", "left", "right")),
-            stack("lca", n_dims=2),
-            sum(m.scale * m.baseline for m in modules),
-        )
-        trees.softness = first.softness
         return trees
 
     @property
@@ -283,8 +251,8 @@ class _TreeSum(torch.autograd.Function):
             part = slice(start, start + CHUNK)
             value[part] = trees._evaluate(x[part], gradient[part] if wanted else None)
         if wanted:
-            ctx.save_for_backward(gradient.mul_(trees.scale).to(z.dtype))
-        return value.add_(trees.baseline).mul_(trees.scale)
+            ctx.save_for_backward(gradient.to(z.dtype))
+        return value.add_(trees.baseline)
 
     @staticmethod
     @once_differentiable

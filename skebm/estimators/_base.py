@@ -2,6 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral, Real
 
@@ -11,40 +12,36 @@ from sklearn.base import BaseEstimator, DensityMixin, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from skebm._random import Seeds
 from skebm._sklearn_compat import Interval, StrOptions, _check_sample_weight, _fit_context
-
-from ._columns import relative_precision
-from ._threads import limit_threads
-
-SCORED_ROWS = 8192
-"""Rows that are scored at once, so that memory does not grow with n."""
-
-SMOOTHED_ROWS = 4_000
-"""Smoothing makes perturbed copies of few rows, until there are about this many."""
+from skebm._threads import limit_threads
+from skebm.training import Columns, Progress, relative_precision, resolve_device
 
 AUTO_CONTAMINATION = 0.05
-"""``contamination="auto"``: share of new rows of the same law that `predict` calls outliers."""
+"""``contamination="auto"``: share of new rows of the same kind that `predict` calls outliers."""
+
+parameters = dataclass(kw_only=True, eq=False, repr=False)
+"""Makes the constructor of an estimator: keyword-only, of the fields of the class and its bases."""
 
 
+@parameters
 class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
-    """What all estimators share; a family of them adds `_fit`, `_score`, `_score_with_std`.
+    """What all estimators share; a family of them adds the methods below.
 
-    Parameters are documented in the estimators, whose signatures scikit-learn reads. A fitted one
-    has `_columns` and `model_`, a module on standardised columns.
+    Parameters are documented in the estimators. A fitted one has `model_`, a module on standardised
+    columns, and for itself `_columns` and `_seed`.
     """
 
-    _parameter_constraints: dict = {
-        "hidden_layer_sizes": ["array-like"],
-        "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "max_epochs": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
-        "early_stopping": ["boolean"],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "patience": [Interval(Integral, 1, None, closed="left")],
+    smoothing: object = 0.0
+    contamination: object = "auto"
+    device: object = "auto"
+    random_state: object = None
+    warm_start: bool = False
+    verbose: int = 0
+
+    _parameter_constraints = {
         "smoothing": [StrOptions({"scott"}), Interval(Real, 0, None, closed="left")],
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
-        "callbacks": [list, tuple, None],
         "device": [str, torch.device],
         "random_state": ["random_state"],
         "warm_start": ["boolean"],
@@ -54,19 +51,38 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
     # ------------------------------------------------------------------ what a family adds
 
     @abstractmethod
-    def _fit(self, X, sample_weight, n_threads):
-        """Set everything that ends in an underscore; training may use `n_threads`."""
+    def _fit(self, rows, weight, columns, context):
+        """Learn from rows of positive weight, and return a `Fitted`.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n_rows, n_features)
+            In the units of X.
+        weight : ndarray of shape (n_rows,)
+            Of mean one.
+        columns : Columns
+        context : dict
+            `seeds`, `device`, `n_threads`, `progress` and `start`, for `make_task`.
+        """
 
     @abstractmethod
-    def _score(self, X):
-        """Log-density of validated rows, in the units of X."""
+    def _log_density_std(self, X):
+        """Log-density of validated rows, in the units of X, and its standard error."""
 
-    @abstractmethod
-    def _score_with_std(self, X):
-        """Log-density of validated rows, and its standard error."""
+    def _log_density(self, X):
+        """The first of these; to be overridden where the second costs much."""
+        return self._log_density_std(X)[0]
 
     def _check_parameters(self):
         """Raise where parameters contradict each other: before anything is fitted."""
+
+    def _goes_on_from(self, model, n_rows):
+        """Whether a warm start on so many rows can go on from that model."""
+        return True
+
+    def _learn_columns(self, rows, names, precision):
+        """Columns of these rows; the last two as of `Columns.learn`."""
+        return Columns.learn(rows, names, precision)
 
     # ------------------------------------------------------------------ fit
 
@@ -91,46 +107,65 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         before = self.__dict__.copy()
         n_threads = torch.get_num_threads()  # for training; all else is made of small steps
         try:
-            with limit_threads(1):
-                self._fit(X, sample_weight, n_threads)
+            with limit_threads(1), Progress(self.verbose) as progress, torch.no_grad():
+                self._check_parameters()
+                model = getattr(self, "model_", None) if self.warm_start else None
+                rows, weight, precision = self._read(X, sample_weight, reset=model is None)
+                start = None
+                if model is not None and self._goes_on_from(model, len(rows)):
+                    start = copy.deepcopy(model).to("cpu")
+                if start is None:
+                    columns = self._learn_columns(rows, self._names(rows), precision)
+                else:
+                    columns = self._columns
+                rows = columns.snap(rows, precision)
+                seeds = Seeds(self._draw_seed(self.random_state))
+                context = {
+                    "seeds": seeds, "device": resolve_device(self.device),
+                    "n_threads": n_threads, "progress": progress, "start": start,
+                }  # fmt: skip
+                fitted = self._fit(rows, weight, columns, context)
+                self._keep(fitted, columns, seeds)
+                self.offset_ = self._threshold(rows, weight)
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
         return self
 
-    def _usable_rows(self, X, sample_weight, *, reset):
-        """The rows of positive weight, an array, and their weights, of mean one."""
+    def _read(self, X, sample_weight, *, reset):
+        """The rows of positive weight, their weights of mean one, and the precision of X."""
+        precision = relative_precision(X)
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, reset=reset)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         used = weight > 0
         if used.sum() < 2:
             raise ValueError("sample_weight must be positive for at least 2 samples.")
-        return X[used], weight[used] / weight[used].mean()
+        return X[used], weight[used] / weight[used].mean(), precision
 
-    def _column_names(self, X):
-        return getattr(self, "feature_names_in_", range(X.shape[1]))
+    def _names(self, rows):
+        """Names of the columns of X, for messages."""
+        return getattr(self, "feature_names_in_", range(rows.shape[1]))
+
+    def _keep(self, fitted, columns, seeds):
+        """Set what a fit has learned, and forget an earlier one."""
+        for name in [name for name in vars(self) if name.endswith("_") and name not in _OF_X]:
+            delattr(self, name)
+        self._columns, self._seed, self.model_ = columns, seeds.seed, fitted.model
+        self.out_of_fold_scores_ = fitted.scores
+        for name, value in fitted.attributes.items():
+            setattr(self, name, value)
+
+    def _threshold(self, rows, weight):
+        """Score below which `predict` calls a row an outlier."""
+        if self.contamination != "auto":
+            return _weighted_quantile(self._log_density(rows), weight, self.contamination)
+        scores = self.out_of_fold_scores_
+        held = ~np.isnan(scores)
+        return _weighted_quantile(scores[held], weight[held], AUTO_CONTAMINATION)
 
     def _draw_seed(self, random_state):
         return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
-
-    def _set_offset(self, rows, weight, scores):
-        """Threshold of `predict`.
-
-        Parameters
-        ----------
-        rows : ndarray of shape (n_rows, n_features)
-            Those of positive weight.
-        weight : ndarray of shape (n_rows,)
-        scores : ndarray of shape (n_rows,)
-            Out-of-fold scores, NaN where there are none.
-        """
-        self.out_of_fold_scores_ = scores
-        if self.contamination == "auto":
-            held = ~np.isnan(scores)
-            self.offset_ = _weighted_quantile(scores[held], weight[held], AUTO_CONTAMINATION)
-        else:
-            self.offset_ = _weighted_quantile(self._score(rows), weight, self.contamination)
 
     # ------------------------------------------------------------------ density
 
@@ -166,7 +201,7 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             Only if `return_std`; in nats.
         """
         X = self._validate(X)
-        return self._score_with_std(X) if return_std else self._score(X)
+        return self._log_density_std(X) if return_std else self._log_density(X)
 
     def score(self, X, y=None, sample_weight=None):
         """Mean log-density of the rows of X.
@@ -193,7 +228,7 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
     # ------------------------------------------------------------------ sampling
 
-    def _sampling_generator(self, random_state, *, n_samples, n_steps=0):
+    def _sampling_rng(self, random_state, *, n_samples, n_steps=0):
         check_is_fitted(self)
         for name, value, least in (("n_samples", n_samples, 1), ("n_steps", n_steps, 0)):
             if not isinstance(value, Integral) or value < least:
@@ -254,52 +289,12 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         return state
 
 
+_OF_X = ("n_features_in_", "feature_names_in_")
+
+
 def _weighted_quantile(values, weight, level):
     """Quantile of values of which each stands for the middle of its weight."""
     order = np.argsort(values)
     weight = weight[order]
     position = (np.cumsum(weight) - 0.5 * weight) / weight.sum()
     return float(np.interp(level, position, values[order]))
-
-
-def scott(x):
-    """Scott's rule, in standard deviations."""
-    n, d = x.shape
-    return n ** (-1.0 / (d + 4))
-
-
-def perturbed_copies(x, weight, folds, columns, h):
-    """Perturbed copies of the rows, their weights, and the folds of the copies.
-
-    Without smoothing there is one copy. All copies of a row lie in one fold; the first alone is
-    judged on.
-
-    Returns
-    -------
-    draw : callable
-        ``draw(seed)`` -> Tensor of the copies.
-    weight : Tensor
-    splits : list of (train, held_out) index tensors
-    """
-    n = len(x)
-    n_copies = -(-SMOOTHED_ROWS // n) if h > 0 else 1
-    starts = n * torch.arange(n_copies)[:, None]
-
-    def draw(seed):
-        tiled = np.tile(x, (n_copies, 1))
-        return torch.as_tensor(columns.perturb(tiled, h, np.random.RandomState(seed)))
-
-    splits = [((train + starts).flatten(), held) for train, held in folds]
-    return draw, torch.as_tensor(weight).repeat(n_copies), splits
-
-
-def resolve_device(device):
-    """torch.device for "auto" (CUDA where there is one) or a device string."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={str(device)!r} cannot be used here: {error}") from error
-    return device

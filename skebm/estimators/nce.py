@@ -3,41 +3,40 @@
 from functools import partial
 from numbers import Real
 
-from sklearn.base import is_classifier
-from sklearn.ensemble import HistGradientBoostingClassifier
+from skebm._sklearn_compat import Interval, StrOptions
+from skebm.energies import Boosting, Network
+from skebm.training.classifiers import train_classifiers
+from skebm.training.noise_contrastive import train_against_noise
 
-from skebm._sklearn_compat import HasMethods, Interval, StrOptions
-from skebm.objectives import nce_losses, ranking_nce_losses, self_normalized_losses
-
-from ._classifiers import boosting_settings, train_classifiers
-from ._neural import build_energy, if_auto, train_against_noise
-from ._tilted import LAW, BaseTiltedDensity
+from ._base import parameters
+from ._tilted import DISTRIBUTION, TiltedDensity
 
 
-class NCEDensity(BaseTiltedDensity):
+@parameters
+class NCEDensity(TiltedDensity):
     r"""Normalised density by noise-contrastive estimation.
 
     .. math:: \log p(x) = \log q(x) + f(x) - \log Z \quad\text{(nats, in the units of X)}
 
-    q is a base that is fitted first, f is trained to tell the rows from samples of a noise law (by
-    default q itself), and log Z is measured by importance sampling. The estimator is the mean of
-    `n_members` such densities, each trained on the other folds and judged on its own; f is kept
-    only if the held-out likelihood gains by more than two standard errors, so the result is not
-    below its base.
+    q is a base that is fitted first, f is trained to tell the rows from samples of a noise
+    distribution (by default q itself), and log Z is measured by importance sampling. The estimator
+    is the mean of `n_members` such densities, each trained on the other folds and judged on its
+    own; f is kept only if the held-out likelihood gains by more than two standard errors, so the
+    result is not below its base.
 
     Parameters
     ----------
     objective : {"nce", "ranking", "self_normalized"}, default="nce"
-        What trains a neural energy: binary noise-contrastive estimation with a learned log Z [1]_,
-        ranking [2]_, or the self-normalised likelihood [3]_. Boosting and classifiers are always
-        trained by binary noise-contrastive estimation (that is what classification is).
+        What trains a network: binary noise-contrastive estimation with a learned log Z [1]_,
+        ranking [2]_, or the self-normalised likelihood [3]_. Boosting and classifiers are trained
+        by binary noise-contrastive estimation alone (that is what classification is).
     noise_ratio : float or "auto", default="auto"
         Noise samples per row, nu. "auto" is 10 for boosting and classifiers (5 above 5,000 rows), 2
         for networks. No member sees more than 200,000 noise samples.
-    noise : law or None, default=None
-        Law of the noise, given like `base`. None is the base itself (log q then cancels in the
-        loss); without a base, ``"auto"`` and the confining Gaussian, half and half.
-    base : str, list of str, law or None, default="auto"
+    noise : distribution or None, default=None
+        Distribution of the noise, given like `base`. None is the base itself (log q then cancels in
+        the loss); without a base, ``"auto"`` and the confining Gaussian, half and half.
+    base : str, list of str, distribution or None, default="auto"
         "auto" stacks Gaussian mixtures on plain and on marginally Gaussianised columns and, for
         small data, kernel densities, with weights learned on held-out rows. Single candidates:
         "gaussian", "gmm", "gaussianized_gmm", "gaussianized_gmm_narrow", "kde",
@@ -46,50 +45,36 @@ class NCEDensity(BaseTiltedDensity):
         in the units of X; an unfitted scikit-learn density is fitted to standardised columns. None
         is the pure energy-based model, exp(f) / Z with a confining Gaussian of three standard
         deviations.
-    energy_model : str, torch.nn.Module, callable or classifier, default="auto"
-        "boosting": boosted trees, read into soft trees. "mlp": network on piecewise-linear
-        embeddings of the columns. "periodic": network on periodic embeddings. A module (instance,
-        or a class or factory called with n_features), (n, n_features) -> (n,) or (n, 1), which is
-        copied and never trained itself.
-        Any scikit-learn classifier. "auto" is "boosting" where the noise is the base, and "mlp"
-        elsewhere. Energies see Gaussianised columns clipped to five standard deviations.
+    energy_model : str, Network, Boosting, module, callable, classifier or None, default="auto"
+        What f is, and how it is trained. "boosting": boosted trees, read into soft trees,
+        :class:`~skebm.Boosting`. "mlp" and "periodic": a network on piecewise-linear or periodic
+        embeddings of the columns, :class:`~skebm.Network`. A torch module (instance, or a class or
+        factory called with n_features), (n, n_features) -> (n,) or (n, 1), which is copied and
+        never trained itself. Any scikit-learn classifier. "auto" is "boosting" where the noise is
+        the base, and "mlp" elsewhere. None: no f, the base alone. Settings such as
+        ``energy_model__learning_rate`` are searched where a `Network` or `Boosting` is given.
+        Energies see Gaussianised columns clipped to five standard deviations.
     n_members : int, default=4
         Members of the cross-fitted ensemble. 1 is the plain model with a validation split.
-    hidden_layer_sizes : sequence of int, default=(128, 128)
-        Of the networks.
-    learning_rate : float or "auto", default="auto"
-        "auto" is .1 for boosting (.2 above 5,000 rows) and 3e-3 for networks.
-    weight_decay : float, default=1e-3
-        Of the networks (AdamW).
-    batch_size : int, default=256
-        Rows per member and step, for networks.
-    max_epochs : int or "auto", default="auto"
-        Passes over the rows ("auto": 100, or 2,000 steps if that is more), or boosting iterations
-        ("auto": 600), at most. 0 is the base alone.
-    early_stopping : bool, default=True
-        Whether to stop by, and keep the best state on, held-out normalised likelihood.
-    validation_fraction : float, default=0.1
-        Rows held out when `n_members` is 1. With more members every row is held out once.
-    patience : int, default=20
-        Epochs without improvement before a network stops. Few rows are judged less than once per
-        epoch; a network then stops after three looks without improvement.
     n_partition_samples : int or "auto", default="auto"
         Samples per member for log Z. "auto" draws until its standard error is below .01 nats, and
         anneals where the effective sample size stays below one per cent.
+    recalibration : bool, default=True
+        Whether the factor on f, and the weights of separate modes where training hardly sees them,
+        are set by held-out likelihood after training; what does not help there is left out.
     smoothing : float, "scott" or "multiscale", default=0.0
-        h > 0 fits the density of X + h eps, eps normal with the standard deviations of the
-        columns. "scott" is n^(-1 / (d + 4)). Density estimation wants 0. Anomaly detection wants
-        several scales at once: "multiscale" is the normalised geometric mean of the bases at
-        h = 0, Scott's h and h = .5, without a trained energy, so that `score_samples` is the mean
-        of three log-densities up to a constant.
+        h > 0 fits the density of X + h eps, eps normal with the standard deviations of the columns.
+        "scott" is n^(-1 / (d + 4)). Density estimation wants 0. Anomaly detection wants several
+        scales at once: "multiscale" is the normalised geometric mean of the bases at h = 0, Scott's
+        h and h = .5, without a trained energy, so that `score_samples` is the mean of three
+        log-densities up to a constant.
     contamination : float or "auto", default="auto"
         Share of the training rows that `predict` calls outliers. "auto" takes the threshold from
-        out-of-fold scores instead, so that 5 % of *new* rows of the same law fall below it.
-    callbacks : list of skorch callbacks, default=None
-        Called while networks train.
+        out-of-fold scores instead, so that 5 % of *new* rows of the same distribution fall below
+        it.
     device : str, default="auto"
-        "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Bases and trees are
-        fitted on the CPU; networks train, and every model scores and samples, on the device.
+        "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Networks train, and the
+        model scores and samples, on the device; all else is fitted on the CPU.
     random_state : int, RandomState instance or None, default=None
         An int makes fits bit-identical on one machine.
     warm_start : bool, default=False
@@ -120,6 +105,8 @@ class NCEDensity(BaseTiltedDensity):
         Log-density of every training row (of positive weight) under the member that has not seen
         it; NaN for rows that were never held out (with one member, or beyond 50,000 per member).
         This, and not `score_samples`, ranks the rows of the training table itself.
+    out_of_fold_members_ : ndarray of shape (n_rows,), int
+        Which member that is; -1 for rows that were never held out.
     model_ : torch.nn.Module
         The fitted density on standardised columns.
     n_features_in_ : int
@@ -163,121 +150,37 @@ class NCEDensity(BaseTiltedDensity):
     (3, 2)
     """
 
-    _parameter_constraints: dict = {
-        **BaseTiltedDensity._parameter_constraints,
+    objective: str = "nce"
+    noise_ratio: object = "auto"
+    noise: object = None
+
+    _parameter_constraints = {
+        **TiltedDensity._parameter_constraints,
         "objective": [StrOptions({"nce", "ranking", "self_normalized"})],
         "noise_ratio": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
-        "noise": [*LAW, None],
-        "energy_model": [
-            *BaseTiltedDensity._parameter_constraints["energy_model"],
-            StrOptions({"boosting"}),
-            HasMethods(["fit", "predict_proba"]),
-        ],
+        "noise": [*DISTRIBUTION, None],
     }
 
-    def __init__(
-        self,
-        *,
-        objective="nce",
-        noise_ratio="auto",
-        noise=None,
-        base="auto",
-        energy_model="auto",
-        n_members=4,
-        hidden_layer_sizes=(128, 128),
-        learning_rate="auto",
-        weight_decay=1e-3,
-        batch_size=256,
-        max_epochs="auto",
-        early_stopping=True,
-        validation_fraction=0.1,
-        patience=20,
-        n_partition_samples="auto",
-        smoothing=0.0,
-        contamination="auto",
-        callbacks=None,
-        device="auto",
-        random_state=None,
-        warm_start=False,
-        verbose=0,
-    ):
-        self.objective = objective
-        self.noise_ratio = noise_ratio
-        self.noise = noise
-        self.base = base
-        self.energy_model = energy_model
-        self.n_members = n_members
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.n_partition_samples = n_partition_samples
-        self.smoothing = smoothing
-        self.contamination = contamination
-        self.callbacks = callbacks
-        self.device = device
-        self.random_state = random_state
-        self.warm_start = warm_start
-        self.verbose = verbose
-
-    def _noise(self):
-        return self.noise
-
-    def _energy(self):
-        if isinstance(self.energy_model, str) and self.energy_model == "auto":
-            return "mlp" if self.base is None or self.noise is not None else "boosting"
-        return self.energy_model
-
-    def _energy_is_opaque(self):
-        model = self._energy()
-        return _is_classifier(model) and not isinstance(model, HistGradientBoostingClassifier)
-
-    def _train(self, members, refresh, device, kept, progress):
-        model = self._energy()
-        classifier = _is_classifier(model) or (isinstance(model, str) and model == "boosting")
-
-        if classifier:
-            settings = boosting_settings(len(members.x))
-        else:
-            settings = {"noise_ratio": 2.0, "learning_rate": 3e-3, "max_iter": None}
-        noise_ratio = if_auto(self.noise_ratio, settings["noise_ratio"])
-        learning_rate = if_auto(self.learning_rate, settings["learning_rate"])
-        max_epochs = if_auto(self.max_epochs, settings["max_iter"])
-        if classifier:
-            if not members.tilts_its_proposal:
+    def _recipe(self):
+        default = Network() if self.base is None or self.noise is not None else Boosting()
+        model = self._resolve_energy_model(default)
+        if model is None:
+            train = None
+            if self.noise is not None or self.objective != "nce":
                 raise ValueError(
-                    f"energy_model={model!r} is a classifier of data against samples of the base; "
-                    "it needs a base, and noise=None."
+                    "energy_model=None trains nothing, so that noise and objective cannot act; "
+                    "leave them out, or take another energy_model."
                 )
-            return train_classifiers(
-                members, model, noise_ratio=noise_ratio, learning_rate=learning_rate,
-                max_iter=max_epochs, early_stopping=self.early_stopping, progress=progress,
+        elif isinstance(model, Network):
+            train = partial(
+                train_against_noise, network=model, objective=self.objective,
+                noise_ratio=self.noise_ratio,
             )  # fmt: skip
-        energy = build_energy(
-            model, members, self.hidden_layer_sizes, members.seeds.of("network"), kept
-        )
-        loss = {
-            "nce": partial(nce_losses, noise_ratio=noise_ratio),
-            "ranking": _ranking,
-            "self_normalized": self_normalized_losses,
-        }[self.objective]
-        return train_against_noise(
-            members, energy, loss, learns_partition=self.objective != "ranking",
-            noise_ratio=noise_ratio, learning_rate=learning_rate,
-            weight_decay=self.weight_decay, batch_size=self.batch_size, max_epochs=max_epochs,
-            patience=self.patience, early_stopping=self.early_stopping, callbacks=self.callbacks,
-            device=device, refresh=refresh, progress=progress,
-        )  # fmt: skip
-
-
-def _is_classifier(model):
-    return hasattr(model, "predict_proba") and is_classifier(model)
-
-
-def _ranking(log_ratio_data, log_ratio_noise, log_partition):
-    """Ranking losses; every row of a batch competes with all noise rows of the batch."""
-    return ranking_nce_losses(log_ratio_data, log_ratio_noise.unsqueeze(-2)), None
+        elif self.objective == "nce":
+            train = partial(train_classifiers, model=model, noise_ratio=self.noise_ratio)
+        else:
+            raise ValueError(
+                f'objective="{self.objective}" trains networks only, and energy_model is '
+                f'{model!r}; take objective="nce", or energy_model="mlp".'
+            )
+        return self._basic_recipe(train, noise=self.noise)

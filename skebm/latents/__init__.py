@@ -3,7 +3,6 @@
 from skebm.latents._encoders import GaussianEncoder, ImplicitEncoder
 from skebm.latents._factors import FULL_NOISE_SHARE, AffinePlus, FactorModel, factor_analysis
 from skebm.latents._likelihoods import BernoulliLikelihood, GaussianLikelihood
-from skebm.latents._model import LatentVariableModel
 from skebm.latents._networks import perceptron, user_network
 
 __all__ = [
@@ -14,7 +13,6 @@ __all__ = [
     "GaussianEncoder",
     "GaussianLikelihood",
     "ImplicitEncoder",
-    "LatentVariableModel",
     "factor_analysis",
     "perceptron",
     "user_network",

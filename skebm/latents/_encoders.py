@@ -1,4 +1,4 @@
-"""Encoders: laws of latent variables given rows that can be sampled."""
+"""Encoders: distributions of latent variables given rows that can be sampled."""
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +34,10 @@ class GaussianEncoder(nn.Module):
         location, log_scale = self.network(x).chunk(2, dim=-1)
         return location, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
 
-    def noise(self, *shape: int, generator: torch.Generator, dtype=torch.float32) -> Tensor:
+    def noise(self, *shape: int, rng: torch.Generator, dtype=torch.float32) -> Tensor:
         """What draws are made of, ``(*shape, n_noise)``."""
-        like = {"dtype": dtype, "device": generator.device}
-        return torch.randn(*shape, self.n_noise, generator=generator, **like)
+        like = {"dtype": dtype, "device": rng.device}
+        return torch.randn(*shape, self.n_noise, generator=rng, **like)
 
     def draw(self, x: Tensor, noise: Tensor) -> Tensor:
         """Latent variables of rows (n, d) from noise (M, n_noise) that all share, (n, M, k)."""
@@ -58,15 +58,16 @@ class GaussianEncoder(nn.Module):
 
 
 class ImplicitEncoder(GaussianEncoder):
-    r"""Latent variables of any law, :math:`z = m(x) + s(x)\, u`, with no density.
+    r"""Latent variables of any distribution, :math:`z = m(x) + s(x)\, u`, with no density.
 
     .. math:: u = \epsilon + g(x, \epsilon', b)
 
-    where epsilon and epsilon' are normal, b are random signs (which let the law fall into pieces),
-    and g is a network that starts at zero: at the start this is the :class:`GaussianEncoder`. The
-    epsilon that g does not see keeps the law of u smooth, so that its score can be learned (an
-    encoder that could shape all of its noise ran ahead of its score, into laws of no width). The
-    entropy is sum(log s) + H(u | x), so that only u needs a score,
+    where epsilon and epsilon' are normal, b are random signs (which let the distribution fall into
+    pieces), and g is a network that starts at zero: at the start this is the
+    :class:`GaussianEncoder`. The epsilon that g does not see keeps the distribution of u smooth, so
+    that its score can be learned (an encoder that could shape all of its noise ran ahead of its
+    score, into distributions of no width). The entropy is sum(log s) + H(u | x), so that only u
+    needs a score,
 
     .. math:: \nabla_u \log q(u \mid x) \approx h(x, u) - u .
 
@@ -88,8 +89,8 @@ class ImplicitEncoder(GaussianEncoder):
     def n_noise(self) -> int:
         return 3 * self.n_components
 
-    def noise(self, *shape, generator, dtype=torch.float32):
-        noise = super().noise(*shape, generator=generator, dtype=dtype)
+    def noise(self, *shape, rng, dtype=torch.float32):
+        noise = super().noise(*shape, rng=rng, dtype=dtype)
         normal, signs = noise.split([2 * self.n_components, self.n_components], dim=-1)
         return torch.cat([normal, SIGN * signs.sign()], dim=-1)
 

@@ -35,10 +35,10 @@ class FactorModel(NamedTuple):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density, (n, d) -> (n,)."""
-        law = torch.distributions.LowRankMultivariateNormal(
+        distribution = torch.distributions.LowRankMultivariateNormal(
             self.center, self.loadings, self.variance, validate_args=False
         )
-        return law.log_prob(x)
+        return distribution.log_prob(x)
 
     def posterior(self) -> tuple[Tensor, Tensor, Tensor]:
         """Weight (k, d), bias (k,) and standard deviation (k,) of z given x: N(W x + b, s^2)."""

@@ -1,4 +1,4 @@
-"""Laws of a row given the output of a decoder."""
+"""Distributions of a row given the output of a decoder."""
 
 import math
 
@@ -45,10 +45,10 @@ class GaussianLikelihood(nn.Module):
         """Mean of the rows, (..., d)."""
         return output
 
-    def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, output: Tensor, rng: torch.Generator) -> Tensor:
         """One row for each output, (..., d)."""
         like = {"dtype": output.dtype, "device": output.device}
-        noise = torch.randn(output.shape, generator=generator, **like)
+        noise = torch.randn(output.shape, generator=rng, **like)
         return output + self.variance.sqrt() * noise
 
 
@@ -56,7 +56,7 @@ class BernoulliLikelihood(nn.Module):
     """Independent columns in [0, 1] whose logits are the output of the decoder.
 
     Rows of zeros and ones have a probability. Values in between have the density of the continuous
-    Bernoulli law (Loaiza-Ganem & Cunningham 2019), which is normalised on [0, 1].
+    Bernoulli distribution (Loaiza-Ganem & Cunningham 2019), which is normalised on [0, 1].
 
     Parameters
     ----------
@@ -89,10 +89,10 @@ class BernoulliLikelihood(nn.Module):
         """Mean of the rows, (..., d)."""
         return output.sigmoid() if self.binary else _slope(output)
 
-    def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, output: Tensor, rng: torch.Generator) -> Tensor:
         """One row for each output, (..., d)."""
         like = {"dtype": output.dtype, "device": output.device}
-        uniform = torch.rand(output.shape, generator=generator, **like)
+        uniform = torch.rand(output.shape, generator=rng, **like)
         if self.binary:
             return (uniform < output.sigmoid()).to(output)
         return _quantile(output, uniform)
@@ -123,7 +123,7 @@ def _slope(logit):
 def _quantile(logit, u):
     """Inverse of the distribution function."""
     a = logit.abs().clamp_min(1e-12)  # uniform there, without dividing by zero
-    # of the law with logit -a, from the end where it has its mass
+    # of the distribution with logit -a, from the end where it has its mass
     v = torch.where(logit > 0, 1.0 - u, u)
     x = -torch.log1p(v * torch.expm1(-a)) / a
     return torch.where(logit > 0, 1.0 - x, x)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from skebm._modules import PrivateStream, build_module, describe, try_module
 from skebm._random import seeded_global_rng
-from skebm.energies._stack import build_module
 
 __all__ = ["perceptron", "user_network"]
 
@@ -65,31 +65,22 @@ def user_network(model, name: str, n_inputs: int, n_outputs: int, *, seed: int) 
     """
     with seeded_global_rng(seed):
         module = build_module(model, name, n_inputs, n_outputs).to("cpu", torch.float32)
-        module.eval()
-        try:
-            with torch.no_grad():
-                got = module(torch.zeros(3, n_inputs))
-        except RuntimeError as error:  # torch on products of shapes that do not match
-            raise ValueError(f"{name} failed on rows of shape (3, {n_inputs}): {error}") from error
+        got = try_module(module, name, n_inputs)
     if not isinstance(got, Tensor) or got.shape != (3, n_outputs):
-        shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
         raise ValueError(
-            f"{name} must map (n, {n_inputs}) to (n, {n_outputs}); for n=3 it returned {shape}."
+            f"{name} must map (n, {n_inputs}) to (n, {n_outputs}); "
+            f"for n=3 it returned {describe(got)}."
         )
     return _UserNetwork(module, n_outputs, seed).train()
 
 
-class _UserNetwork(nn.Module):
+class _UserNetwork(PrivateStream, nn.Module):
     def __init__(self, module: nn.Module, n_outputs: int, seed: int):
         super().__init__()
         self.module, self.n_outputs, self._next_seed = module, n_outputs, seed + 1
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)  # modules of users, of images say, need not know leading axes
-        if self.training:
-            self._next_seed += 1
-            with seeded_global_rng(self._next_seed, x.device):
-                values = self.module(rows)
-        else:
+        with self._stream(x.device):
             values = self.module(rows)
         return values.view(*x.shape[:-1], self.n_outputs)

@@ -1,7 +1,7 @@
 r"""Contrastive objectives: telling data from noise teaches a density.
 
-The letters of all three functions. A model :math:`\tilde p = q e^f` (not normalised), a noise law
-:math:`p_n`, and the *log-ratio* :math:`r(x) = \log \tilde p(x) - \log p_n(x)`, so that
+The letters of all three functions. A model :math:`\tilde p = q e^f` (not normalised), a noise
+distribution :math:`p_n`, and the *log-ratio* :math:`r(x) = \log \tilde p(x) - \log p_n(x)`, so that
 
 - a tilt of a base that is its own noise has :math:`r = f` (``log q`` cancels);
 - a pure energy has :math:`r = f - \log p_n`.

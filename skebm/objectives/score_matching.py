@@ -2,8 +2,8 @@ r"""Score matching: fitting the gradient of the log-density, with no log Z and n
 
 The letters of all functions. A model :math:`\tilde p = q e^f`, its *score*
 :math:`s = \nabla \log q + \nabla f`, all in the coordinates z that f sees. Score matching minimises
-the Fisher divergence :math:`\tfrac12 E\|s(z) - \nabla \log p(z)\|^2` to the law p of the data,
-which integration by parts rids of the unknown :math:`\nabla \log p`.
+the Fisher divergence :math:`\tfrac12 E\|s(z) - \nabla \log p(z)\|^2` to the distribution p of the
+data, which integration by parts rids of the unknown :math:`\nabla \log p`.
 
 ``base_score`` is :math:`\nabla \log q` at the points of evaluation; None is a pure energy. Terms
 that do not depend on f are left out, so that f = 0 has the loss 0 (the denoising form apart). The
@@ -14,7 +14,7 @@ are free.
 import torch
 from torch import Tensor
 
-from skebm.energies import derivatives
+from skebm.derivatives import derivatives
 
 __all__ = [
     "denoising_score_matching_losses",
@@ -124,7 +124,7 @@ def sliced_score_matching_losses(
 
 
 def draw_directions(
-    z: Tensor, generator: torch.Generator, n_projections: int = 1, projection: str = "rademacher"
+    z: Tensor, rng: torch.Generator, n_projections: int = 1, projection: str = "rademacher"
 ) -> Tensor:
     """Random directions for the sliced form, with mean 0 and covariance I.
 
@@ -132,7 +132,7 @@ def draw_directions(
     ----------
     z : Tensor of shape (..., n, d)
         Rows; gives shape, dtype and device.
-    generator : torch.Generator
+    rng : torch.Generator
         On the device of `z`.
     n_projections : int, default=1
         Directions per row, P.
@@ -144,7 +144,7 @@ def draw_directions(
     Tensor of shape (..., P, n, d)
     """
     shape = (*z.shape[:-2], n_projections, *z.shape[-2:])
-    like = {"generator": generator, "dtype": z.dtype, "device": z.device}
+    like = {"generator": rng, "dtype": z.dtype, "device": z.device}
     if projection == "gaussian":
         return torch.randn(shape, **like)
     return torch.rand(shape, **like).sub_(0.5).sign_()
@@ -160,9 +160,9 @@ def denoising_score_matching_losses(
 
     .. math:: \tfrac12 \|\sigma\, s(\tilde z) + \epsilon\|^2 .
 
-    The minimiser is the score of the *smoothed* law, p convolved with the noise. Given the score
-    of the equally smoothed base as `base_score`, f is the log-ratio of the two smoothed laws, and
-    most of the smoothing cancels from :math:`q e^f`.
+    The minimiser is the score of the *smoothed* distribution, p convolved with the noise. Given the
+    score of the equally smoothed base as `base_score`, f is the log-ratio of the two smoothed
+    distributions, and most of the smoothing cancels from :math:`q e^f`.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ __all__ = [
 
 
 def gaussian_divergences(location: Tensor, log_scale: Tensor) -> Tensor:
-    r"""Kullback-Leibler divergences of diagonal Gaussians from the standard normal law.
+    r"""Kullback-Leibler divergences of diagonal Gaussians from the standard normal distribution.
 
     .. math:: \tfrac12 \sum_j (m_j^2 + s_j^2 - 1) - \sum_j \log s_j
 
@@ -64,7 +64,7 @@ def entropy_surrogates(u: Tensor, score: Tensor) -> Tensor:
     u : Tensor of shape (..., k)
         Samples, differentiable in the parameters.
     score : Tensor of shape (..., k)
-        Score of their law at the samples; no gradient goes through it.
+        Score of their distribution at the samples; no gradient goes through it.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def entropy_surrogates(u: Tensor, score: Tensor) -> Tensor:
     >>> import torch
     >>> from skebm.objectives import entropy_surrogates
     >>> s = torch.tensor(2.0, requires_grad=True)
-    >>> noise = torch.randn(100_000, 1, generator=torch.Generator().manual_seed(0))
+    >>> noise = torch.randn(100_000, 1, rng=torch.Generator().manual_seed(0))
     >>> entropy_surrogates(s * noise, -s * noise / s**2).mean().backward()
     >>> round(s.grad.item(), 2)
     0.5
@@ -96,15 +96,15 @@ def entropy_surrogates(u: Tensor, score: Tensor) -> Tensor:
 def calibrated_scores(score: Tensor, u: Tensor) -> Tensor:
     r"""Estimated scores with the multiple of u added that Stein's identity asks for.
 
-    For any law, :math:`E\, s_j(u)\, (u_j - E u_j) = -1`. An estimate that is too small on this
-    scale lets an encoder shrink, and one that lags behind its samples lets it spread without end:
-    the scale of what follows it is right only if this holds.
+    For any distribution, :math:`E\, s_j(u)\, (u_j - E u_j) = -1`. An estimate that is too small on
+    this scale lets an encoder shrink, and one that lags behind its samples lets it spread without
+    end: the scale of what follows it is right only if this holds.
 
     Parameters
     ----------
     score, u : Tensor of shape (..., M, k)
-        Estimates at M samples of each law. The identity is made to hold on average over all laws,
-        each around the mean of its own samples (around 0 if M is 1: E s = 0).
+        Estimates at M samples of each distribution. The identity is made to hold on average over
+        all distributions, each around the mean of its own samples (around 0 if M is 1: E s = 0).
 
     Returns
     -------
@@ -125,9 +125,9 @@ def calibrated_scores(score: Tensor, u: Tensor) -> Tensor:
     target = -1.0
     if n > 1:
         u, target = u - u.mean(-2, keepdim=True), -(1.0 - 1.0 / n)
-    laws = tuple(range(u.ndim - 1))
-    missing = target - (score * u).mean(laws)
-    return score + missing / u.square().mean(laws).clamp_min(1e-12) * u
+    distributions = tuple(range(u.ndim - 1))
+    missing = target - (score * u).mean(distributions)
+    return score + missing / u.square().mean(distributions).clamp_min(1e-12) * u
 
 
 def sliced_score_network_losses(score, u: Tensor, directions: Tensor) -> Tensor:
@@ -178,12 +178,12 @@ def sliced_score_network_losses(score, u: Tensor, directions: Tensor) -> Tensor:
 
 
 def stein_scores(u: Tensor, *, mass: float = 0.99) -> Tensor:
-    r"""Spectral Stein estimate of the score of a law at samples of it (Shi et al. 2018).
+    r"""Spectral Stein estimate of the score of a distribution at samples of it (Shi et al. 2018).
 
     The score is expanded in the eigenfunctions of a Gaussian kernel (width: the median distance)
-    under the law, estimated from the samples themselves by Nyström's method; by Stein's identity
-    its coefficients are :math:`-E\,\nabla \psi_j`. With eigenvectors :math:`w_j` of the kernel
-    matrix K and eigenvalues :math:`\lambda_j`,
+    under the distribution, estimated from the samples themselves by Nyström's method; by Stein's
+    identity its coefficients are :math:`-E\,\nabla \psi_j`. With eigenvectors :math:`w_j` of the
+    kernel matrix K and eigenvalues :math:`\lambda_j`,
 
     .. math:: s(u_m) = -\sum_j \frac{w_{jm}}{\lambda_j} \sum_{i, n} w_{jn}\, \nabla_{u_i} K_{in} .
 
@@ -193,7 +193,7 @@ def stein_scores(u: Tensor, *, mass: float = 0.99) -> Tensor:
     Parameters
     ----------
     u : Tensor of shape (..., M, k)
-        M samples of each law.
+        M samples of each distribution.
     mass : float, default=0.99
         Share of the sum of the eigenvalues that the eigenfunctions used have, in (0, 1].
 
@@ -211,7 +211,7 @@ def stein_scores(u: Tensor, *, mass: float = 0.99) -> Tensor:
     --------
     >>> import torch
     >>> from skebm.objectives import stein_scores
-    >>> u = torch.randn(500, 1, generator=torch.Generator().manual_seed(0))
+    >>> u = torch.randn(500, 1, rng=torch.Generator().manual_seed(0))
     >>> error = stein_scores(u) - (-u)
     >>> bool(error.square().mean() < 0.1)
     True

@@ -1,4 +1,4 @@
-r"""log Z from samples of both laws, in float64.
+r"""log Z from samples of both distributions, in float64.
 
 With l = log p~ - log q, n_q draws of q and n_p of p, and s(u) = 1 / (1 + exp(-u)), the optimal
 estimate c of log Z solves
@@ -17,14 +17,14 @@ from scipy.optimize import brentq
 
 from skebm.partition._importance import from_error
 
-NO_OVERLAP = "log_ratio_proposal and log_ratio_model show no overlap of the two laws."
+NO_OVERLAP = "log_ratio_proposal and log_ratio_model show no overlap of the two distributions."
 
 
 def bridge_sampling(log_ratio_proposal, log_ratio_model, *, model_ess=None):
     """Estimate log Z from log-ratios at draws of the proposal and at samples of the model.
 
-    Neither law need cover the other; they need to overlap. Where the proposal does cover the
-    model this is more accurate than importance sampling with the same draws.
+    Neither distribution need cover the other; they need to overlap. Where the proposal does cover
+    the model this is more accurate than importance sampling with the same draws.
 
     Parameters
     ----------
@@ -58,9 +58,9 @@ def bridge_sampling(log_ratio_proposal, log_ratio_model, *, model_ess=None):
     --------
     >>> import torch
     >>> from skebm.partition import bridge_sampling
-    >>> generator = torch.Generator().manual_seed(0)
-    >>> x = torch.randn(10_000, generator=generator)  # q = N(0, 1)
-    >>> y = torch.randn(10_000, generator=generator) + 2.0  # p = N(2, 1), Z = e^5
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(10_000, rng=rng)  # q = N(0, 1)
+    >>> y = torch.randn(10_000, rng=rng) + 2.0  # p = N(2, 1), Z = e^5
     >>> def log_ratio(x):
     ...     return 0.5 * x**2 - 0.5 * (x - 2.0) ** 2 + 5.0
     >>> result = bridge_sampling(log_ratio(x), log_ratio(y))

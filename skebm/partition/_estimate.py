@@ -5,16 +5,12 @@ import math
 import torch
 
 from skebm.bases import GaussianMixtureBase
-from skebm.partition._annealing import (
-    check_samples,
-    combine,
-    move,
-    sequential_monte_carlo,
-    shrunk_covariance,
-)
 from skebm.partition._bridge import solve
 from skebm.partition._importance import adaptive_importance_sampling, from_error
-from skebm.partition._path import Path, at_least
+from skebm.partition._path import Path, at_least, move
+from skebm.partition._pilot import shrunk_covariance
+from skebm.partition._smc import combine, sequential_monte_carlo
+from skebm.partition._weights import ess
 
 MIN_ESS_SHARE = 0.01
 """Share of effective samples above which importance sampling is believed. Measured: honest from
@@ -38,7 +34,7 @@ DRAWS_PER_SAMPLE = 4
 def estimate(
     log_density,
     proposal,
-    generator,
+    rng,
     *,
     target_std_error=0.01,
     max_samples=400_000,
@@ -55,17 +51,17 @@ def estimate(
        the smaller standard error is returned; more runs are made until `target_std_error` or
        `max_particles` is reached.
 
-    Bridge sampling is done between the model and half q, half a normal law fitted to the samples;
-    in two halves, each with the normal law fitted to the other.
+    Bridge sampling is done between the model and half q, half a normal distribution fitted to the
+    samples; in two halves, each with the normal distribution fitted to the other.
 
     Parameters
     ----------
     log_density : callable
         (n, d) -> (n,), log p~. A gradient by autograd is used where there is one; -inf is outside
         of the support.
-    proposal : law
-        q, with ``log_prob(x)`` and ``sample(n, generator)``, for instance from `skebm.bases`.
-    generator : torch.Generator
+    proposal : distribution
+        q, with ``log_prob(x)`` and ``sample(n, rng)``, for instance from `skebm.bases`.
+    rng : torch.Generator
     target_std_error : float, default=0.01
         In nats. Compare with `std_error` of the result to see whether it was reached.
     max_samples : int, default=400_000
@@ -104,10 +100,10 @@ def estimate(
     >>> import torch
     >>> from skebm.bases import GaussianMixtureBase
     >>> from skebm.partition import estimate
-    >>> generator = torch.Generator().manual_seed(0)
+    >>> rng = torch.Generator().manual_seed(0)
     >>> q = GaussianMixtureBase([1.0], [[0.0, 0.0]], [[[1.0, 0.0], [0.0, 1.0]]])
-    >>> near = estimate(lambda x: q.log_prob(x - 0.5) + 5.0, q, generator)
-    >>> far = estimate(lambda x: q.log_prob(x - 5.0) + 5.0, q, generator)
+    >>> near = estimate(lambda x: q.log_prob(x - 0.5) + 5.0, q, rng)
+    >>> far = estimate(lambda x: q.log_prob(x - 5.0) + 5.0, q, rng)
     >>> near.method, far.method
     ('importance sampling', 'bridge sampling')
     >>> [bool(abs(r.value - 5.0) < 3 * r.std_error) for r in (near, far)]
@@ -121,17 +117,17 @@ def estimate(
         max_particles=(max_particles, n_particles),
     )
     if samples is not None:
-        check_samples(samples, proposal.sample(1, generator), path)
+        path.check_samples(samples, proposal.sample(1, rng))
         at_least(**{"len(samples)": (len(samples), 2 * N_GROUPS)})
         blocks = samples[len(samples) % N_GROUPS :].unflatten(0, (N_GROUPS, -1))
-        return _bridge(path, blocks, blocks.new_zeros(N_GROUPS), generator)
+        return _bridge(path, blocks, blocks.new_zeros(N_GROUPS), rng)
 
-    def draw(n, generator):
-        return path.log_ratio(proposal.sample(n, generator))
+    def draw(n, rng):
+        return path.log_ratio(proposal.sample(n, rng))
 
     for most in (2 * BATCH_SIZE, max_samples) if max_samples else ():
         result = adaptive_importance_sampling(
-            draw, generator,
+            draw, rng,
             target_std_error=target_std_error, batch_size=BATCH_SIZE, max_samples=most,
         )  # fmt: skip
         if result.ess < MIN_ESS_SHARE * result.n_samples:
@@ -141,44 +137,44 @@ def estimate(
 
     log_z, particles = [], []
     if kernel is None:
-        kernel = path.kernel(proposal.sample(n_particles, generator))
+        kernel = path.kernel(proposal.sample(n_particles, rng))
     while True:
         run = sequential_monte_carlo(
-            log_density, proposal, generator,
+            log_density, proposal, rng,
             n_particles=n_particles // N_GROUPS, n_runs=N_GROUPS, kernel=kernel,
         )  # fmt: skip
         log_z.append(run.log_z)
-        particles.append(_settle(path, run, kernel, generator))
-        result = _of_particles(path, torch.cat(particles), torch.cat(log_z), generator)
+        particles.append(_settle(path, run, kernel, rng))
+        result = _of_particles(path, torch.cat(particles), torch.cat(log_z), rng)
         used = len(particles) * n_particles
         if result.std_error <= target_std_error or used + n_particles > max_particles:
             return result
 
 
-def _settle(path, run, kernel, generator):
+def _settle(path, run, kernel, rng):
     """Particles after further moves, tuned as the last."""
     x, _ = move(
-        run.samples.flatten(0, 1), path.at(1.0), generator, kernel, N_SETTLING_MOVES,
+        run.samples.flatten(0, 1), path.at(1.0), rng, kernel, N_SETTLING_MOVES,
         run.tuning.step_sizes[-1].item(), run.tuning.scale_trils[-1], {},
     )  # fmt: skip
     return x.view_as(run.samples)
 
 
-def _of_particles(path, particles, log_z, generator):
+def _of_particles(path, particles, log_z, rng):
     """From the weights of the runs, or by bridge sampling where that is sound and better."""
     n_samples = particles.shape[0] * particles.shape[1]
     result = combine(log_z, n_samples, "sequential Monte Carlo")
-    if 1 / log_z.softmax(0).square().sum() < MIN_RUN_SHARE * len(log_z):
+    if ess(log_z) < MIN_RUN_SHARE * len(log_z):
         return result
     try:
-        bridge = _bridge(path, particles, log_z, generator)
-    except ValueError:  # no overlap with the laws fitted to the particles
+        bridge = _bridge(path, particles, log_z, rng)
+    except ValueError:  # no overlap with the distributions fitted to the particles
         return result
     return min(result, bridge, key=lambda r: r.std_error)
 
 
 class _HalfNormal:
-    """Half q, half a normal law with the moments of weighted samples: (n, d), (n,).
+    """Half q, half a normal distribution with the moments of weighted samples: (n, d), (n,).
 
     It overlaps with the model at least half as well as q does, and far better where the model is
     near normal but not near q.
@@ -195,39 +191,39 @@ class _HalfNormal:
         both = torch.logaddexp(self.proposal.log_prob(x), self.normal.log_prob(x.double()))
         return both - math.log(2)
 
-    def sample(self, n, generator):
+    def sample(self, n, rng):
         """Rows alternate between the two."""
-        both = [law.sample(-(-n // 2), generator) for law in (self.proposal, self.normal)]
+        both = [
+            distribution.sample(-(-n // 2), rng) for distribution in (self.proposal, self.normal)
+        ]
         return torch.stack([x.to(self.dtype) for x in both], 1).flatten(0, 1)[:n]
 
 
-def _bridge(path, samples, log_z, generator):
+def _bridge(path, samples, log_z, rng):
     """Bridge sampling with groups of samples, (n_groups, n, d), weighted by exp(log_z).
 
-    Each half of the groups is bridged to the law fitted to the other half.
+    Each half of the groups is bridged to the distribution fitted to the other half.
     """
     halves = [(samples[k::2], (log_z[k::2] - log_z.max()).exp()) for k in (0, 1)]
-    estimates = [
-        _half_bridge(path, *half, other, generator) for half, other in (halves, halves[::-1])
-    ]
+    estimates = [_half_bridge(path, *half, other, rng) for half, other in (halves, halves[::-1])]
     (a, variance_a), (b, variance_b) = estimates
-    # Each law was fitted to the samples of the other half, which correlates the two (measured: up
-    # to .4), so their errors are added, not their variances: an upper bound at any correlation.
-    # The disagreement of the halves too is a standard error.
+    # Each distribution was fitted to the samples of the other half, which correlates the two
+    # (measured: up to .4), so their errors are added, not their variances: an upper bound at any
+    # correlation. The disagreement of the halves too is a standard error.
     std_error = 0.5 * max(math.sqrt(variance_a) + math.sqrt(variance_b), abs(a - b))
     value = max(a, b) - math.log(2) + math.log1p(math.exp(-abs(a - b)))
     n_samples = (1 + DRAWS_PER_SAMPLE) * samples.shape[0] * samples.shape[1]
     return from_error(value, std_error, n_samples, "bridge sampling")
 
 
-def _half_bridge(path, x, weights, other, generator):
+def _half_bridge(path, x, weights, other, rng):
     """log Z and its variance as seen between the groups."""
     n_groups, n, d = x.shape
     # as many draws for each group, so that the groups are independent throughout
-    law = _HalfNormal(path.proposal, other[0].flatten(0, 1), other[1].repeat_interleave(n))
+    distribution = _HalfNormal(path.proposal, other[0].flatten(0, 1), other[1].repeat_interleave(n))
     l_q, l_p = (
-        Path(path.log_density, law).log_ratio(rows)
-        for rows in (law.sample(DRAWS_PER_SAMPLE * n_groups * n, generator), x.flatten(0, 1))
+        Path(path.log_density, distribution).log_ratio(rows)
+        for rows in (distribution.sample(DRAWS_PER_SAMPLE * n_groups * n, rng), x.flatten(0, 1))
     )
     weights = weights / weights.mean()
     odds = -math.log(DRAWS_PER_SAMPLE)

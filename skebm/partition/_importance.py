@@ -1,7 +1,7 @@
 """log Z by importance sampling, in float64.
 
-With x_i drawn from a normalised law q and log-weights l_i = log p~(x_i) - log q(x_i) (for a tilt
-q exp(f) simply l_i = f(x_i)),
+With x_i drawn from a normalised distribution q and log-weights l_i = log p~(x_i) - log q(x_i) (for
+a tilt q exp(f) simply l_i = f(x_i)),
 
     Z = mean exp(l_i),    ess = (sum w)^2 / sum w^2,    se(log Z)^2 = (1/ess - 1/m) m / (m - 1),
 
@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from skebm.partition._weights import log_sums
+
 
 class LogPartition(NamedTuple):
     """A measured log Z.
 
-    Floats, or tensors of shape (K,) where K laws were measured at once.
+    Floats, or tensors of shape (K,) where K distributions were measured at once.
 
     Attributes
     ----------
@@ -64,9 +66,7 @@ class _Moments(NamedTuple):
             )
         if not (log_weights < math.inf).all():  # nan as well
             raise ValueError("log_weights must not contain nan or +inf.")
-        return cls(
-            log_weights.logsumexp(-1), (2 * log_weights).logsumexp(-1), log_weights.shape[-1]
-        )
+        return cls(*log_sums(log_weights), log_weights.shape[-1])
 
 
 def importance_sampling(log_weights):
@@ -86,7 +86,7 @@ def importance_sampling(log_weights):
 
 
 def adaptive_importance_sampling(
-    draw, generator, *, target_std_error=0.01, batch_size=8192, max_samples=1_000_000
+    draw, rng, *, target_std_error=0.01, batch_size=8192, max_samples=1_000_000
 ):
     """Draw batches until log Z is known well enough.
 
@@ -96,8 +96,8 @@ def adaptive_importance_sampling(
     Parameters
     ----------
     draw : callable
-        ``draw(n, generator)`` returns log-weights of n fresh samples, shape (n,) or (K, n).
-    generator : torch.Generator
+        ``draw(n, rng)`` returns log-weights of n fresh samples, shape (n,) or (K, n).
+    rng : torch.Generator
     target_std_error : float, default=0.01
         Stop when the standard error (of each of the K) is at most this.
     batch_size : int, default=8192
@@ -116,7 +116,7 @@ def adaptive_importance_sampling(
         )
     batches = []
     while True:
-        batches.append(_Moments.of(draw(batch_size, generator)))
+        batches.append(_Moments.of(draw(batch_size, rng)))
         if len(batches) == 1:
             continue
         result = _result(batches)

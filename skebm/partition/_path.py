@@ -1,8 +1,10 @@
-"""The geometric path from a proposal to an unnormalised law, and the moves along it."""
+"""The geometric path from a proposal to an unnormalised distribution, and the moves along it."""
+
+import math
 
 import torch
 
-from skebm.samplers import mala, random_walk
+from skebm.samplers import geometric_path, mala, random_walk
 
 
 class Path:
@@ -12,8 +14,8 @@ class Path:
     ----------
     log_density : callable
         (n, d) -> (n,), log p~.
-    proposal : law
-        q, with ``log_prob(x)`` and ``sample(n, generator)``.
+    proposal : distribution
+        q, with ``log_prob(x)`` and ``sample(n, rng)``.
     """
 
     def __init__(self, log_density, proposal):
@@ -21,8 +23,7 @@ class Path:
             raise ValueError(f"log_density must be callable, got {log_density!r}.")
         if not (hasattr(proposal, "log_prob") and hasattr(proposal, "sample")):
             raise ValueError(
-                "proposal must have log_prob(x) and sample(n, generator), got "
-                f"{type(proposal).__name__}."
+                f"proposal must have log_prob(x) and sample(n, rng), got {type(proposal).__name__}."
             )
         self.log_density, self.proposal = log_density, proposal
 
@@ -36,9 +37,10 @@ class Path:
         """log pi_b as a callable."""
 
         def tempered(x):
-            if b == 1:  # 0 * -inf would be nan outside the support of q
+            if b == 1:  # then q costs nothing
                 return self.log_density(x)
-            return (1 - b) * self.proposal.log_prob(x) + b * self.log_density(x)
+            log_q = self.proposal.log_prob(x)
+            return geometric_path(x.new_tensor(b, dtype=torch.float64), self.log_density(x), log_q)
 
         return tempered
 
@@ -52,6 +54,34 @@ class Path:
             if not state.gradient[state.log_density.isfinite()].isfinite().all():
                 return random_walk
         return mala
+
+    def check_samples(self, samples, x):
+        """Check samples of the model against draws x of the proposal."""
+        if not isinstance(samples, torch.Tensor) or samples.ndim != 2 or len(samples) < 2:
+            raise ValueError("samples must be a tensor of shape (m, d) with at least two rows.")
+        if samples.shape[1] != x.shape[1]:
+            raise ValueError(f"samples have {samples.shape[1]} columns, those of q {x.shape[1]}.")
+        outside = int((~self.log_ratio(samples).isfinite()).sum())
+        if outside:
+            raise ValueError(
+                f"log_density or proposal.log_prob is -inf at {outside} of {len(samples)} samples."
+            )
+
+
+def move(x, log_density, rng, kernel, n_moves, step_size, scale_tril, options, *, adapt=False):
+    """Positions after `n_moves` steps, and the step size, adapted on the way if asked for."""
+
+    def white(y):
+        return log_density(y @ scale_tril.mT)
+
+    y = torch.linalg.solve_triangular(scale_tril.mT, x, upper=True, left=False)
+    state = kernel.init(y, white)
+    for _ in range(n_moves):
+        state, info = kernel.step(state, white, rng, step_size=step_size, **options)
+        if adapt:
+            acceptance = info.acceptance_probability.mean().item()
+            step_size *= math.exp(acceptance - kernel.TARGET_ACCEPTANCE)
+    return state.position @ scale_tril.mT, step_size
 
 
 def _checked(values, x, name):

@@ -20,7 +20,7 @@ class DensityDisplay:
     log_density : ndarray of shape (n_rows, n_columns)
         Log-density of the estimator in nats.
     true_log_density : ndarray of shape (n_rows, n_columns), default=None
-        The log-density of the law that made the data, where it is known.
+        The log-density of the distribution that made the data, where it is known.
     data : ndarray of shape (n_samples, 2), default=None
         Rows to draw over the density.
     feature_names : sequence of two str, default=("x0", "x1")
@@ -90,8 +90,8 @@ class DensityDisplay:
         X : array-like of shape (n_samples, 2)
             Data that sets the range of the grid.
         true_log_density : callable, default=None
-            Log-density of the true law, from (n, 2) to (n,): for instance the
-            ``log_density`` of a law of :mod:`skebm.datasets`.
+            Log-density of the true distribution, from (n, 2) to (n,): for instance the
+            ``log_density`` of a distribution of :mod:`skebm.datasets`.
         grid_resolution : int, default=200
             Points per axis.
         margin : float, default=0.15

@@ -36,7 +36,7 @@ class DelayedInfo(NamedTuple):
     cheap_acceptance_probability: torch.Tensor
 
 
-def step(state, log_weight, generator, *, kernel, cheap_log_density, n_steps, **options):
+def step(state, log_weight, rng, *, kernel, cheap_log_density, n_steps, **options):
     """Take `n_steps` steps of a cheap chain, and accept or reject all of them.
 
     Parameters
@@ -45,7 +45,7 @@ def step(state, log_weight, generator, *, kernel, cheap_log_density, n_steps, **
         From ``init(x, log_weight)`` or a former step: its `log_density` holds the log-weights.
     log_weight : callable
         (n_chains, d) -> (n_chains,): log p(x) - log s(x), up to a constant.
-    generator : torch.Generator
+    rng : torch.Generator
     kernel : module
         Moves the cheap chain; reversible under it, as Metropolis kernels are. With
         ``skebm.samplers.ula`` what it leaves invariant is p up to the error of its discretisation.
@@ -62,8 +62,8 @@ def step(state, log_weight, generator, *, kernel, cheap_log_density, n_steps, **
     cheap = kernel.init(state.position, cheap_log_density)
     acceptance = 0.0
     for _ in range(n_steps):
-        cheap, info = kernel.step(cheap, cheap_log_density, generator, **options)
+        cheap, info = kernel.step(cheap, cheap_log_density, rng, **options)
         acceptance = acceptance + info.acceptance_probability
     proposal = init(cheap.position, log_weight)
-    state, info = metropolis(state, proposal, proposal.log_density - state.log_density, generator)
+    state, info = metropolis(state, proposal, proposal.log_density - state.log_density, rng)
     return state, DelayedInfo(*info, acceptance / n_steps)

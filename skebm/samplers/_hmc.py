@@ -5,8 +5,8 @@ In units of `scale`, a momentum m is drawn from the standard normal and the ener
     H(x, m) = |m|^2 / 2 - log p(x)
 
 is followed by the leapfrog method. The end is accepted with probability min(1, exp(H - H')); the
-leapfrog is reversible and keeps volumes, so p is the stationary law at any step size. One step of
-one leapfrog is MALA.
+leapfrog is reversible and keeps volumes, so p is the stationary distribution at any step size. One
+step of one leapfrog is MALA.
 """
 
 import torch
@@ -52,7 +52,7 @@ def energy_loss(state, momentum, end, last):
     return torch.add(end.log_density - state.log_density, kinetic, alpha=0.5)
 
 
-def step(state, log_density, generator, *, step_size, scale=1.0, n_leapfrog_steps=10):
+def step(state, log_density, rng, *, step_size, scale=1.0, n_leapfrog_steps=10):
     """One trajectory of all chains, with `n_leapfrog_steps` gradients.
 
     Parameters
@@ -62,7 +62,7 @@ def step(state, log_density, generator, *, step_size, scale=1.0, n_leapfrog_step
     log_density : callable
         (n_chains, d) -> (n_chains,), up to a constant; with ``value_and_gradient`` or
         differentiable by autograd.
-    generator : torch.Generator
+    rng : torch.Generator
     step_size : float or Tensor that broadcasts to (n_chains, d)
         Length of a leapfrog step, in units of `scale`.
     scale : float or Tensor that broadcasts to (n_chains, d), default=1.0
@@ -78,9 +78,9 @@ def step(state, log_density, generator, *, step_size, scale=1.0, n_leapfrog_step
     """
     if n_leapfrog_steps < 1:
         raise ValueError(f"n_leapfrog_steps={n_leapfrog_steps} must be at least 1.")
-    momentum = normal_like(state.position, generator)
+    momentum = normal_like(state.position, rng)
     proposal, last = leapfrog(
         state, momentum, log_density,
         step_size=step_size, scale=scale, n_leapfrog_steps=n_leapfrog_steps,
     )  # fmt: skip
-    return metropolis(state, proposal, energy_loss(state, momentum, proposal, last), generator)
+    return metropolis(state, proposal, energy_loss(state, momentum, proposal, last), rng)

@@ -1,4 +1,4 @@
-"""Independence Metropolis: all proposals come from one law q, whatever the state.
+"""Independence Metropolis: all proposals come from one distribution q, whatever the state.
 
 With log-weights w(x) = log p(x) - log q(x), up to a constant, a proposal x' from q is accepted
 with probability min(1, exp(w(x') - w(x))). Chains started at draws from q forget their start
@@ -13,7 +13,7 @@ __all__ = ["TARGET_ACCEPTANCE", "init", "step"]
 TARGET_ACCEPTANCE = None  # there is no step size
 
 
-def step(state, log_weight, generator, *, propose):
+def step(state, log_weight, rng, *, propose):
     """One step of all chains.
 
     Parameters
@@ -22,13 +22,13 @@ def step(state, log_weight, generator, *, propose):
         From :func:`init` or a former step; its `log_density` holds the log-weights.
     log_weight : callable
         (n_chains, d) -> (n_chains,): log p(x) - log q(x), up to a constant.
-    generator : torch.Generator
+    rng : torch.Generator
     propose : callable
-        ``propose(n, generator)`` draws n points from q.
+        ``propose(n, rng)`` draws n points from q.
 
     Returns
     -------
     State, Info
     """
-    proposal = init(propose(len(state.position), generator), log_weight)
-    return metropolis(state, proposal, proposal.log_density - state.log_density, generator)
+    proposal = init(propose(len(state.position), rng), log_weight)
+    return metropolis(state, proposal, proposal.log_density - state.log_density, rng)

@@ -5,8 +5,8 @@ With s = step_size * scale, g the gradient of the log-density and xi standard no
     x' = x + s^2 g(x) / 2 + s xi
 
 is accepted with probability min(1, p(x') N(x; x' + s^2 g(x') / 2, s^2) / (p(x) N(x'; ...))), so
-that the chain has p as its stationary law, at any step size. The proposal is one leapfrog step
-with momentum xi, and the ratio is that of HMC.
+that the chain has p as its stationary distribution, at any step size. The proposal is one leapfrog
+step with momentum xi, and the ratio is that of HMC.
 """
 
 from skebm.samplers._hmc import energy_loss, leapfrog
@@ -18,7 +18,7 @@ __all__ = ["TARGET_ACCEPTANCE", "init", "step"]
 TARGET_ACCEPTANCE = 0.574  # optimal in high dimension (Roberts & Rosenthal 1998)
 
 
-def step(state, log_density, generator, *, step_size, scale=1.0):
+def step(state, log_density, rng, *, step_size, scale=1.0):
     """One step of all chains, with one gradient.
 
     Parameters
@@ -28,7 +28,7 @@ def step(state, log_density, generator, *, step_size, scale=1.0):
     log_density : callable
         (n_chains, d) -> (n_chains,), up to a constant; with ``value_and_gradient`` or
         differentiable by autograd.
-    generator : torch.Generator
+    rng : torch.Generator
     step_size : float or Tensor that broadcasts to (n_chains, d)
         Standard deviation of the noise, in units of `scale`.
     scale : float or Tensor that broadcasts to (n_chains, d), default=1.0
@@ -38,8 +38,8 @@ def step(state, log_density, generator, *, step_size, scale=1.0):
     -------
     State, Info
     """
-    noise = normal_like(state.position, generator)
+    noise = normal_like(state.position, rng)
     proposal, last = leapfrog(
         state, noise, log_density, step_size=step_size, scale=scale, n_leapfrog_steps=1
     )
-    return metropolis(state, proposal, energy_loss(state, noise, proposal, last), generator)
+    return metropolis(state, proposal, energy_loss(state, noise, proposal, last), rng)

@@ -1,6 +1,6 @@
 """Parallel tempering (Swendsen & Wang 1986, Geyer 1991), for modes far apart.
 
-Replicas of each chain run side by side on a path of laws
+Replicas of each chain run side by side on a path of distributions
 
     log pi_b(x) = b log p(x) + (1 - b) log q(x),   1 = b_1 > b_2 > ... > b_R,
 
@@ -9,9 +9,9 @@ Then the replicas i and i + 1 exchange their positions x and y with probability
 
     min(1, exp((b_i - b_(i+1)) (l(y) - l(x)))),   l = log p - log q,
 
-which keeps the product of all laws. Pairs of even and of odd i take turns, so that a position
-travels along the ladder instead of walking at random (Syed et al. 2022). What the hottest replica
-finds reaches the coldest, which samples p.
+which keeps the product of all distributions. Pairs of even and of odd i take turns, so that a
+position travels along the ladder instead of walking at random (Syed et al. 2022). What the hottest
+replica finds reaches the coldest, which samples p.
 """
 
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 from skebm.samplers import _mala
+from skebm.samplers._geometric import geometric_path
 from skebm.samplers._state import State, choose, evaluate, evaluate_with_gradient
 
 COLDEST_TO_HOTTEST = 0.01
@@ -47,14 +48,14 @@ class TemperedState(NamedTuple):
     Attributes
     ----------
     position : Tensor of shape (n_chains, d)
-        Of the coldest replicas, which have the law p.
+        Of the coldest replicas, which have the distribution p.
     log_density : Tensor of shape (n_chains,)
         log p there.
     gradient : Tensor of shape (n_chains, d) or None
         Its gradient.
     replicas : State
-        All of them, (n_replicas * n_chains, d), from cold to hot, with the log-density of the law
-        that each has.
+        All of them, (n_replicas * n_chains, d), from cold to hot, with the log-density of the
+        distribution that each has.
     parts : Parts
         What these log-densities are mixed from: an exchange evaluates nothing anew.
     odd : bool
@@ -100,11 +101,11 @@ class ParallelTempering:
     inverse_temperatures : int or sequence of float, default=8
         Falling from 1; the last is positive without, and may be 0 with a reference. An int is the
         number of replicas: a geometric sequence from 1 to 0.01, which gives neighbours the same
-        rate of exchange on a normal law, and with a reference one more replica at 0.
+        rate of exchange on a normal distribution, and with a reference one more replica at 0.
     log_reference : callable, optional
-        (n, d) -> (n,), the log-density of a law q, up to a constant, positive where p is; best one
-        as wide as all modes together. Without it the hottest law is proportional to p^b, which
-        must be normalisable and wide enough for one chain to cross.
+        (n, d) -> (n,), the log-density of a distribution q, up to a constant, positive where p is;
+        best one as wide as all modes together. Without it the hottest distribution is proportional
+        to p^b, which must be normalisable and wide enough for one chain to cross.
 
     Raises
     ------
@@ -189,7 +190,7 @@ class ParallelTempering:
         replicas = self.kernel.init(x, path)
         return self._state(replicas, path.parts, n, odd=False)
 
-    def step(self, state, log_density, generator, *, step_size, scale=1.0, **options):
+    def step(self, state, log_density, rng, *, step_size, scale=1.0, **options):
         """One step of the kernel on all replicas, then one round of exchanges.
 
         Parameters
@@ -198,11 +199,11 @@ class ParallelTempering:
             From :meth:`init` or a former step.
         log_density : callable
             (n, d) -> (n,), up to a constant, as the kernel needs it.
-        generator : torch.Generator
+        rng : torch.Generator
         step_size : float or Tensor that broadcasts to (n_replicas, n_chains, d)
             Of the coldest replica, in units of `scale`. Without a reference that at the inverse
-            temperature b is longer by the factor b^(-1/2), as a normal law is wider; with one, all
-            steps are as long as `step_size` says.
+            temperature b is longer by the factor b^(-1/2), as a normal distribution is wider; with
+            one, all steps are as long as `step_size` says.
         scale : float or Tensor that broadcasts to (n_replicas, n_chains, d), default=1.0
             A length for each dimension, ideally the standard deviations of the target.
         **options
@@ -218,7 +219,7 @@ class ParallelTempering:
         lengths = step_size * scale * (b**-0.5 if self.log_reference is None else b**0)
         lengths = lengths.expand(len(b), n, lengths.shape[-1]).flatten(0, 1)
         replicas, info = self.kernel.step(
-            state.replicas, path, generator, step_size=1.0, scale=lengths, **options
+            state.replicas, path, rng, step_size=1.0, scale=lengths, **options
         )
         parts = choose(info.accepted, path.parts, state.parts)
 
@@ -228,7 +229,7 @@ class ParallelTempering:
             log_ratio = log_ratio - parts.log_reference
         log_ratio = -b.diff(dim=0)[:, :, 0] * log_ratio.view(len(b), n).diff(dim=0)
         probability = log_ratio.nan_to_num(-torch.inf, torch.inf, -torch.inf).clamp_max(0).exp()
-        uniform = torch.rand(probability.shape, generator=generator, dtype=b.dtype, device=b.device)
+        uniform = torch.rand(probability.shape, generator=rng, dtype=b.dtype, device=b.device)
         swapped = uniform < probability
         swapped[1 - state.odd :: 2] = False
         source = torch.arange(len(b) * n, device=b.device).view(len(b), n)
@@ -277,13 +278,8 @@ class _Path:
     def mix(self, x, parts):
         """State at x, from the parts there."""
         p, gradient, q, reference_gradient = parts
+        if self.log_reference is None:
+            return State(x, self.b[:, 0] * p, None if gradient is None else self.b * gradient)
         if gradient is not None:
-            gradient = self._mix(self.b, gradient, reference_gradient)
-        return State(x, self._mix(self.b[:, 0], p, q), gradient)
-
-    @staticmethod
-    def _mix(b, p, q):
-        if q is None:
-            return b * p
-        # -inf times 0 is nan, but outside of the support of p the hottest law may be positive
-        return torch.where(b > 0, b * p, 0.0) + torch.where(b < 1, (1 - b) * q, 0.0)
+            gradient = geometric_path(self.b, gradient, reference_gradient)
+        return State(x, geometric_path(self.b[:, 0], p, q), gradient)

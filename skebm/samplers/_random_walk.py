@@ -12,7 +12,7 @@ __all__ = ["TARGET_ACCEPTANCE", "init", "step"]
 TARGET_ACCEPTANCE = 0.234  # optimal in high dimension (Roberts, Gelman & Gilks 1997)
 
 
-def step(state, log_density, generator, *, step_size, scale=1.0):
+def step(state, log_density, rng, *, step_size, scale=1.0):
     """One step of all chains, with one evaluation.
 
     Parameters
@@ -21,7 +21,7 @@ def step(state, log_density, generator, *, step_size, scale=1.0):
         From :func:`init` or a former step.
     log_density : callable
         (n_chains, d) -> (n_chains,), up to a constant.
-    generator : torch.Generator
+    rng : torch.Generator
     step_size : float or Tensor that broadcasts to (n_chains, d)
         Standard deviation of the noise, in units of `scale`; 2.4 / sqrt(d) is a good start.
     scale : float or Tensor that broadcasts to (n_chains, d), default=1.0
@@ -31,6 +31,6 @@ def step(state, log_density, generator, *, step_size, scale=1.0):
     -------
     State, Info
     """
-    noise = normal_like(state.position, generator)
+    noise = normal_like(state.position, rng)
     proposal = init(add_scaled(state.position, noise, step_size * scale), log_density)
-    return metropolis(state, proposal, proposal.log_density - state.log_density, generator)
+    return metropolis(state, proposal, proposal.log_density - state.log_density, rng)

@@ -1,12 +1,12 @@
 """The loop that runs any kernel."""
 
 import math
-import warnings
 from typing import NamedTuple
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
+from skebm._warnings import warn
 from skebm.samplers._parallel_tempering import TemperedState
 from skebm.samplers._state import State
 
@@ -58,7 +58,7 @@ def run(
     kernel,
     x,
     log_density,
-    generator,
+    rng,
     *,
     n_steps,
     n_burn_in=0,
@@ -77,13 +77,13 @@ def run(
     x : Tensor of shape (n_chains, d)
     log_density : callable
         (n_chains, d) -> (n_chains,).
-    generator : torch.Generator
+    rng : torch.Generator
     n_steps : int
         Steps after burn-in.
     n_burn_in : int, default=0
         Steps before, all discarded, in which the step size is adapted until the mean acceptance
         over the chains is the kernel's ``TARGET_ACCEPTANCE``, and the scale if asked for. Both are
-        fixed afterwards: a chain that goes on adapting has another stationary law.
+        fixed afterwards: a chain that goes on adapting has another stationary distribution.
     n_keep : int, default=1
         How many of the states to keep; must divide `n_steps`.
     step_size : float or Tensor, optional
@@ -166,7 +166,7 @@ def run(
     swap_rates = None
     times = range(1 - n_burn_in, n_steps + 1)
     for t in _with_bar(times) if progress else times:
-        state, info = kernel.step(state, log_density, generator, **options)
+        state, info = kernel.step(state, log_density, rng, **options)
         if t <= 0:
             if target is not None:
                 options |= adaptation.update(info, state.position)
@@ -226,7 +226,7 @@ def _warn(kernel, result, n_steps):
             f"probability {result.swap_rates[i]:.2g}: put further temperatures in between."
         )
     for message in messages:
-        warnings.warn(message, ConvergenceWarning, stacklevel=3)
+        warn(message, ConvergenceWarning)
 
 
 class Adaptation:

@@ -81,9 +81,9 @@ def add_scaled(x, y, scale, factor=1.0, out=None):
     return torch.add(x, y, alpha=factor * scale, out=out)
 
 
-def normal_like(x, generator):
+def normal_like(x, rng):
     """Standard normal noise of the shape of x."""
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    return torch.randn(x.shape, generator=rng, dtype=x.dtype, device=x.device)
 
 
 def choose(mask, new, old):
@@ -105,7 +105,7 @@ def judge(log_ratio):
     return log_ratio.exp().clamp_max_(1.0), energy_error, energy_error > MAX_ENERGY_ERROR
 
 
-def metropolis(state, proposal, log_ratio, generator):
+def metropolis(state, proposal, log_ratio, rng):
     """Accept `proposal` with probability min(1, exp(log_ratio)), chain by chain.
 
     A ratio that is not finite is rejected. As it contains the log-density of the proposal, so is a
@@ -113,7 +113,7 @@ def metropolis(state, proposal, log_ratio, generator):
     """
     probability, energy_error, diverged = judge(log_ratio)
     uniform = torch.rand(
-        probability.shape, generator=generator, dtype=probability.dtype, device=probability.device
+        probability.shape, generator=rng, dtype=probability.dtype, device=probability.device
     )
     accepted = uniform < probability
     return choose(accepted, proposal, state), Info(probability, accepted, energy_error, diverged)

@@ -24,7 +24,7 @@ from skebm.bases._adapters import SklearnDensityBase, TorchDistributionBase, Uni
 ONE, TWO = torch.ones((), dtype=torch.float64), torch.full((2,), 2.0, dtype=torch.float64)
 
 
-def generator(seed=0):
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -77,7 +77,7 @@ def test_density_integrates_to_one_and_samples_follow_it(base):
     density = base.log_prob(grid).exp()
     assert density.sum() * cell == pytest.approx(1.0, abs=0.02)
 
-    x = base.sample(3000, generator(1))
+    x = base.sample(3000, rng(1))
     assert x.shape == (3000, base.n_features)
     assert x.dtype == torch.float64
     weights = (density / density.sum()).numpy()
@@ -92,7 +92,7 @@ def test_density_integrates_to_one_and_samples_follow_it(base):
 
 
 def test_gradients(base):
-    x = base.sample(20, generator(2)).requires_grad_()
+    x = base.sample(20, rng(2)).requires_grad_()
     (gradient,) = torch.autograd.grad(base.log_prob(x).sum(), x)
     with torch.no_grad():
         for j in range(base.n_features):
@@ -106,17 +106,17 @@ def test_reproducible_and_global_state_as_found(base):
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    x = base.sample(100, generator(5))
+    x = base.sample(100, rng(5))
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
     torch.manual_seed(2)
-    g = generator(5)
+    g = rng(5)
     assert torch.equal(base.sample(100, g), x)
     assert not torch.equal(base.sample(100, g), x)
     results = {}
 
     def work(k):
-        results[k] = base.sample(100, generator(5))
+        results[k] = base.sample(100, rng(5))
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
     for thread in threads:
@@ -127,14 +127,14 @@ def test_reproducible_and_global_state_as_found(base):
 
 
 def test_pickle_and_batches(base):
-    x = base.sample(50, generator())
+    x = base.sample(50, rng())
     whole = base.log_prob(x)
     one_by_one = torch.cat([base.log_prob(row[None]) for row in x])
     torch.testing.assert_close(whole, one_by_one, rtol=0, atol=1e-7)
     for twin in (pickle.loads(pickle.dumps(base)), copy.deepcopy(base)):
         assert twin.n_features == base.n_features
         assert torch.equal(twin.log_prob(x), whole)
-        assert torch.equal(twin.sample(5, generator(3)), base.sample(5, generator(3)))
+        assert torch.equal(twin.sample(5, rng(3)), base.sample(5, rng(3)))
 
 
 def test_uniform_box():
@@ -163,7 +163,7 @@ def test_sklearn_estimator_is_not_changed():
     gmm = GaussianMixture(2, random_state=np.random.RandomState(0)).fit(data())  # noqa: NPY002
     before = pickle.dumps(gmm)
     base = SklearnDensityBase(gmm)
-    x = base.sample(100, generator()).requires_grad_()
+    x = base.sample(100, rng()).requires_grad_()
     base.log_prob(x).sum().backward()
     assert pickle.dumps(gmm) == before
     np.testing.assert_allclose(base.log_prob(x).detach(), gmm.score_samples(x.detach().numpy()))

@@ -20,7 +20,7 @@ from skebm.bases import (
 COVARIANCE = [[1.0, 0.6], [0.6, 1.0]]
 
 
-def generator(seed=0):
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -52,12 +52,12 @@ def stacked():
     return StackedBase([mixture(), kernels, gaussianized(), box], [0.3, 0.4, 0.2, 0.1])
 
 
-LAWS = {"affine": affine, "gaussianized": gaussianized, "stacked": stacked}
+DISTRIBUTIONS = {"affine": affine, "gaussianized": gaussianized, "stacked": stacked}
 
 
-@pytest.fixture(params=LAWS)
+@pytest.fixture(params=DISTRIBUTIONS)
 def law(request):
-    return LAWS[request.param]()
+    return DISTRIBUTIONS[request.param]()
 
 
 def conditional_cdf(base, x, grid):
@@ -87,7 +87,7 @@ def test_integrates_to_one(law):
 
 def test_samples_follow_the_density(law):
     # Rosenblatt: both conditional distribution functions are uniform at samples
-    x = law.sample(300, generator(5)).numpy()
+    x = law.sample(300, rng(5)).numpy()
     assert x.shape == (300, 2)
     grid = torch.linspace(-9.0, 21.0, 501, dtype=torch.float64)
     for u in conditional_cdf(law, x, grid):
@@ -96,7 +96,7 @@ def test_samples_follow_the_density(law):
 
 def test_samples_of_another_law_are_told_apart(law):
     # so that the test above can fail
-    x = 1.4 * law.sample(300, generator(5)).numpy()
+    x = 1.4 * law.sample(300, rng(5)).numpy()
     grid = torch.linspace(-9.0, 21.0, 501, dtype=torch.float64)
     assert min(stats.kstest(u, "uniform").pvalue for u in conditional_cdf(law, x, grid)) < 1e-3
 
@@ -111,7 +111,7 @@ def test_change_of_variables_in_one_dimension(transform):
     x = torch.linspace(-80.0, 120.0, 400_001, dtype=torch.float64)
     density = base.log_prob(x[:, None]).exp()
     assert torch.trapezoid(density, x).item() == pytest.approx(1.0, abs=1e-5)
-    sample = base.sample(2000, generator()).numpy()[:, 0]
+    sample = base.sample(2000, rng()).numpy()[:, 0]
     cdf = torch.cumulative_trapezoid(density, x)
     assert stats.kstest(np.interp(sample, x[1:], cdf), "uniform").pvalue > 1e-3
 
@@ -179,7 +179,7 @@ def test_weights_of_a_stack_are_normalised():
 
 def test_stack_draws_components_by_weight_in_random_order():
     boxes = [UniformBase([a], [a + 0.5]) for a in (0.0, 1.0, 2.0)]
-    x = StackedBase(boxes, [0.5, 0.2, 0.3]).sample(4000, generator())[:, 0]
+    x = StackedBase(boxes, [0.5, 0.2, 0.3]).sample(4000, rng())[:, 0]
     which = x.floor().long()
     assert stats.chisquare(which.bincount(minlength=3), 4000 * np.array([0.5, 0.2, 0.3])).pvalue > (
         1e-3
@@ -212,21 +212,21 @@ def test_few_rows(n):
     theirs = SklearnDensityBase(GaussianMixture(2, random_state=0).fit(rows()))
     base = StackedBase([gaussian(), theirs, stacked(), gaussianized()], [1, 1, 1, 1])
     for seed in range(8):
-        assert base.sample(n, generator(seed)).shape == (n, 2)
+        assert base.sample(n, rng(seed)).shape == (n, 2)
 
 
 def test_reproducible_and_picklable(law):
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    first = law.sample(40, generator(1))
+    first = law.sample(40, rng(1))
     assert torch.equal(torch.get_rng_state(), state)
     copy = pickle.loads(pickle.dumps(law))
-    assert torch.equal(copy.sample(40, generator(1)), first)
+    assert torch.equal(copy.sample(40, rng(1)), first)
     assert torch.equal(copy.log_prob(first), law.log_prob(first))
-    assert not torch.equal(law.sample(40, generator(2)), first)
+    assert not torch.equal(law.sample(40, rng(2)), first)
 
 
 def test_rows_do_not_depend_on_their_batch(law):
-    x = law.sample(70, generator())
+    x = law.sample(70, rng())
     single = torch.cat([law.log_prob(row[None]) for row in x])
     torch.testing.assert_close(single, law.log_prob(x), atol=1e-11, rtol=0)

@@ -9,7 +9,7 @@ from sklearn.mixture import GaussianMixture
 from skebm.bases import GaussianMixtureBase, fit_gaussian_mixture
 
 
-def generator(seed=0):
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -38,9 +38,7 @@ def covariances(base):
 
 def one_step(base, x, **options):
     options = dict(prior_strength=0.0, reg_covar=0.0) | options
-    return fit_gaussian_mixture(
-        x, base.n_components, generator(), start=base, max_iter=1, **options
-    )
+    return fit_gaussian_mixture(x, base.n_components, rng(), start=base, max_iter=1, **options)
 
 
 # ---------------------------------------------------------------- one iteration, literally
@@ -124,7 +122,7 @@ def test_penalised_likelihood_rises_monotonically():
 def test_easy_data_against_sklearn():
     x = clusters()
     theirs = GaussianMixture(3, random_state=0, tol=1e-8, max_iter=500).fit(x.numpy())
-    ours = fit_gaussian_mixture(x, 3, generator(), prior_strength=0.0, tol=1e-10, max_iter=500)
+    ours = fit_gaussian_mixture(x, 3, rng(), prior_strength=0.0, tol=1e-10, max_iter=500)
     assert ours.log_prob(x).mean().item() == pytest.approx(theirs.score(x.numpy()), abs=1e-5)
     order, reference = ours.weights.argsort(), theirs.weights_.argsort()
     np.testing.assert_allclose(ours.weights[order], theirs.weights_[reference], atol=1e-3)
@@ -135,13 +133,13 @@ def test_easy_data_against_sklearn():
 def test_default_stopping_is_near_the_optimum():
     x = clusters()
     theirs = GaussianMixture(3, random_state=0).fit(x.numpy())
-    ours = fit_gaussian_mixture(x, 3, generator())
+    ours = fit_gaussian_mixture(x, 3, rng())
     assert ours.log_prob(x).mean().item() > theirs.score(x.numpy()) - 0.05
 
 
 def test_one_component_is_mean_and_covariance():
     x = clusters()
-    base = fit_gaussian_mixture(x, 1, generator(), prior_strength=3.0, reg_covar=0.0)
+    base = fit_gaussian_mixture(x, 1, rng(), prior_strength=3.0, reg_covar=0.0)
     torch.testing.assert_close(base.means[0], x.mean(0))
     torch.testing.assert_close(covariances(base)[0], torch.cov(x.mT, correction=0))
 
@@ -149,11 +147,11 @@ def test_one_component_is_mean_and_covariance():
 def test_stops_by_tolerance():
     x = clusters()
     base = start(x, 3)
-    loose = fit_gaussian_mixture(x, 3, generator(), start=base, tol=math.inf, max_iter=50)
-    twice = fit_gaussian_mixture(x, 3, generator(), start=base, tol=-1.0, max_iter=2)
+    loose = fit_gaussian_mixture(x, 3, rng(), start=base, tol=math.inf, max_iter=50)
+    twice = fit_gaussian_mixture(x, 3, rng(), start=base, tol=-1.0, max_iter=2)
     # the gain of the first iteration, from minus infinity, is infinite
     torch.testing.assert_close(loose.means, twice.means)
-    long = fit_gaussian_mixture(x, 3, generator(), start=base, tol=-1.0, max_iter=50)
+    long = fit_gaussian_mixture(x, 3, rng(), start=base, tol=-1.0, max_iter=50)
     assert not torch.allclose(long.means, twice.means)
 
 
@@ -162,27 +160,27 @@ def test_sample_weight_is_repetition(diagonal):
     x = clusters(300)
     times = torch.as_tensor(np.random.default_rng(3).integers(1, 4, len(x)))
     options = dict(start=start(x, 3), prior_strength=0.0, diagonal=diagonal, tol=-1.0, max_iter=20)
-    weighted = fit_gaussian_mixture(x, 3, generator(), sample_weight=times.double(), **options)
-    repeated = fit_gaussian_mixture(x.repeat_interleave(times, 0), 3, generator(), **options)
+    weighted = fit_gaussian_mixture(x, 3, rng(), sample_weight=times.double(), **options)
+    repeated = fit_gaussian_mixture(x.repeat_interleave(times, 0), 3, rng(), **options)
     torch.testing.assert_close(weighted.means, repeated.means, atol=1e-9, rtol=0)
     torch.testing.assert_close(covariances(weighted), covariances(repeated), atol=1e-9, rtol=0)
-    plain = fit_gaussian_mixture(x, 3, generator(), **options)
+    plain = fit_gaussian_mixture(x, 3, rng(), **options)
     assert not torch.allclose(weighted.means, plain.means, atol=1e-3)
 
 
 def test_scale_of_the_weights_does_not_matter():
     x = clusters(300)
     weight = torch.as_tensor(np.random.default_rng(3).uniform(0.5, 2, len(x)))
-    a = fit_gaussian_mixture(x, 3, generator(), sample_weight=weight)
-    b = fit_gaussian_mixture(x, 3, generator(), sample_weight=1000 * weight)
+    a = fit_gaussian_mixture(x, 3, rng(), sample_weight=weight)
+    b = fit_gaussian_mixture(x, 3, rng(), sample_weight=1000 * weight)
     torch.testing.assert_close(a.log_prob(x), b.log_prob(x))
 
 
 def test_start_uses_the_weights():
     x = clusters(400)
     weight = (x[:, 0] > x[:, 0].median()).double() + 1e-12
-    base = fit_gaussian_mixture(x, 2, generator(), sample_weight=weight)
-    heavy = fit_gaussian_mixture(x[weight > 0.5], 2, generator())
+    base = fit_gaussian_mixture(x, 2, rng(), sample_weight=weight)
+    heavy = fit_gaussian_mixture(x[weight > 0.5], 2, rng())
     assert base.log_prob(x) @ weight / weight.sum() == pytest.approx(
         heavy.log_prob(x[weight > 0.5]).mean().item(), abs=0.02
     )
@@ -193,11 +191,11 @@ def test_generator_decides():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    a = fit_gaussian_mixture(x, 6, generator(1))
+    a = fit_gaussian_mixture(x, 6, rng(1))
     assert torch.equal(torch.get_rng_state(), torch_state)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
-    b = fit_gaussian_mixture(x, 6, generator(1))
-    c = fit_gaussian_mixture(x, 6, generator(2))
+    b = fit_gaussian_mixture(x, 6, rng(1))
+    c = fit_gaussian_mixture(x, 6, rng(2))
     assert torch.equal(a.means, b.means)
     assert torch.equal(a.scale_tril, b.scale_tril)
     assert not torch.equal(a.means, c.means)
@@ -206,7 +204,7 @@ def test_generator_decides():
 def test_input_is_not_changed():
     x = clusters(100) + 5
     before = x.clone()
-    fit_gaussian_mixture(x, 3, generator())
+    fit_gaussian_mixture(x, 3, rng())
     assert torch.equal(x, before)
 
 
@@ -214,11 +212,11 @@ def test_input_is_not_changed():
 
 
 def test_prior_keeps_components_from_collapsing():
-    rng = np.random.default_rng(0)
-    x = torch.as_tensor(np.vstack([rng.normal(size=(200, 2)), np.tile([0.3, 0.3], (8, 1))]))
+    draws = np.random.default_rng(0)
+    x = torch.as_tensor(np.vstack([draws.normal(size=(200, 2)), np.tile([0.3, 0.3], (8, 1))]))
 
     def smallest(**options):
-        base = fit_gaussian_mixture(x, 24, generator(), tol=-1.0, max_iter=60, **options)
+        base = fit_gaussian_mixture(x, 24, rng(), tol=-1.0, max_iter=60, **options)
         return torch.linalg.eigvalsh(covariances(base)).min().item()
 
     assert smallest(prior_strength=0.0) < 1e-4
@@ -254,13 +252,13 @@ HARD = {
 def test_hard_data(name, diagonal):
     x = torch.as_tensor(HARD[name])
     for k in {1, min(5, len(x))}:
-        base = fit_gaussian_mixture(x, k, generator(), diagonal=diagonal)
+        base = fit_gaussian_mixture(x, k, rng(), diagonal=diagonal)
         leaf = x.clone().requires_grad_(True)
         log_prob = base.log_prob(leaf)
         (gradient,) = torch.autograd.grad(log_prob.sum(), leaf)
         assert log_prob.isfinite().all()
         assert gradient.isfinite().all()
-        assert base.sample(10, generator()).isfinite().all()
+        assert base.sample(10, rng()).isfinite().all()
         assert base.weights.sum().item() == pytest.approx(1.0)
         # no worse than the best single Gaussian of that type, up to the prior
         if k == 1:
@@ -270,9 +268,9 @@ def test_hard_data(name, diagonal):
 
 
 def test_one_dimension_is_recovered():
-    rng = np.random.default_rng(8)
-    x = np.r_[rng.normal(-3, 0.5, 3000), rng.normal(2, 1.0, 7000)]
-    base = fit_gaussian_mixture(torch.as_tensor(x)[:, None], 2, generator(), tol=1e-9)
+    draws = np.random.default_rng(8)
+    x = np.r_[draws.normal(-3, 0.5, 3000), draws.normal(2, 1.0, 7000)]
+    base = fit_gaussian_mixture(torch.as_tensor(x)[:, None], 2, rng(), tol=1e-9)
     order = base.means[:, 0].argsort()
     np.testing.assert_allclose(base.weights[order], [0.3, 0.7], atol=0.02)
     np.testing.assert_allclose(base.means[order, 0], [-3, 2], atol=0.05)

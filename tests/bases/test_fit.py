@@ -6,6 +6,7 @@ import torch
 from scipy import optimize
 from sklearn.mixture import GaussianMixture
 
+from skebm._engine import Budget
 from skebm.bases import (
     CANDIDATES,
     GaussianMixtureBase,
@@ -22,7 +23,7 @@ SINGLE = ["gaussian", "gmm", "gaussianized_gmm", "gaussianized_gmm_narrow", "kde
           "gaussianized_kde", "uniform"]  # fmt: skip
 
 
-def generator(seed=0):
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -42,7 +43,7 @@ def folds(n, k=3):
 def fit(names, x, splits=None, seed=0, weight=None):
     weight = torch.ones(len(x), dtype=torch.float64) if weight is None else weight
     chosen = {name: CANDIDATES[name] for name in names}
-    return fit_bases(x, weight, splits or folds(len(x)), chosen, generator(seed))
+    return fit_bases(x, weight, splits or folds(len(x)), chosen, rng(seed))
 
 
 def held_out(bases, x, splits):
@@ -64,7 +65,7 @@ def test_one_candidate(name, d):
         assert not isinstance(base, StackedBase)
         assert base.log_prob(x).isfinite().all()
         assert base.log_prob(x).dtype == torch.float64
-        sample = base.sample(2000, generator())
+        sample = base.sample(2000, rng())
         assert (sample.mean(0).abs() < 0.9).all()
         assert (sample.std(0) < 1.6).all()
         assert (sample.std(0) > 0.8).all()
@@ -94,7 +95,7 @@ def test_gaussian_is_mean_and_covariance_of_its_rows():
 
 def test_held_out_rows_are_not_seen():
     x = rows()
-    x[::3] += 0.01 * torch.randn(120, 2, dtype=torch.float64, generator=generator())
+    x[::3] += 0.01 * torch.randn(120, 2, dtype=torch.float64, generator=rng())
     moved = x.clone()
     moved[::3] = 0.9 * moved[::3] + 0.01  # the rows held out by the first member
     for name in ("gaussian", "gaussianized_gmm", "kde"):
@@ -125,7 +126,7 @@ def test_unfitted_sklearn_density():
     x, splits = rows(), folds(360)
     estimator = GaussianMixture(2, random_state=0)
     weight = torch.ones(360, dtype=torch.float64)
-    bases = fit_bases(x, weight, splits, {"own": SklearnDensity(estimator)}, generator())
+    bases = fit_bases(x, weight, splits, {"own": SklearnDensity(estimator)}, rng())
     assert not hasattr(estimator, "means_")
     for base, (train, _) in zip(bases, splits, strict=True):
         expected = GaussianMixture(2, random_state=0).fit(x[train].numpy()).score_samples(x)
@@ -134,7 +135,7 @@ def test_unfitted_sklearn_density():
 
 
 def test_flow(monkeypatch):
-    monkeypatch.setattr(_flow_training, "FLOW_STEPS", 100)
+    monkeypatch.setattr(_flow_training, "FLOW_BUDGET", Budget(30, 100, patience_steps=300))
     monkeypatch.setattr(_fit, "MAX_FIT_ROWS", 200)
     x, splits = rows(), folds(360)
     bases = fit(["flow"], x, splits)
@@ -145,7 +146,7 @@ def test_flow(monkeypatch):
     grid = torch.linspace(-9, 9, 161, dtype=torch.float64)
     total = base.log_prob(torch.cartesian_prod(grid, grid)).exp().sum() * (grid[1] - grid[0]) ** 2
     assert total.item() == pytest.approx(1.0, abs=0.02)
-    assert base.sample(5, generator()).shape == (5, 2)
+    assert base.sample(5, rng()).shape == (5, 2)
 
 
 def test_flow_of_a_split_has_not_seen_its_held_out_rows(monkeypatch):
@@ -163,14 +164,14 @@ def test_flow_of_a_split_has_not_seen_its_held_out_rows(monkeypatch):
 
 
 def test_weights_count(monkeypatch):
-    monkeypatch.setattr(_flow_training, "FLOW_STEPS", 100)
+    monkeypatch.setattr(_flow_training, "FLOW_BUDGET", Budget(30, 100, patience_steps=300))
     x = rows()
     light = x[:, 0] < 0
     weight = torch.where(light, 0.05, 1.0).double()
     for name in ("gaussian", "gmm", "gaussianized_gmm", "kde", "flow"):
         q = fit([name], x, weight=weight)[0]
         p = fit([name], x)[0]
-        share_q, share_p = ((b.sample(3000, generator())[:, 0] < 0).double().mean() for b in (q, p))
+        share_q, share_p = ((b.sample(3000, rng())[:, 0] < 0).double().mean() for b in (q, p))
         assert share_q < share_p - 0.2
 
 
@@ -180,7 +181,7 @@ def test_few_rows(n, d):
     x = torch.as_tensor(np.random.default_rng(0).normal(size=(n, d)))
     for base in fit(auto_candidates(n, d), x, folds(n)):
         assert base.log_prob(x).isfinite().all()
-        assert base.sample(3, generator()).isfinite().all()
+        assert base.sample(3, rng()).isfinite().all()
 
 
 # ---------------------------------------------------------------- auto
@@ -215,7 +216,7 @@ def test_stack_against_its_own_components():
 def test_progress_and_order():
     said = []
     names = {name: CANDIDATES[name] for name in ("uniform", "gaussian")}
-    fit_bases(rows(60), torch.ones(60).double(), folds(60), names, generator(), said.append)
+    fit_bases(rows(60), torch.ones(60).double(), folds(60), names, rng(), said.append)
     assert said == ["uniform", "gaussian"]
 
 
@@ -230,7 +231,7 @@ def test_bit_identical_with_one_seed():
     np.random.seed(1)  # noqa: NPY002
     for a, b in zip(first, fit(names, x, seed=3), strict=True):
         assert torch.equal(a.log_prob(x), b.log_prob(x))
-        assert torch.equal(a.sample(50, generator()), b.sample(50, generator()))
+        assert torch.equal(a.sample(50, rng()), b.sample(50, rng()))
         copy = pickle.loads(pickle.dumps(a))
         assert torch.equal(copy.log_prob(x), a.log_prob(x))
     others = fit(names, x, seed=4)
@@ -329,11 +330,11 @@ def test_one_law_for_all_members_is_taken_as_it_is():
     law = GaussianMixtureBase([1.0], [[0.0]], [[[1.0]]])
 
     class Fixed:
-        def fit_splits(self, x, weight, splits, generator):
+        def fit_splits(self, x, weight, splits, rng):
             return [law] * len(splits)
 
     x = rows(30, 1)
-    bases = fit_bases(x, torch.ones(30).double(), folds(30), {"fixed": Fixed()}, generator())
+    bases = fit_bases(x, torch.ones(30).double(), folds(30), {"fixed": Fixed()}, rng())
     assert all(base is law for base in bases)
 
 
@@ -341,15 +342,15 @@ def test_settings_are_chosen_once_and_serve_all_splits():
     law, chosen, fitted = GaussianMixtureBase([1.0], [[0.0]], [[[1.0]]]), [], []
 
     class Spy(_fit._Candidate):
-        def choose(self, rows, held, generator):
+        def choose(self, rows, held, rng):
             chosen.append((len(rows.x), len(held.x)))
             return "settings"
 
-        def fit(self, rows, settings, generator):
+        def fit(self, rows, settings, rng):
             fitted.append((len(rows.x), settings))
             return law
 
     x = rows(30, 1)
-    fit_bases(x, torch.ones(30).double(), folds(30), {"spy": Spy()}, generator())
+    fit_bases(x, torch.ones(30).double(), folds(30), {"spy": Spy()}, rng())
     assert chosen == [(20, 10)]
     assert fitted == [(20, "settings")] * 3

@@ -6,18 +6,19 @@ import torch
 from scipy import stats
 from torch.distributions import MultivariateNormal
 
+from skebm._engine import Budget
 from skebm.bases import _flow_training, build_flow, fit_flow, train_flows
 from skebm.exceptions import DivergenceError
 
 K = 3
 
 
-def generator(seed=0):
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
 def draw(*shape, seed=7, dtype=torch.float64):
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(*shape, generator=rng(seed), dtype=torch.float64).to(dtype)
 
 
 def bent(n, seed=0):
@@ -28,7 +29,7 @@ def bent(n, seed=0):
 
 @pytest.fixture(scope="module")
 def fitted():
-    return fit_flow(0.5 * bent(1000), generator=generator(), max_epochs=20)
+    return fit_flow(0.5 * bent(1000), rng=rng(), max_epochs=20)
 
 
 def test_learns_a_bent_law(fitted):
@@ -44,14 +45,14 @@ def test_learns_a_bent_law(fitted):
 
 def test_fitted_flow_inverts_in_single_precision(fitted):
     flow = copy.deepcopy(fitted.flow).float()
-    z, log_prob = flow.rsample(2000, generator())
+    z, log_prob = flow.rsample(2000, rng())
     torch.testing.assert_close(flow.log_prob(z), log_prob, rtol=0, atol=5e-3)
 
 
 def test_weights_count_as_rows():
     x = torch.cat([bent(500), 3.0 + 0.1 * draw(500, 2)])
     weight = torch.cat([torch.ones(500), torch.zeros(500)]).double()
-    options = dict(generator=generator(), max_epochs=15)
+    options = dict(rng=rng(), max_epochs=15)
     law = fit_flow(x, sample_weight=weight, **options)
     fresh = bent(2000, seed=1)
     assert law.log_prob(fresh).mean() > fit_flow(x, **options).log_prob(fresh).mean() + 0.3
@@ -64,16 +65,16 @@ def test_fit_keeps_the_best_state_and_is_reproducible():
     x = bent(300)
     for name in ("coupling", "maf"):
         options = dict(name=name, patience=1, max_epochs=3)
-        start = fit_flow(x, generator=generator(), name=name, max_epochs=0)
+        start = fit_flow(x, rng=rng(), name=name, max_epochs=0)
         try:
-            wild = fit_flow(x, generator=generator(), learning_rate=0.5, **options)
+            wild = fit_flow(x, rng=rng(), learning_rate=0.5, **options)
         except DivergenceError as error:
             assert "learning_rate" in str(error)  # noqa: PT017
         else:
             assert wild.log_prob(x).mean() >= start.log_prob(x).mean() - 0.1
-        a, b = (fit_flow(x, generator=generator(4), **options) for _ in "ab")
+        a, b = (fit_flow(x, rng=rng(4), **options) for _ in "ab")
         assert torch.equal(a.log_prob(x), b.log_prob(x))
-        c = fit_flow(x, generator=generator(5), **options)
+        c = fit_flow(x, rng=rng(5), **options)
         assert not torch.equal(a.log_prob(x), c.log_prob(x))
 
 
@@ -83,10 +84,10 @@ def test_flows_are_trained_side_by_side_on_their_own_rows():
     y = centers[:, None, None] + 0.3 * draw(K, 500, 2)
     y[:, 400:] += 100.0  # of no weight, neither to learn from nor to judge by
     weight = (torch.arange(500) < 400).double()
-    order = torch.randperm(500, generator=generator(1))
+    order = torch.randperm(500, generator=rng(1))
     splits = [(order[60 + k :], order[: 60 + k]) for k in range(K)]
-    flow = build_flow("coupling", 2, K, generator=generator())
-    train_flows(flow, y, weight, splits, generator=generator(), max_epochs=40)
+    flow = build_flow("coupling", 2, K, rng=rng())
+    train_flows(flow, y, weight, splits, rng=rng(), max_epochs=40)
     fresh = centers[:, None, None] + 0.3 * draw(K, 2000, 2, seed=2)
     entropy = 2 * (0.5 * math.log(2 * math.pi * math.e) + math.log(0.3))
     value = torch.stack([flow.member(k).log_prob(fresh[k]).mean() for k in range(K)])
@@ -102,8 +103,8 @@ def test_one_gross_outlier_changes_little(row, far):
         x = bent(400)
         if value is not None:
             x[row, 0] = value
-        flow = build_flow("coupling", 2, generator=generator())
-        train_flows(flow, x[None], torch.ones(400), [split], generator=generator(), max_epochs=60)
+        flow = build_flow("coupling", 2, rng=rng())
+        train_flows(flow, x[None], torch.ones(400), [split], rng=rng(), max_epochs=60)
         found.append(flow.member(0).log_prob(fresh).mean().item())
     start = MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
     assert found[0] > start.log_prob(fresh).mean() + 0.5
@@ -113,14 +114,14 @@ def test_one_gross_outlier_changes_little(row, far):
 def test_rows_judge_where_all_of_them_are_outliers():
     x = bent(100) + 50.0
     split = torch.arange(50), torch.arange(50, 100)
-    flow = build_flow("coupling", 2, generator=generator())
-    train_flows(flow, x[None], torch.ones(100), [split], generator=generator(), max_epochs=2)
+    flow = build_flow("coupling", 2, rng=rng())
+    train_flows(flow, x[None], torch.ones(100), [split], rng=rng(), max_epochs=2)
     assert flow.member(0).log_prob(x).isfinite().all()
 
 
 def test_patience_is_of_many_steps_where_epochs_are_short(monkeypatch):
-    for name, value in (("EPOCHS", 200), ("STEPS", 1), ("PATIENCE", 1), ("PATIENCE_STEPS", 40)):
-        monkeypatch.setattr(_flow_training, f"FLOW_{name}", value)
+    monkeypatch.setattr(_flow_training, "FLOW_PATIENCE", 1)
+    monkeypatch.setattr(_flow_training, "FLOW_BUDGET", Budget(200, 1, patience_steps=40))
     engine, lasted = _flow_training.train, []
 
     def spy(*args, **options):
@@ -128,7 +129,7 @@ def test_patience_is_of_many_steps_where_epochs_are_short(monkeypatch):
         return engine(*args, **options | {"max_epochs": 1})
 
     monkeypatch.setattr(_flow_training, "train", spy)
-    fit_flow(bent(570), generator=generator())  # epochs of two steps
-    monkeypatch.setattr(_flow_training, "FLOW_STEPS", 1000)
-    fit_flow(bent(570), generator=generator(), batch_size=128)  # of four
+    fit_flow(bent(570), rng=rng())  # epochs of two steps
+    monkeypatch.setattr(_flow_training, "FLOW_BUDGET", Budget(200, 1000, patience_steps=40))
+    fit_flow(bent(570), rng=rng(), batch_size=128)  # of four
     assert lasted == [(20, 200), (10, 250)]

@@ -23,14 +23,14 @@ K = 3
 KINDS = ["coupling", "nsf", "maf", "nice"]
 
 
-def generator(seed=0):
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
 def perturbed(kind="coupling", d=2, *, scale=0.1, seed=0, dtype=torch.float64, n_members=K):
-    flow = build_flow(kind, d, n_members, generator=generator(seed)).to(dtype)
+    flow = build_flow(kind, d, n_members, rng=rng(seed)).to(dtype)
     if kind == "coupling":  # zuko's start at random weights
-        g = generator(seed + 1)
+        g = rng(seed + 1)
         with torch.no_grad():
             for p in flow.parameters():
                 p.add_(scale * torch.randn(p.shape, generator=g, dtype=torch.float64).to(dtype))
@@ -38,12 +38,12 @@ def perturbed(kind="coupling", d=2, *, scale=0.1, seed=0, dtype=torch.float64, n
 
 
 def draw(*shape, seed=7, dtype=torch.float64):
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(*shape, generator=rng(seed), dtype=torch.float64).to(dtype)
 
 
 @pytest.mark.parametrize("d", [1, 2, 7])
 def test_starts_at_the_standard_normal_law(d):
-    flow = CouplingSplineFlow(d, K, generator=generator()).double()
+    flow = CouplingSplineFlow(d, K, rng=rng()).double()
     z = 3 * draw(K, 100, d)
     expected = MultivariateNormal(torch.zeros(d).double(), torch.eye(d).double()).log_prob(z)
     torch.testing.assert_close(flow.log_prob(z), expected, rtol=0, atol=1e-12)
@@ -68,14 +68,14 @@ def test_integrates_to_one(kind, d):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_density_along_the_way_is_the_density_there(kind, d, dtype):
     flow = perturbed(kind, d, dtype=dtype)
-    z, log_prob = flow.rsample(500, generator(1))
+    z, log_prob = flow.rsample(500, rng(1))
     assert z.shape == (K, 500, d)
     assert z.dtype == log_prob.dtype == dtype
     exact = dtype == torch.float64 and kind == "coupling"
     atol = 1e-8 if exact else 5e-3
     torch.testing.assert_close(flow.log_prob(z), log_prob, rtol=0, atol=atol)
-    assert torch.equal(flow.sample(500, generator(1)), z)
-    assert not flow.sample(5, generator(1)).requires_grad
+    assert torch.equal(flow.sample(500, rng(1)), z)
+    assert not flow.sample(5, rng(1)).requires_grad
 
 
 def test_samples_follow_the_density():
@@ -84,7 +84,7 @@ def test_samples_follow_the_density():
     for k in range(K):
         law = flow.member(k)
         cdf = np.cumsum(law.log_prob(grid[:, None]).exp().numpy())
-        u = np.interp(law.sample(4000, generator(2))[:, 0], grid, cdf / cdf[-1])
+        u = np.interp(law.sample(4000, rng(2))[:, 0], grid, cdf / cdf[-1])
         assert stats.kstest(u, "uniform").pvalue > 1e-4
 
 
@@ -127,7 +127,7 @@ def test_gradients_against_finite_differences(d):
     a = draw(d, seed=3)
 
     def value():
-        z, log_prob = flow.rsample(64, generator(5))
+        z, log_prob = flow.rsample(64, rng(5))
         return (z @ a).sin().mean() + (log_prob * z[..., 0].cos()).mean()
 
     gradients = torch.autograd.grad(value(), list(flow.parameters()))
@@ -150,7 +150,7 @@ def test_finite_everywhere_with_finite_gradients(dtype, scale):
     log_prob = flow.log_prob(z)
     assert log_prob.isfinite().all()
     assert all(g.isfinite().all() for g in torch.autograd.grad(log_prob.sum(), [z, *_p(flow)]))
-    x, log_prob = flow.rsample(5000, generator())
+    x, log_prob = flow.rsample(5000, rng())
     assert x.isfinite().all()
     assert log_prob.isfinite().all()
     gradients = torch.autograd.grad(x.square().mean() + log_prob.mean(), _p(flow))
@@ -178,12 +178,12 @@ def test_tails_are_linear():
 def test_members_are_independent(kind):
     flow = perturbed(kind, 3)
     z = draw(K, 20, 3)
-    before, draws = flow.log_prob(z), flow.sample(20, generator())
+    before, draws = flow.log_prob(z), flow.sample(20, rng())
     alone = [flow.alone(k) for k in range(K)]
     with torch.no_grad():
         for p in flow.flows[0].parameters() if kind != "coupling" else flow.parameters():
             (p if kind != "coupling" else p[0]).mul_(1.5)
-    after, again = flow.log_prob(z), flow.sample(20, generator())
+    after, again = flow.log_prob(z), flow.sample(20, rng())
     assert not torch.equal(after[0], before[0])
     torch.testing.assert_close(after[1:], before[1:], rtol=0, atol=0)
     torch.testing.assert_close(again[1:], draws[1:], rtol=0, atol=0)
@@ -200,7 +200,7 @@ def test_member_is_a_law(kind):
     assert isinstance(law, FlowBase)
     assert law.n_features == 2
     assert not any(p.requires_grad for p in law.parameters())
-    x = law.sample(50, generator(3))
+    x = law.sample(50, rng(3))
     assert x.shape == (50, 2)
     assert x.dtype == law.log_prob(x.float()).dtype == torch.float64
     torch.testing.assert_close(
@@ -219,9 +219,9 @@ def test_member_is_a_law(kind):
     for twin in (pickle.loads(pickle.dumps(law)), copy.deepcopy(law), law.to("cpu")):
         assert twin.n_features == 2
         assert torch.equal(twin.log_prob(x), law.log_prob(x))
-        assert torch.equal(twin.sample(5, generator(4)), law.sample(5, generator(4)))
+        assert torch.equal(twin.sample(5, rng(4)), law.sample(5, rng(4)))
     stack = pickle.loads(pickle.dumps(flow))
-    assert torch.equal(stack.sample(5, generator(4)), flow.sample(5, generator(4)))
+    assert torch.equal(stack.sample(5, rng(4)), flow.sample(5, rng(4)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -231,20 +231,20 @@ def test_reproducible_and_global_state_as_found(kind):
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     a, b = (perturbed(kind, 2) for _ in "ab")
     other = perturbed(kind, 2, seed=1)
-    x = a.sample(20, generator(5))
+    x = a.sample(20, rng(5))
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
     torch.manual_seed(2)
-    assert torch.equal(b.sample(20, generator(5)), x)
-    assert not torch.equal(b.sample(20, generator(6)), x)
-    assert not torch.equal(other.sample(20, generator(5)), x)
+    assert torch.equal(b.sample(20, rng(5)), x)
+    assert not torch.equal(b.sample(20, rng(6)), x)
+    assert not torch.equal(other.sample(20, rng(5)), x)
 
 
 def test_zuko_flows_from_instances_and_factories():
     zuko = pytest.importorskip("zuko")
     instance = zuko.flows.NSF(2, transforms=1, hidden_features=(8,), passes=2)
     before = copy.deepcopy(instance.state_dict())
-    flow = ZukoFlows(instance, 2, K, generator=generator())
+    flow = ZukoFlows(instance, 2, K, rng=rng())
     z = draw(K, 10, 2, dtype=torch.float32)
     torch.testing.assert_close(flow.log_prob(z)[1], instance().log_prob(z[1]))
     with torch.no_grad():
@@ -254,7 +254,7 @@ def test_zuko_flows_from_instances_and_factories():
     torch.testing.assert_close(
         FlowBase(instance).log_prob(z[0]).float(), instance().log_prob(z[0]), rtol=0, atol=1e-5
     )
-    made = build_flow(zuko.flows.NICE, 2, K, generator=generator(), transforms=2)
+    made = build_flow(zuko.flows.NICE, 2, K, rng=rng(), transforms=2)
     assert made.log_prob(z).shape == (K, 10)
     assert not torch.equal(
         made.log_prob(z[:1].expand(K, -1, -1))[0], made.log_prob(z[:1].expand(K, -1, -1))[1]
@@ -273,17 +273,17 @@ def test_zuko_flows_from_instances_and_factories():
 )
 def test_what_is_not_a_flow_is_refused(flow, message):
     with pytest.raises(ValueError, match=message):
-        build_flow(flow, 2, K, generator=generator())
+        build_flow(flow, 2, K, rng=rng())
 
 
 def test_zuko_laws_that_are_not_flows_and_other_shapes_are_refused():
     zuko = pytest.importorskip("zuko")
     with pytest.raises(ValueError, match="flow must be a normalizing flow"):
-        build_flow(zuko.flows.GMM(2), 2, generator=generator())
+        build_flow(zuko.flows.GMM(2), 2, rng=rng())
     with pytest.raises(ValueError, match="context"):
-        build_flow(zuko.flows.MAF(2, context=1), 2, generator=generator())
+        build_flow(zuko.flows.MAF(2, context=1), 2, rng=rng())
     with pytest.raises(ValueError, match="2 features"):
-        build_flow(zuko.flows.MAF(3), 2, generator=generator())
+        build_flow(zuko.flows.MAF(3), 2, rng=rng())
 
 
 CHECK_VALIDATION = """
@@ -292,7 +292,7 @@ from skebm.bases import build_flow
 g = torch.Generator().manual_seed(0)
 for make in (
     lambda: pickle.load(open(sys.argv[1], "rb")),
-    lambda: build_flow("maf", 2, generator=g).member(0),
+    lambda: build_flow("maf", 2, rng=g).member(0),
 ):
     for name in [name for name in sys.modules if name.partition(".")[0] == "zuko"]:
         del sys.modules[name]
@@ -315,12 +315,12 @@ def test_validation_of_distributions_is_as_found(tmp_path):
 def test_names_that_are_no_flows_are_refused_without_zuko_too(monkeypatch):
     monkeypatch.setitem(sys.modules, "zuko", None)
     with pytest.raises(ValueError, match="'coupling', one of .*'gf', 'maf', 'nice', 'nsf'"):
-        build_flow("nfs", 2, generator=generator())
+        build_flow("nfs", 2, rng=rng())
 
 
 def test_without_zuko_only_the_coupling_flow_is_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "zuko", None)
-    x = torch.randn(50, 2, generator=generator())
-    fit_flow(x, generator=generator(), max_epochs=1)
+    x = torch.randn(50, 2, generator=rng())
+    fit_flow(x, rng=rng(), max_epochs=1)
     with pytest.raises(ImportError, match=r'pip install "skebm\[flows\]"'):
-        build_flow("nsf", 2, generator=generator())
+        build_flow("nsf", 2, rng=rng())

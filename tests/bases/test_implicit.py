@@ -15,10 +15,10 @@ START_SCALE = 0.3
 
 def build(d=1, k=1, seed=0, **options):
     generator = torch.Generator().manual_seed(seed)
-    return ImplicitGenerator(d, k, generator=generator, **options).double()
+    return ImplicitGenerator(d, k, rng=generator, **options).double()
 
 
-def perturbed(d=1, k=1, size=0.5, **options):
+def perturbed(d=1, k=1, size=0.8, **options):
     """With g no more the identity, and not linear."""
     law = build(d, k, **options)
     generator = torch.Generator().manual_seed(7)

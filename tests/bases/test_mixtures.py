@@ -11,7 +11,7 @@ from sklearn.neighbors import KernelDensity
 from skebm.bases import GaussianMixtureBase, KernelDensityBase, _chunks
 
 
-def generator(seed=0):
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -180,7 +180,7 @@ def test_moments_of_samples(base):
         covariances = np.tile(0.49 * SHAPE, (len(means), 1, 1))
     mean = weights @ means
     second = np.einsum("j,jab->ab", weights, covariances + means[:, :, None] * means[:, None, :])
-    x = base.sample(n, generator()).numpy()
+    x = base.sample(n, rng()).numpy()
     assert x.shape == (n, 3)
     assert x.dtype == np.float64
     error = np.abs(x.mean(0) - mean) / (x.std(0) / np.sqrt(n))
@@ -192,7 +192,7 @@ def test_moments_of_samples(base):
 
 def test_projections_of_samples(base):
     # along any direction u, the sample must follow the mixture of the projected Gaussians
-    x = base.sample(5000, generator(1)).numpy()
+    x = base.sample(5000, rng(1)).numpy()
     if isinstance(base, GaussianMixtureBase):
         weights, means, covariances = WEIGHTS, MEANS, COVARIANCES
     else:
@@ -206,7 +206,7 @@ def test_projections_of_samples(base):
 
 def test_components_are_drawn_by_their_weights():
     base = GaussianMixtureBase(WEIGHTS, 50 * MEANS, COVARIANCES)
-    x = base.sample(5000, generator())
+    x = base.sample(5000, rng())
     counts = base.responsibilities(x).argmax(1).bincount(minlength=3)
     assert stats.chisquare(counts, 5000 * WEIGHTS).pvalue > 1e-3
     # in random order: runs of one component are as short as they should be
@@ -216,18 +216,18 @@ def test_components_are_drawn_by_their_weights():
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_few_rows(base, n):
-    assert base.sample(n, generator()).shape == (n, 3)
+    assert base.sample(n, rng()).shape == (n, 3)
     assert base.log_prob(torch.zeros(n, 3, dtype=torch.float64)).shape == (n,)
 
 
 def test_samples_depend_on_the_generator_alone(base):
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    first = base.sample(50, generator(3))
+    first = base.sample(50, rng(3))
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(1)
-    assert torch.equal(base.sample(50, generator(3)), first)
-    assert not torch.equal(base.sample(50, generator(4)), first)
+    assert torch.equal(base.sample(50, rng(3)), first)
+    assert not torch.equal(base.sample(50, rng(4)), first)
 
 
 # ---------------------------------------------------------------- chunks and copies
@@ -264,7 +264,7 @@ def test_pickle(base):
     x = points()
     copy = pickle.loads(pickle.dumps(base))
     assert torch.equal(copy.log_prob(x), base.log_prob(x))
-    assert torch.equal(copy.sample(9, generator()), base.sample(9, generator()))
+    assert torch.equal(copy.sample(9, rng()), base.sample(9, rng()))
 
 
 def test_everything_is_a_float64_buffer(base):

@@ -28,17 +28,17 @@ def test_piecewise_linear_is_the_published_formula(n_bins):
 
 
 def test_piecewise_linear_survives_ties_and_members_of_different_length():
-    generator = torch.Generator().manual_seed(0)
-    members = [torch.randn(n, 2, generator=generator) for n in (30, 31)]
+    rng = torch.Generator().manual_seed(0)
+    members = [torch.randn(n, 2, generator=rng) for n in (30, 31)]
     members[0][:, 1] = 0.5  # one value only
-    encoded = PiecewiseLinearEmbedding(members, 8)(torch.randn(2, 9, 2, generator=generator))
+    encoded = PiecewiseLinearEmbedding(members, 8)(torch.randn(2, 9, 2, generator=rng))
     assert encoded.isfinite().all()
 
 
 def test_periodic_is_sine_and_cosine_of_each_column():
-    generator = torch.Generator().manual_seed(0)
-    embedding = PeriodicEmbedding(3, 2, n_frequencies=4, sigma=0.5, generator=generator)
-    z = torch.randn(2, 7, 3, generator=generator)
+    rng = torch.Generator().manual_seed(0)
+    embedding = PeriodicEmbedding(3, 2, n_frequencies=4, sigma=0.5, rng=rng)
+    z = torch.randn(2, 7, 3, generator=rng)
     c = embedding.frequencies.detach().numpy()[:, 0]
     phase = 2 * math.pi * np.einsum("kjm,kij->kijm", c, z.numpy()).reshape(2, 7, 12)
     expected = np.concatenate([np.sin(phase), np.cos(phase)], -1)

@@ -15,7 +15,7 @@ from skebm.energies import (
 D, K, N = 3, 4, 17
 
 
-def generator(seed=0):
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -24,19 +24,19 @@ def small_network(n_features):
 
 
 def raw(k):
-    return MLPEnergy(D, k, hidden_layer_sizes=(8,), generator=generator())
+    return MLPEnergy(D, k, hidden_layer_sizes=(8,), rng=rng())
 
 
 def piecewise_linear(k):
-    z = torch.randn(k, 50, D, generator=generator(1))
+    z = torch.randn(k, 50, D, generator=rng(1))
     embedding = PiecewiseLinearEmbedding(list(z), n_bins=6)
-    return MLPEnergy(D, k, hidden_layer_sizes=(8, 7), embedding=embedding, generator=generator())
+    return MLPEnergy(D, k, hidden_layer_sizes=(8, 7), embedding=embedding, rng=rng())
 
 
 def periodic(k):
-    g = generator()
-    embedding = PeriodicEmbedding(D, k, n_frequencies=4, sigma=0.3, generator=g)
-    return MLPEnergy(D, k, hidden_layer_sizes=(8,), embedding=embedding, generator=g)
+    g = rng()
+    embedding = PeriodicEmbedding(D, k, n_frequencies=4, sigma=0.3, rng=g)
+    return MLPEnergy(D, k, hidden_layer_sizes=(8,), embedding=embedding, rng=g)
 
 
 def user_module(k):
@@ -54,7 +54,7 @@ ENERGIES = {
 
 def perturbed(stack):
     """As after some training."""
-    g = generator(7)
+    g = rng(7)
     with torch.no_grad():
         for parameter in stack.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=g)
@@ -64,20 +64,20 @@ def perturbed(stack):
 @pytest.mark.parametrize("make", ENERGIES.values(), ids=ENERGIES)
 class TestEveryEnergy:
     def test_starts_at_exactly_zero(self, make):
-        z = 3 * torch.randn(K, N, D, generator=generator(2))
+        z = 3 * torch.randn(K, N, D, generator=rng(2))
         f = make(K)(z)
         assert f.shape == (K, N)
         assert torch.equal(f, torch.zeros(K, N))
 
     def test_one_member_takes_plain_rows(self, make):
         energy = perturbed(make(1))
-        z = torch.randn(N, D, generator=generator(2))
+        z = torch.randn(N, D, generator=rng(2))
         assert energy(z).shape == (N,)
         assert torch.equal(energy(z), energy(z[None])[0])
 
     def test_stack_equals_its_members(self, make):
         stack = perturbed(make(K)).double()
-        z = torch.randn(K, N, D, generator=generator(2), dtype=torch.float64)
+        z = torch.randn(K, N, D, generator=rng(2), dtype=torch.float64)
         together = stack(z)
         for k in range(K):
             alone = stack.member(k)
@@ -90,7 +90,7 @@ class TestEveryEnergy:
 
     def test_members_do_not_see_each_other(self, make):
         stack = perturbed(make(K))
-        z = torch.randn(K, N, D, generator=generator(2))
+        z = torch.randn(K, N, D, generator=rng(2))
         changed = z.clone()
         changed[1] += 1.0
         same = torch.ones(K, dtype=torch.bool)
@@ -99,7 +99,7 @@ class TestEveryEnergy:
 
     def test_gradients_against_finite_differences(self, make):
         energy = perturbed(make(2)).double()
-        z = torch.randn(2, 5, D, generator=generator(4), dtype=torch.float64, requires_grad=True)
+        z = torch.randn(2, 5, D, generator=rng(4), dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(energy, z, eps=1e-7, atol=1e-5)
         names = [name for name, _ in energy.named_parameters()]
         parameters = tuple(p.detach().clone().requires_grad_() for p in energy.parameters())
@@ -114,7 +114,7 @@ class TestEveryEnergy:
     def test_learns_from_zero(self, make):
         energy = make(2)
         optimizer = torch.optim.AdamW(energy.parameters(), 1e-2)
-        z = torch.randn(2, 200, D, generator=generator(5))
+        z = torch.randn(2, 200, D, generator=rng(5))
         target = (z[..., 0] * z[..., 1]).tanh()
         first = None
         for _ in range(150):
@@ -181,7 +181,7 @@ class TestUserModules:
         def with_dropout(n_features):
             return nn.Sequential(nn.Linear(n_features, 9), nn.Dropout(0.5), nn.Linear(9, 1))
 
-        z = torch.randn(2, N, D, generator=generator())
+        z = torch.randn(2, N, D, generator=rng())
         results = [None] * 4
 
         def run(i):

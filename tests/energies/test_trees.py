@@ -158,22 +158,6 @@ def test_softness_can_be_changed(fitted):
         trees.softness = -1
 
 
-def test_concatenation_adds_scaled_modules(fitted):
-    clf, z = fitted
-    other, _ = make(max_iter=10, max_leaf_nodes=40, learning_rate=0.3)
-    a = SoftTrees.from_hist_gradient_boosting(clf, softness=0.5)
-    b = SoftTrees.from_hist_gradient_boosting(other, softness=0.5)
-    a.scale = 1.3
-    both = SoftTrees.concatenate([a, b])
-    z = z.clone().requires_grad_()
-    torch.testing.assert_close(both(z), a(z) + b(z), rtol=0, atol=1e-10)
-    gradients = [torch.autograd.grad(f(z).sum(), z)[0] for f in (both, a, b)]
-    torch.testing.assert_close(gradients[0], gradients[1] + gradients[2])
-    b.softness = 0.0
-    with pytest.raises(ValueError, match="agree in softness"):
-        SoftTrees.concatenate([a, b])
-
-
 def test_trees_that_cannot_be_read():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((500, 2))

@@ -12,11 +12,11 @@ D, K = 3, 2
 
 
 def encoder(kind, seed=0, trained=True):
-    generator = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     network = nn.Linear(D, 2 * K).double()
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=rng))
     if kind == "gaussian":
         return GaussianEncoder(network, K)
     residual = perceptron(D + 2 * K, K, (16,), seed=1).double()
@@ -24,7 +24,7 @@ def encoder(kind, seed=0, trained=True):
     if trained:
         with torch.no_grad():
             for part in (residual, score):
-                part[-1].weight.copy_(torch.randn(K, 16, generator=generator))
+                part[-1].weight.copy_(torch.randn(K, 16, generator=rng))
     return ImplicitEncoder(network, K, residual, score)
 
 
@@ -33,8 +33,8 @@ def rows(n=5, seed=3):
 
 
 def noise(coder, *shape, seed=4):
-    generator = torch.Generator().manual_seed(seed)
-    return coder.noise(*shape, generator=generator, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(seed)
+    return coder.noise(*shape, rng=rng, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "implicit"])
@@ -121,12 +121,12 @@ def test_the_implicit_encoder_starts_as_the_gaussian_one():
     assert ((u.pow(4).mean(1) - 3).abs() < 4.5 * math.sqrt(96 / n)).all()
     assert (u.prod(-1).mean(1).abs() < 4.5 / math.sqrt(n)).all()
     torch.testing.assert_close(start(x)[0], gaussian(x)[0])
-    # and its score starts as that of the normal law
+    # and its score starts as that of the normal distribution
     torch.testing.assert_close(start.score(x, u), -u)
 
 
 def test_the_residual_bends_all_but_the_normal_noise_of_its_own():
-    # which keeps the law of u smooth
+    # which keeps the density of u smooth
     coder, x = encoder("implicit"), rows()
     e = noise(coder, 7)
     u = coder.standardized(x, e)
@@ -145,7 +145,7 @@ def test_rows_do_not_bear_on_each_other():
     torch.testing.assert_close(coder.draw(x, e)[3:4], coder.draw(x[3:4], e))
     u = coder.standardized(x, e)
     torch.testing.assert_close(coder.score(x, u)[3:4], coder.score(x[3:4], u[3:4]))
-    # but their score and their law depend on the row
+    # but their score and their distribution depend on the row
     assert not torch.allclose(u[0], u[1])
     assert not torch.allclose(coder.score(x[:1], u[:1]), coder.score(x[1:2], u[:1]))
 

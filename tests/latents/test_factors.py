@@ -19,27 +19,27 @@ def rows(n, d, k, seed=0):
 
 def model(d=4, k=2, seed=0):
     """Factors whose posterior is uncorrelated, as the attributes promise."""
-    generator = torch.Generator().manual_seed(seed)
-    like = {"generator": generator, "dtype": torch.float64}
+    rng = torch.Generator().manual_seed(seed)
+    like = {"generator": rng, "dtype": torch.float64}
     variance = torch.rand(d, **like) + 0.2
     turn, _ = torch.linalg.qr(torch.randn(d, k, **like))
     size = torch.linspace(3.0, 1.0, k, dtype=torch.float64)
     return FactorModel(torch.randn(d, **like), variance.sqrt()[:, None] * turn * size, variance)
 
 
-def test_log_prob_is_that_of_the_dense_law():
+def test_log_prob_is_that_of_dense_algebra():
     factors = model()
     covariance = factors.loadings @ factors.loadings.mT + factors.variance.diag()
-    law = MultivariateNormal(factors.center, covariance)
+    dense = MultivariateNormal(factors.center, covariance)
     x = rows(20, 4, 2)
-    torch.testing.assert_close(factors.log_prob(x), law.log_prob(x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(factors.log_prob(x), dense.log_prob(x), rtol=1e-10, atol=1e-10)
 
 
-def test_posterior_is_that_of_the_joint_law():
+def test_posterior_is_that_of_the_joint_distribution():
     factors = model()
     weight, bias, deviation = factors.posterior()
     covariance = factors.loadings @ factors.loadings.mT + factors.variance.diag()
-    # the joint law of (z, x), conditioned
+    # the joint distribution of (z, x), conditioned
     gain = factors.loadings.mT @ torch.linalg.inv(covariance)
     posterior = torch.eye(2).double() - gain @ factors.loadings
     x = rows(20, 4, 2)

@@ -98,7 +98,7 @@ def test_penalty_of_a_quadratic_in_closed_form():
 
 def test_penalty_of_a_network_agrees_with_differences():
     generator = torch.Generator().manual_seed(0)
-    energy = MLPEnergy(2, 3, hidden_layer_sizes=(8,), generator=generator).double()
+    energy = MLPEnergy(2, 3, hidden_layer_sizes=(8,), rng=generator).double()
     for parameter in energy.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.data += 0.3 * noise

@@ -9,19 +9,19 @@ from skebm.objectives import nce_losses, ranking_nce_losses, self_normalized_los
 
 
 @pytest.fixture
-def generator():
+def rng():
     return torch.Generator().manual_seed(0)
 
 
-def randn(*shape, generator):
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+def randn(*shape, rng):
+    return torch.randn(shape, generator=rng, dtype=torch.float64)
 
 
-def test_nce_is_the_classic_loss_value_and_gradient(generator):
+def test_nce_is_the_classic_loss_value_and_gradient(rng):
     """Literal transcription of Gutmann & Hyvärinen (2010) at nu = 1, base=None."""
     n = 50
-    log_noise_data, log_noise_noise = (5 * randn(n, generator=generator) for _ in range(2))
-    leaves = [5 * randn(n, generator=generator) for _ in range(2)] + [randn(generator=generator)]
+    log_noise_data, log_noise_noise = (5 * randn(n, rng=rng) for _ in range(2))
+    leaves = [5 * randn(n, rng=rng) for _ in range(2)] + [randn(rng=rng)]
 
     def literal(f_data, f_noise, log_z):
         def lse(a, b):
@@ -45,9 +45,9 @@ def test_nce_is_the_classic_loss_value_and_gradient(generator):
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
 
 
-def test_nce_noise_ratio_is_bernoulli_cross_entropy(generator):
+def test_nce_noise_ratio_is_bernoulli_cross_entropy(rng):
     nu, log_z = 3.0, torch.tensor(0.7, dtype=torch.float64)
-    r_data, r_noise = randn(20, generator=generator), randn(60, generator=generator)
+    r_data, r_noise = randn(20, rng=rng), randn(60, rng=rng)
 
     def is_data(r):
         model = torch.exp(r - log_z)
@@ -107,19 +107,19 @@ def test_optimum_is_the_truth_for_gaussian_against_gaussian(objective, nu):
     assert torch.linalg.eigvalsh(torch.stack(rows)).min() > 0  # a minimum, and the only one near
 
 
-def test_ranking_gradient_tends_to_maximum_likelihood(generator):
+def test_ranking_gradient_tends_to_maximum_likelihood(rng):
     """Its error against the exact gradient falls with the number of rivals."""
     data, noise, weights, log_ratio, _, _ = gaussian_problem()
     theta = torch.tensor([-0.1, 0.2], dtype=torch.float64, requires_grad=True)
     log_z = torch.logsumexp(log_ratio(noise, theta) + weights.log(), dim=0)
     (exact,) = torch.autograd.grad(log_z - (weights * log_ratio(data, theta)).sum(), theta)
-    x = 0.5 + 0.8 * randn(100_000, generator=generator)
+    x = 0.5 + 0.8 * randn(100_000, rng=rng)
     (of_data,) = torch.autograd.grad(-log_ratio(x, theta).mean(), theta)
     (of_data_exact,) = torch.autograd.grad(-(weights * log_ratio(data, theta)).sum(), theta)
     exact = exact - of_data_exact + of_data  # the same data in both gradients
 
     def error(m):
-        rivals = randn(100, 1, m, generator=generator)
+        rivals = randn(100, 1, m, rng=rng)
         r_data, r_noise = log_ratio(x.view(100, 1000), theta), log_ratio(rivals, theta)
         (gradient,) = torch.autograd.grad(ranking_nce_losses(r_data, r_noise).mean(), theta)
         return (gradient - exact).norm()
@@ -129,9 +129,9 @@ def test_ranking_gradient_tends_to_maximum_likelihood(generator):
     assert many < 5e-3
 
 
-def test_ranking_is_cross_entropy_and_shares_rivals(generator):
-    r_data = randn(4, 7, generator=generator)
-    own = randn(4, 7, 5, generator=generator)
+def test_ranking_is_cross_entropy_and_shares_rivals(rng):
+    r_data = randn(4, 7, rng=rng)
+    own = randn(4, 7, 5, rng=rng)
     logits = torch.cat([r_data.unsqueeze(-1), own], dim=-1)
     expected = -torch.log_softmax(logits, dim=-1)[..., 0]
     torch.testing.assert_close(ranking_nce_losses(r_data, own), expected)
@@ -145,8 +145,8 @@ def test_ranking_is_cross_entropy_and_shares_rivals(generator):
     )
 
 
-def test_self_normalized_bounds_the_log_likelihood_and_touches_it(generator):
-    r_data, r_noise = randn(30, generator=generator), randn(200, generator=generator)
+def test_self_normalized_bounds_the_log_likelihood_and_touches_it(rng):
+    r_data, r_noise = randn(30, rng=rng), randn(200, rng=rng)
     log_z = r_noise.logsumexp(0) - math.log(200)
     exact = log_z - r_data.mean()
 
@@ -159,9 +159,9 @@ def test_self_normalized_bounds_the_log_likelihood_and_touches_it(generator):
 
 
 @pytest.mark.parametrize("objective", [nce_losses, self_normalized_losses])
-def test_members_on_leading_axes_equal_members_alone(objective, generator):
-    r_data, r_noise = randn(3, 8, generator=generator), randn(3, 11, generator=generator)
-    log_z = randn(3, generator=generator)
+def test_members_on_leading_axes_equal_members_alone(objective, rng):
+    r_data, r_noise = randn(3, 8, rng=rng), randn(3, 11, rng=rng)
+    log_z = randn(3, rng=rng)
     together = objective(r_data, r_noise, log_z)
     for k in range(3):
         alone = objective(r_data[k], r_noise[k], log_z[k])

@@ -8,7 +8,7 @@ from skebm.objectives import contrastive_divergence_losses
 
 
 @pytest.fixture
-def generator():
+def rng():
     return torch.Generator().manual_seed(0)
 
 
@@ -38,19 +38,19 @@ def test_gradient_is_that_of_the_likelihood_where_chains_follow_the_model(theta)
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-8)
 
 
-def test_exact_draws_give_it_but_for_noise(generator):
+def test_exact_draws_give_it_but_for_noise(rng):
     # q = N(0, 1), f = .7 x: the model is N(.7, 1), and log Z = .7^2 / 2
     theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    data, noise = torch.randn(2, 40_000, generator=generator, dtype=torch.float64)
+    data, noise = torch.randn(2, 40_000, generator=rng, dtype=torch.float64)
     of_data, of_chains = contrastive_divergence_losses(theta * data, theta * (0.7 + noise))
     (gradient,) = torch.autograd.grad(of_data.mean() + of_chains.mean(), theta)
     assert gradient.item() == pytest.approx(0.7 - data.mean().item(), abs=4 / math.sqrt(40_000))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
-def test_values_and_slopes_by_formula(alpha, generator):
-    f_data = torch.randn(30, generator=generator, dtype=torch.float64, requires_grad=True)
-    f_chains = torch.randn(50, generator=generator, dtype=torch.float64, requires_grad=True)
+def test_values_and_slopes_by_formula(alpha, rng):
+    f_data = torch.randn(30, generator=rng, dtype=torch.float64, requires_grad=True)
+    f_chains = torch.randn(50, generator=rng, dtype=torch.float64, requires_grad=True)
     data, chains = contrastive_divergence_losses(f_data, f_chains, alpha)
     torch.testing.assert_close(data, -f_data + alpha * f_data**2)
     torch.testing.assert_close(chains, f_chains + alpha * f_chains**2)
@@ -71,18 +71,18 @@ def test_regularisation_ends_a_climb_without_end():
     torch.testing.assert_close(f.detach(), torch.tensor([2.0, -2.0], dtype=torch.float64))
 
 
-def test_whatever_moved_the_chains_is_not_differentiated(generator):
+def test_whatever_moved_the_chains_is_not_differentiated(rng):
     # a chain computed from theta, taken as data as samplers hand it over
     theta = torch.tensor(0.7, requires_grad=True)
-    start = torch.randn(20, generator=generator)
+    start = torch.randn(20, generator=rng)
     moved = (start + 0.1 * theta).detach()
     of_data, of_chains = contrastive_divergence_losses(theta * start, theta * moved)
     (gradient,) = torch.autograd.grad(of_data.mean() + of_chains.mean(), theta)
     torch.testing.assert_close(gradient, moved.mean() - start.mean())
 
 
-def test_members_on_leading_axes_equal_members_alone(generator):
-    f_data, f_chains = (torch.randn(3, n, generator=generator) for n in (8, 11))
+def test_members_on_leading_axes_equal_members_alone(rng):
+    f_data, f_chains = (torch.randn(3, n, generator=rng) for n in (8, 11))
     together = contrastive_divergence_losses(f_data, f_chains, 0.1)
     assert [part.shape for part in together] == [(3, 8), (3, 11)]
     for k in range(3):

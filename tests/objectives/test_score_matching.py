@@ -20,12 +20,12 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
 
 @pytest.fixture
-def generator():
+def rng():
     return torch.Generator().manual_seed(0)
 
 
-def randn(*shape, generator):
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+def randn(*shape, rng):
+    return torch.randn(shape, generator=rng, dtype=torch.float64)
 
 
 def tensor(values):
@@ -121,15 +121,15 @@ def hyvarinen(score, jacobian):
 # ---------------------------------------------------------------------- the exact form
 
 
-def test_exact_loss_of_a_gaussian_energy_row_by_row(generator):
-    z = randn(40, 3, generator=generator)
+def test_exact_loss_of_a_gaussian_energy_row_by_row(rng):
+    z = randn(40, 3, rng=rng)
     expected = 0.5 * ENERGY.score(z).square().sum(-1) - (2.0 + 1.0 + 0.7)
     torch.testing.assert_close(score_matching_losses(ENERGY, z), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("shape", [(40, 3), (2, 40, 3)])
-def test_exact_loss_is_hyvarinens_without_the_terms_of_the_base(shape, generator):
-    z = randn(*shape, generator=generator)
+def test_exact_loss_is_hyvarinens_without_the_terms_of_the_base(shape, rng):
+    z = randn(*shape, rng=rng)
     gradient, hessian = wave_gradient(z), wave_hessian(z)
     torch.testing.assert_close(
         score_matching_losses(wave, z), hyvarinen(gradient, hessian), **CLOSE
@@ -139,9 +139,9 @@ def test_exact_loss_is_hyvarinens_without_the_terms_of_the_base(shape, generator
     torch.testing.assert_close(score_matching_losses(wave, z, base), expected, **CLOSE)
 
 
-def test_no_tilt_has_no_loss(generator):
-    z = randn(20, 3, generator=generator)
-    v = draw_directions(z, generator, 2)
+def test_no_tilt_has_no_loss(rng):
+    z = randn(20, 3, rng=rng)
+    v = draw_directions(z, rng, 2)
 
     def nothing(z):
         return 0.0 * z.sum(-1)
@@ -240,9 +240,9 @@ def test_gamma_is_found():
     assert curvature > 0.1
 
 
-def test_correlated_gaussian_is_found_from_samples(generator):
+def test_correlated_gaussian_is_found_from_samples(rng):
     """Closed form: the minimum over all precisions is the inverse second moment of the rows."""
-    x = randn(2000, 3, generator=generator) @ randn(3, 3, generator=generator)
+    x = randn(2000, 3, rng=rng) @ randn(3, 3, rng=rng)
     precision = (x.T @ x / 2000).inverse().requires_grad_()
     losses = score_matching_losses(lambda z: -0.5 * ((z @ precision) * z).sum(-1), x)
     (gradient,) = torch.autograd.grad(losses.mean(), precision)
@@ -254,11 +254,11 @@ def test_correlated_gaussian_is_found_from_samples(generator):
 # ---------------------------------------------------------------------- the sliced forms
 
 
-def repeated(generator, projection, n_projections, n_draws=4000, n=6):
+def repeated(rng, projection, n_projections, n_draws=4000, n=6):
     """The same rows under many directions."""
-    z = randn(n, 3, generator=generator)
+    z = randn(n, 3, rng=rng)
     many = z.expand(n_draws, n, 3)
-    return z, many, draw_directions(many, generator, n_projections, projection)
+    return z, many, draw_directions(many, rng, n_projections, projection)
 
 
 @pytest.mark.parametrize("variance_reduced", [True, False])
@@ -266,9 +266,9 @@ def repeated(generator, projection, n_projections, n_draws=4000, n=6):
 @pytest.mark.parametrize("n_projections", [1, 4])
 @pytest.mark.parametrize("with_base", [True, False])
 def test_sliced_is_exact_in_expectation(
-    variance_reduced, projection, n_projections, with_base, generator
+    variance_reduced, projection, n_projections, with_base, rng
 ):
-    z, many, v = repeated(generator, projection, n_projections)
+    z, many, v = repeated(rng, projection, n_projections)
     base = BASE.score(z) if with_base else None
     losses = sliced_score_matching_losses(
         wave, many, v, None if base is None else base.expand_as(many),
@@ -290,8 +290,8 @@ def test_sliced_is_exact_in_expectation(
 
 
 @pytest.mark.parametrize("projection", ["rademacher", "gaussian"])
-def test_variance_reduction_reduces_the_variance(projection, generator):
-    _, many, v = repeated(generator, projection, 1, n=50)
+def test_variance_reduction_reduces_the_variance(projection, rng):
+    _, many, v = repeated(rng, projection, 1, n=50)
     base = BASE.score(many)
     reduced, general = (
         sliced_score_matching_losses(wave, many, v, base, variance_reduced=reduced).var(0)
@@ -300,10 +300,10 @@ def test_variance_reduction_reduces_the_variance(projection, generator):
     assert reduced.mean() < 0.5 * general.mean()
 
 
-def test_one_direction_is_the_papers_formula(generator):
+def test_one_direction_is_the_papers_formula(rng):
     """Equation 8 of Song et al. (2019): v' grad s v + 1/2 (v' s)^2, without the base's own."""
-    z = randn(30, 3, generator=generator)
-    v = draw_directions(z, generator, 1, "gaussian")
+    z = randn(30, 3, rng=rng)
+    v = draw_directions(z, rng, 1, "gaussian")
     w, base = v[0], BASE.score(z)
 
     def literal(score, jacobian):
@@ -318,16 +318,16 @@ def test_one_direction_is_the_papers_formula(generator):
     )
 
 
-def test_rademacher_trace_is_exact_for_diagonal_hessians(generator):
+def test_rademacher_trace_is_exact_for_diagonal_hessians(rng):
     def separable(z):
         return (torch.cos(z) + 0.1 * z**3).sum(-1)
 
-    z = randn(30, 5, generator=generator)
-    base = randn(30, 5, generator=generator)
+    z = randn(30, 5, rng=rng)
+    base = randn(30, 5, rng=rng)
     exact = score_matching_losses(separable, z, base)
-    one = sliced_score_matching_losses(separable, z, draw_directions(z, generator, 1), base)
+    one = sliced_score_matching_losses(separable, z, draw_directions(z, rng, 1), base)
     torch.testing.assert_close(one, exact, **CLOSE)
-    v = draw_directions(z, generator, 1, "gaussian")
+    v = draw_directions(z, rng, 1, "gaussian")
     assert (sliced_score_matching_losses(separable, z, v, base) - exact).abs().mean() > 0.1
 
 
@@ -360,9 +360,9 @@ def test_directions(projection, dtype):
     assert fourth == pytest.approx(1.0 if projection == "rademacher" else 3.0, abs=0.1)
 
 
-def test_directions_have_their_axis_before_the_rows(generator):
-    assert draw_directions(torch.zeros(4, 7, 2), generator).shape == (4, 1, 7, 2)
-    assert draw_directions(torch.zeros(4, 7, 2), generator, 5).shape == (4, 5, 7, 2)
+def test_directions_have_their_axis_before_the_rows(rng):
+    assert draw_directions(torch.zeros(4, 7, 2), rng).shape == (4, 1, 7, 2)
+    assert draw_directions(torch.zeros(4, 7, 2), rng, 5).shape == (4, 5, 7, 2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -374,9 +374,9 @@ def test_directions_on_the_device_of_the_rows():
 # ---------------------------------------------------------------------- denoising
 
 
-def test_denoising_loss_is_the_formula(generator):
-    z, noise = randn(2, 20, 3, generator=generator), randn(2, 20, 3, generator=generator)
-    sigma = 0.1 + torch.rand(20, 1, generator=generator, dtype=torch.float64)
+def test_denoising_loss_is_the_formula(rng):
+    z, noise = randn(2, 20, 3, rng=rng), randn(2, 20, 3, rng=rng)
+    sigma = 0.1 + torch.rand(20, 1, generator=rng, dtype=torch.float64)
     noisy = z + sigma * noise
     for base in (None, BASE.score(noisy)):
         score = wave_gradient(noisy) if base is None else wave_gradient(noisy) + base
@@ -398,9 +398,9 @@ def without_f(noise, sigma, base):
 
 
 @pytest.mark.parametrize("with_base", [True, False])
-def test_denoising_tends_to_the_exact_loss(with_base, generator):
+def test_denoising_tends_to_the_exact_loss(with_base, rng):
     """Expected over the noise (quadrature), the error falls with the square of sigma."""
-    z = randn(10, 1, 3, generator=generator)
+    z = randn(10, 1, 3, rng=rng)
     unit, weight = hermite(14, 3)
     exact = score_matching_losses(wave, z[:, 0], BASE.score(z[:, 0]) if with_base else None)
 
@@ -417,9 +417,9 @@ def test_denoising_tends_to_the_exact_loss(with_base, generator):
     assert finest < 0.02 * exact.norm().item()
 
 
-def test_antithetic_noise_takes_the_noise_out_of_small_sigma(generator):
+def test_antithetic_noise_takes_the_noise_out_of_small_sigma(rng):
     """A pair tends to v' H v of its noise; a single draw has a term of order 1 / sigma."""
-    z, noise = randn(500, 3, generator=generator), randn(500, 3, generator=generator)
+    z, noise = randn(500, 3, rng=rng), randn(500, 3, rng=rng)
     base = BASE.score(z)  # constant on the scale of the noise
     hutchinson = sliced_score_matching_losses(wave, z, noise[None], base)
 
@@ -499,32 +499,32 @@ def test_smoothed_base_score_takes_the_bias_out(sigma):
 # ---------------------------------------------------------------------- stacks of members
 
 
-def network(generator, n_members=3, d=2):
+def network(rng, n_members=3, d=2):
     stack = MLPEnergy(
-        d, n_members, hidden_layer_sizes=(8, 6), generator=generator,
-        embedding=PeriodicEmbedding(d, n_members, generator=generator),
+        d, n_members, hidden_layer_sizes=(8, 6), rng=rng,
+        embedding=PeriodicEmbedding(d, n_members, rng=rng),
     ).double()  # fmt: skip
     with torch.no_grad():  # away from zero, where the inner layers have no gradient
         for parameter in stack.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+            parameter += 0.3 * torch.randn(parameter.shape, generator=rng)
     return stack
 
 
-def exact(energy, z, base, generator):
+def exact(energy, z, base, rng):
     return score_matching_losses(energy, z, base)
 
 
-def sliced(energy, z, base, generator):
-    return sliced_score_matching_losses(energy, z, draw_directions(z, generator, 2), base)
+def sliced(energy, z, base, rng):
+    return sliced_score_matching_losses(energy, z, draw_directions(z, rng, 2), base)
 
 
-def general(energy, z, base, generator):
-    v = draw_directions(z, generator, 2)
+def general(energy, z, base, rng):
+    v = draw_directions(z, rng, 2)
     return sliced_score_matching_losses(energy, z, v, base, variance_reduced=False)
 
 
-def denoising(energy, z, base, generator):
-    noise = torch.randn(z.shape, generator=generator, dtype=z.dtype)
+def denoising(energy, z, base, rng):
+    noise = torch.randn(z.shape, generator=rng, dtype=z.dtype)
     return denoising_score_matching_losses(energy, z, noise, tensor(0.3), base)
 
 
@@ -533,10 +533,10 @@ every_loss = pytest.mark.parametrize("loss", [exact, sliced, general, denoising]
 
 @every_loss
 @pytest.mark.parametrize("with_base", [True, False])
-def test_gradient_reaches_every_parameter(loss, with_base, generator):
-    stack = network(generator)
-    z = randn(3, 30, 2, generator=generator)
-    losses = loss(stack, z, z.flip(0) if with_base else None, generator)
+def test_gradient_reaches_every_parameter(loss, with_base, rng):
+    stack = network(rng)
+    z = randn(3, 30, 2, rng=rng)
+    losses = loss(stack, z, z.flip(0) if with_base else None, rng)
     assert losses.shape == (3, 30)
     assert losses.dtype == torch.float64
     losses.mean(1).sum().backward()
@@ -546,9 +546,9 @@ def test_gradient_reaches_every_parameter(loss, with_base, generator):
 
 
 @every_loss
-def test_members_do_not_mix(loss, generator):
-    stack = network(generator)
-    z, base = randn(3, 30, 2, generator=generator), randn(3, 30, 2, generator=generator)
+def test_members_do_not_mix(loss, rng):
+    stack = network(rng)
+    z, base = randn(3, 30, 2, rng=rng), randn(3, 30, 2, rng=rng)
     together = loss(stack, z, base, torch.Generator().manual_seed(1))
     together[1].sum().backward()
     for name, parameter in stack.named_parameters():
@@ -563,11 +563,11 @@ def test_members_do_not_mix(loss, generator):
     assert not torch.isclose(again[[0, 2]], together[[0, 2]]).all()
 
 
-def test_member_alone_has_the_loss_it_has_in_the_stack(generator):
-    stack = network(generator)
-    z, base = randn(3, 12, 2, generator=generator), randn(3, 12, 2, generator=generator)
-    v = draw_directions(z, generator, 2)
-    noise, sigma = randn(3, 12, 2, generator=generator), tensor(0.2)
+def test_member_alone_has_the_loss_it_has_in_the_stack(rng):
+    stack = network(rng)
+    z, base = randn(3, 12, 2, rng=rng), randn(3, 12, 2, rng=rng)
+    v = draw_directions(z, rng, 2)
+    noise, sigma = randn(3, 12, 2, rng=rng), tensor(0.2)
     together = [
         score_matching_losses(stack, z, base),
         sliced_score_matching_losses(stack, z, v, base),

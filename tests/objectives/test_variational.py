@@ -22,12 +22,12 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
 
 @pytest.fixture
-def generator():
+def rng():
     return torch.Generator().manual_seed(0)
 
 
-def randn(*shape, generator):
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+def randn(*shape, rng):
+    return torch.randn(shape, generator=rng, dtype=torch.float64)
 
 
 def tensor(values):
@@ -57,16 +57,16 @@ def entropy_gradient(noise, score, mean=MEAN, factor=FACTOR):
 # ---------------------------------------------------------------------- closed forms
 
 
-def test_gaussian_divergences_are_those_of_torch(generator):
-    location, log_scale = randn(4, 5, 3, generator=generator), randn(4, 5, 3, generator=generator)
+def test_gaussian_divergences_are_those_of_torch(rng):
+    location, log_scale = randn(4, 5, 3, rng=rng), randn(4, 5, 3, rng=rng)
     law = Normal(location, log_scale.exp())
     prior = Normal(torch.zeros(3).double(), torch.ones(3).double())
     expected = kl_divergence(law, prior).sum(-1)
     torch.testing.assert_close(gaussian_divergences(location, log_scale), expected, **CLOSE)
 
 
-def test_entropy_gradient_with_the_exact_score(generator):
-    noise = randn(40_000, 2, generator=generator)
+def test_entropy_gradient_with_the_exact_score(rng):
+    noise = randn(40_000, 2, rng=rng)
     of_mean, of_factor = entropy_gradient(noise, encoder_score)
     # draws of the gradient in A are -s eps^T: their spread gives the error of the mean
     score = encoder_score(MEAN + noise @ FACTOR.mT)
@@ -93,8 +93,8 @@ class Quartic(torch.nn.Module):
 
     def __init__(self, d):
         super().__init__()
-        generator = torch.Generator().manual_seed(1)
-        self.mix = torch.nn.Parameter(randn(d, d, generator=generator))
+        rng = torch.Generator().manual_seed(1)
+        self.mix = torch.nn.Parameter(randn(d, d, rng=rng))
 
     def forward(self, u):
         return (u @ self.mix).sin().sum(-1) - 0.25 * u.pow(4).sum(-1)
@@ -104,10 +104,10 @@ class Quartic(torch.nn.Module):
 
 
 @pytest.mark.parametrize("shape", [(7, 3), (2, 7, 3), (2, 3, 7, 1)])
-def test_sliced_losses_of_a_score_are_those_of_its_energy(shape, generator):
+def test_sliced_losses_of_a_score_are_those_of_its_energy(shape, rng):
     energy = Quartic(shape[-1])
-    u = randn(*shape, generator=generator)
-    directions = draw_directions(u, generator, n_projections=4, projection="gaussian")
+    u = randn(*shape, rng=rng)
+    directions = draw_directions(u, rng, n_projections=4, projection="gaussian")
     losses = sliced_score_network_losses(energy.score, u, directions)
     expected = sliced_score_matching_losses(energy, u, directions)
     assert losses.shape == shape[:-1]
@@ -122,8 +122,8 @@ def swirl(u):
     return torch.stack([y * z + x.sin(), -3 * x + y * y, x * x * y - z], -1)
 
 
-def test_all_signs_together_give_the_exact_trace(generator):
-    u = randn(6, 3, generator=generator)
+def test_all_signs_together_give_the_exact_trace(rng):
+    u = randn(6, 3, rng=rng)
     # the eight vectors of signs have E[v v'] = I exactly
     signs = tensor([[a, b, c] for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)])
     losses = sliced_score_network_losses(swirl, u, signs[:, None].expand(8, 6, 3))
@@ -132,18 +132,18 @@ def test_all_signs_together_give_the_exact_trace(generator):
     torch.testing.assert_close(losses, 0.5 * swirl(u).square().sum(-1) + trace, **CLOSE)
 
 
-def test_random_directions_are_right_on_average(generator):
-    u = randn(1, 3, generator=generator).expand(20_000, 3)
-    directions = draw_directions(u, generator)
+def test_random_directions_are_right_on_average(rng):
+    u = randn(1, 3, rng=rng).expand(20_000, 3)
+    directions = draw_directions(u, rng)
     losses = sliced_score_network_losses(swirl, u, directions)
     jacobian = torch.func.jacrev(swirl)(u[0])
     exact = 0.5 * swirl(u[0]).square().sum() + jacobian.trace()
     assert abs(losses.mean() - exact) < 4 * losses.std() / math.sqrt(len(u))
 
 
-def test_the_best_linear_score_is_minus_the_inverse_covariance(generator):
+def test_the_best_linear_score_is_minus_the_inverse_covariance(rng):
     # the loss is tr(W S W') / 2 + tr W for second moments S, and its gradient W S + I
-    u = randn(50, 3, generator=generator) @ randn(3, 3, generator=generator)
+    u = randn(50, 3, rng=rng) @ randn(3, 3, rng=rng)
     moments = u.mT @ u / len(u)
     basis = math.sqrt(3) * torch.eye(3).double()  # E[v v'] = I again
     directions = basis[:, None].expand(3, 50, 3)
@@ -153,17 +153,17 @@ def test_the_best_linear_score_is_minus_the_inverse_covariance(generator):
         losses = sliced_score_network_losses(lambda v: v @ weight.mT, u, directions)
         return torch.autograd.grad(losses.mean(), weight)[0]
 
-    anywhere = randn(3, 3, generator=generator)
+    anywhere = randn(3, 3, rng=rng)
     expected = anywhere @ moments + torch.eye(3).double()
     torch.testing.assert_close(gradient(anywhere), expected, **CLOSE)
     best = -torch.linalg.inv(moments)
     torch.testing.assert_close(gradient(best), torch.zeros(3, 3).double(), rtol=0, atol=1e-10)
 
 
-def test_no_gradient_goes_through_the_samples(generator):
-    u = randn(4, 3, generator=generator).requires_grad_()
-    weight = randn(3, 3, generator=generator).requires_grad_()
-    directions = draw_directions(u, generator)
+def test_no_gradient_goes_through_the_samples(rng):
+    u = randn(4, 3, rng=rng).requires_grad_()
+    weight = randn(3, 3, rng=rng).requires_grad_()
+    directions = draw_directions(u, rng)
     losses = sliced_score_network_losses(lambda v: v @ weight, u, directions)
     losses.sum().backward()
     assert u.grad is None
@@ -173,7 +173,7 @@ def test_no_gradient_goes_through_the_samples(generator):
     torch.testing.assert_close(again, losses.detach(), **CLOSE)
 
 
-def test_entropy_gradient_with_a_learned_score(generator):
+def test_entropy_gradient_with_a_learned_score(rng):
     network = perceptron(2, 2, (32,), seed=0)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     n_steps = 600
@@ -183,12 +183,12 @@ def test_entropy_gradient_with_a_learned_score(generator):
 
     for step in range(n_steps):
         optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / n_steps)
-        u = (MEAN + randn(512, 2, generator=generator) @ FACTOR.mT).float()
-        loss = sliced_score_network_losses(score, u, draw_directions(u, generator)).mean()
+        u = (MEAN + randn(512, 2, rng=rng) @ FACTOR.mT).float()
+        loss = sliced_score_network_losses(score, u, draw_directions(u, rng)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    noise = randn(40_000, 2, generator=generator)
+    noise = randn(40_000, 2, rng=rng)
     of_mean, of_factor = entropy_gradient(noise, lambda u: score(u.float()).double())
     draws = encoder_score(MEAN + noise @ FACTOR.mT)[:, :, None] * noise[:, None]
     error = draws.std(0) / math.sqrt(len(noise))
@@ -227,8 +227,8 @@ def reference(u, mass=0.99):
 
 
 @pytest.mark.parametrize("shape", [(16, 1), (16, 3), (40, 2)])
-def test_stein_scores_are_those_of_the_paper(shape, generator):
-    u = randn(*shape, generator=generator)
+def test_stein_scores_are_those_of_the_paper(shape, rng):
+    u = randn(*shape, rng=rng)
     centered = u - u.mean(0)
     expected = reference(u)
     # the multiple of u - mean that makes E[s_j (u_j - mean)] = -(1 - 1/M)
@@ -238,16 +238,16 @@ def test_stein_scores_are_those_of_the_paper(shape, generator):
 
 
 @pytest.mark.parametrize("shape", [(16, 3), (50, 8, 2), (3, 4, 20, 1)])
-def test_identity_of_stein_holds_over_all_laws(shape, generator):
-    u = randn(*shape, generator=generator).exp()
+def test_identity_of_stein_holds_over_all_laws(shape, rng):
+    u = randn(*shape, rng=rng).exp()
     centered = u - u.mean(-2, keepdim=True)
     products = (stein_scores(u) * centered).flatten(0, -2).mean(0)
     torch.testing.assert_close(products, torch.full_like(products, 1 / shape[-2] - 1), **CLOSE)
 
 
-def test_identity_of_stein_holds_for_one_sample_of_each_law(generator):
+def test_identity_of_stein_holds_for_one_sample_of_each_law(rng):
     # around zero: what a score estimated at single draws is calibrated with
-    u, score = 2 + randn(200, 1, 3, generator=generator), randn(200, 1, 3, generator=generator)
+    u, score = 2 + randn(200, 1, 3, rng=rng), randn(200, 1, 3, rng=rng)
     found = calibrated_scores(score, u)
     torch.testing.assert_close((found * u).mean((0, 1)), -torch.ones(3).double(), **CLOSE)
     # by the same multiple of u in all laws
@@ -255,21 +255,21 @@ def test_identity_of_stein_holds_for_one_sample_of_each_law(generator):
     torch.testing.assert_close(multiples, multiples[:1].expand_as(u), rtol=1e-7, atol=1e-7)
 
 
-def test_stein_scores_move_with_the_samples(generator):
-    u = randn(4, 20, 3, generator=generator)
+def test_stein_scores_move_with_the_samples(rng):
+    u = randn(4, 20, 3, rng=rng)
     score = stein_scores(u)
     close = {"rtol": 1e-7, "atol": 1e-7}
     torch.testing.assert_close(stein_scores(u + 30.0), score, **close)
     torch.testing.assert_close(stein_scores(0.01 * u), 100 * score, **close)
     torch.testing.assert_close(stein_scores(-u), -score, **close)
-    order = torch.randperm(20, generator=generator)
+    order = torch.randperm(20, generator=rng)
     torch.testing.assert_close(stein_scores(u[:, order]), score[:, order], **close)
     columns = torch.tensor([2, 0, 1])
     torch.testing.assert_close(stein_scores(u[..., columns]), score[..., columns], **close)
 
 
-def test_leading_axes_of_stein_scores(generator):
-    u = randn(2, 3, 16, 2, generator=generator)
+def test_leading_axes_of_stein_scores(rng):
+    u = randn(2, 3, 16, 2, rng=rng)
     score = stein_scores(u)
     torch.testing.assert_close(stein_scores(u.flatten(0, 1)).view(2, 3, 16, 2), score, **CLOSE)
     torch.testing.assert_close(stein_scores(u[0, 0][None])[0], stein_scores(u[0, 0]), **CLOSE)
@@ -281,8 +281,8 @@ def test_leading_axes_of_stein_scores(generator):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_duplicated_samples_do_no_harm(dtype, generator):
-    u = randn(3, 16, 2, generator=generator).to(dtype)
+def test_duplicated_samples_do_no_harm(dtype, rng):
+    u = randn(3, 16, 2, rng=rng).to(dtype)
     pairs = torch.cat([u, u], dim=1)
     mostly = u.clone()
     mostly[0, 2:] = mostly[0, :1]
@@ -291,9 +291,9 @@ def test_duplicated_samples_do_no_harm(dtype, generator):
     assert stein_scores(u.requires_grad_()).requires_grad is False
 
 
-def two_bells(m, generator):
-    signs = torch.where(torch.rand(m, 1, generator=generator) < 0.5, -2.0, 2.0).double()
-    return signs + 0.8 * randn(m, 1, generator=generator)
+def two_bells(m, rng):
+    signs = torch.where(torch.rand(m, 1, generator=rng) < 0.5, -2.0, 2.0).double()
+    return signs + 0.8 * randn(m, 1, rng=rng)
 
 
 def two_bells_score(u):
@@ -302,26 +302,26 @@ def two_bells_score(u):
     return -(share[0] * (u + 2) + share[1] * (u - 2)) / 0.64
 
 
-def test_error_on_a_law_of_two_modes_falls_with_the_samples(generator):
+def test_error_on_a_law_of_two_modes_falls_with_the_samples(rng):
     errors = []
     for m, n_laws in ((25, 80), (100, 20), (400, 5)):
         squares = []
         for _ in range(n_laws):
-            u = two_bells(m, generator)
+            u = two_bells(m, rng)
             squares.append((stein_scores(u) - two_bells_score(u)).square().mean())
         errors.append(torch.stack(squares).mean().sqrt().item())
     assert errors[0] > errors[1] > errors[2]
     # and it sees both modes: the score of the normal law with the same moments is off by more
-    u = two_bells(10_000, generator)
+    u = two_bells(10_000, rng)
     normal = -u / (4 + 0.64)
     assert errors[2] < 0.5 * (normal - two_bells_score(u)).square().mean().sqrt()
 
 
-def test_entropy_gradient_in_the_scale_with_stein_scores(generator):
+def test_entropy_gradient_in_the_scale_with_stein_scores(rng):
     # For u = m + s eps the gradient in log s is -E[s(u) (u - m)], exactly 1. The correction makes
     # it 1 - 1/M around the samples' own mean; what the mean itself adds is at most 1/M.
     m, n_laws = 16, 2000
-    noise = randn(n_laws, m, 2, generator=generator)
+    noise = randn(n_laws, m, 2, rng=rng)
     u = MEAN + noise * tensor([0.5, 2.0])
     score = stein_scores(u)
     draws = -(score * (u - MEAN)).mean(1)
@@ -333,13 +333,13 @@ def test_entropy_gradient_in_the_scale_with_stein_scores(generator):
     assert (means.mean(0).abs() < 4 * means.std(0) / math.sqrt(n_laws)).all()
 
 
-def test_entropy_gradient_in_the_correlation_with_stein_scores(generator):
+def test_entropy_gradient_in_the_correlation_with_stein_scores(rng):
     # Only the diagonal is corrected. Off it the estimate falls short: it does not see the samples'
     # own mean (1/M), and the eigenfunctions left out come down as fast. Measured over seeds, the
     # bias is 2/M of the gradient at M = 16 and just below 4/M at 256.
     biases = []
     for m, n_laws in ((16, 400), (64, 100), (256, 25)):
-        noise = randn(n_laws, m, 2, generator=generator)
+        noise = randn(n_laws, m, 2, rng=rng)
         scores = stein_scores(MEAN + noise @ FACTOR.mT)
         draws = torch.stack(
             [
@@ -353,9 +353,9 @@ def test_entropy_gradient_in_the_correlation_with_stein_scores(generator):
     assert biases[0] > biases[1] > biases[2]
 
 
-def test_stein_scores_of_a_normal_law(generator):
+def test_stein_scores_of_a_normal_law(rng):
     law = MultivariateNormal(MEAN, FACTOR @ FACTOR.mT)
-    points = (MEAN + randn(600, 2, generator=generator) @ FACTOR.mT).requires_grad_()
+    points = (MEAN + randn(600, 2, rng=rng) @ FACTOR.mT).requires_grad_()
     (exact,) = torch.autograd.grad(law.log_prob(points).sum(), points)
     error = (stein_scores(points) - exact).square().sum()
     assert error < 0.05 * exact.square().sum()

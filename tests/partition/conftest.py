@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from skebm.bases import GaussianMixtureBase
 
 
-def generator(seed=0):
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -31,8 +31,8 @@ class Tilt:
     def __call__(self, x):
         return self.q.log_prob(x) + self.a * x.sum(1) - 0.5 * self.b * (x**2).sum(1)
 
-    def sample(self, n, generator):
-        z = torch.randn(n, self.d, generator=generator, dtype=torch.float64)
+    def sample(self, n, rng):
+        z = torch.randn(n, self.d, generator=rng, dtype=torch.float64)
         return self.mean + z / math.sqrt(1 + self.b)
 
 
@@ -62,9 +62,9 @@ class Skew:
     def __call__(self, x):
         return self.column(x, self.m).sum(1) + self.log_z
 
-    def sample(self, n, generator):
-        z = torch.randn(n, self.d, generator=generator, dtype=torch.float64)
-        first = torch.rand(n, self.d, generator=generator, dtype=torch.float64) < 0.7
+    def sample(self, n, rng):
+        z = torch.randn(n, self.d, generator=rng, dtype=torch.float64)
+        first = torch.rand(n, self.d, generator=rng, dtype=torch.float64) < 0.7
         return self.m + torch.where(first, 0.5 * z, 1.2 + 0.8 * z)
 
 
@@ -108,6 +108,6 @@ def check_coverage(results, log_z, low=0.4, high=1.7):
 @pytest.fixture(scope="session")
 def laws():
     return types.SimpleNamespace(
-        generator=generator, normal=normal, check_coverage=check_coverage,
+        rng=rng, normal=normal, check_coverage=check_coverage,
         Tilt=Tilt, Skew=Skew, TwoModes=TwoModes, Box=Box,
     )  # fmt: skip

@@ -25,7 +25,7 @@ def test_errors_are_honest(laws, name, arguments, sizes):
     law = getattr(laws, name)(*arguments)
     results = []
     for seed in range(100):
-        g = laws.generator(seed)
+        g = laws.rng(seed)
         x, y = law.q.sample(sizes[0], g), law.sample(sizes[1], g)
         results.append(bridge_sampling(log_ratio(law, x), log_ratio(law, y)))
     laws.check_coverage(results, law.log_z, low=0.6, high=1.5)
@@ -34,7 +34,7 @@ def test_errors_are_honest(laws, name, arguments, sizes):
 
 
 def test_it_is_the_fixed_point_of_meng_and_wong(laws):
-    law, g = laws.Tilt(2, 1.0), laws.generator()
+    law, g = laws.Tilt(2, 1.0), laws.rng()
     l_q = log_ratio(law, law.q.sample(300, g))
     l_p = log_ratio(law, law.sample(200, g))
     r, s_p, s_q = 1.0, 200 / 500, 200 / 500
@@ -49,7 +49,7 @@ def test_better_than_importance_sampling_with_the_same_draws(laws):
     law = laws.Tilt(10, 2.6)
     errors = torch.zeros(40, 2)
     for seed in range(40):
-        g = laws.generator(seed)
+        g = laws.rng(seed)
         l_q = log_ratio(law, law.q.sample(2000, g))
         both = bridge_sampling(l_q, log_ratio(law, law.sample(2000, g)))
         errors[seed, 0] = importance_sampling(l_q).value - law.log_z
@@ -59,7 +59,7 @@ def test_better_than_importance_sampling_with_the_same_draws(laws):
 
 
 def test_constants_shifts_and_symmetry(laws):
-    law, g = laws.Tilt(2, 1.0), laws.generator()
+    law, g = laws.Tilt(2, 1.0), laws.rng()
     l_q, l_p = log_ratio(law, law.q.sample(300, g)), log_ratio(law, law.sample(200, g))
     result = bridge_sampling(l_q, l_p)
     shifted = bridge_sampling(l_q + 700, l_p + 700)
@@ -88,7 +88,7 @@ def test_correlated_samples(laws):
     """Samples of the model each repeated ten times: the error is honest with their true number."""
     law, z, naive = laws.Tilt(2, 3.0), [], []
     for seed in range(100):
-        g = laws.generator(seed)
+        g = laws.rng(seed)
         l_q = log_ratio(law, law.q.sample(1000, g))
         l_p = log_ratio(law, law.sample(100, g)).repeat(10)
         for ess, errors in ((100, z), (None, naive)):

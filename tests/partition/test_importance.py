@@ -14,19 +14,19 @@ class Tilt:
         self.d, self.a, self.b = d, a, b
         self.log_z = d * (a**2 / (2 * (1 + b)) - 0.5 * math.log1p(b))
 
-    def __call__(self, n, generator):
-        x = torch.randn(n, self.d, generator=generator, dtype=torch.float64)
+    def __call__(self, n, rng):
+        x = torch.randn(n, self.d, generator=rng, dtype=torch.float64)
         return (self.a * x - 0.5 * self.b * x**2).sum(1)
 
 
-def generator(seed):
+def rng(seed):
     return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("d", [1, 2, 10])
 def test_closed_form_and_honest_errors(d):
     tilt = Tilt(d)
-    results = [importance_sampling(tilt(2000, generator(seed))) for seed in range(200)]
+    results = [importance_sampling(tilt(2000, rng(seed))) for seed in range(200)]
     z = np.array([(r.value - tilt.log_z) / r.std_error for r in results])
     assert 0.85 < z.std() < 1.15
     assert abs(z.mean()) < 4 / math.sqrt(len(z)) + 0.1
@@ -38,7 +38,7 @@ def test_adaptive_errors_are_honest(d):
     tilt, z = Tilt(d), []
     for seed in range(60):
         result = adaptive_importance_sampling(
-            tilt, generator(seed), target_std_error=0.02, batch_size=500, max_samples=100_000
+            tilt, rng(seed), target_std_error=0.02, batch_size=500, max_samples=100_000
         )
         assert result.std_error <= 0.02
         assert result.n_samples < 100_000
@@ -62,7 +62,7 @@ def test_ess_and_error_of_known_weights():
 
 def test_members_are_measured_separately():
     tilts = [Tilt(3), Tilt(3, a=1.0)]
-    weights = torch.stack([tilt(3000, generator(k)) for k, tilt in enumerate(tilts)])
+    weights = torch.stack([tilt(3000, rng(k)) for k, tilt in enumerate(tilts)])
     both = importance_sampling(weights.float())
     assert both.value.dtype == torch.float64
     for k in range(2):
@@ -70,22 +70,22 @@ def test_members_are_measured_separately():
         for name in ("value", "std_error", "ess"):
             assert getattr(both, name)[k].item() == pytest.approx(getattr(single, name))
 
-    def draw(n, generator):
-        return torch.stack([tilt(n, generator) for tilt in tilts])
+    def draw(n, rng):
+        return torch.stack([tilt(n, rng) for tilt in tilts])
 
-    adaptive = adaptive_importance_sampling(draw, generator(0), target_std_error=0.03)
+    adaptive = adaptive_importance_sampling(draw, rng(0), target_std_error=0.03)
     assert (adaptive.std_error <= 0.03).all()
 
 
 def test_batches_merge_to_one():
     tilt, batches = Tilt(2), []
 
-    def draw(n, generator):
-        batches.append(tilt(n, generator))
+    def draw(n, rng):
+        batches.append(tilt(n, rng))
         return batches[-1]
 
     merged = adaptive_importance_sampling(
-        draw, generator(0), target_std_error=0.0, batch_size=1000, max_samples=5500
+        draw, rng(0), target_std_error=0.0, batch_size=1000, max_samples=5500
     )
     whole = importance_sampling(torch.cat(batches))
     assert merged.n_samples == whole.n_samples == 5000
@@ -97,10 +97,10 @@ def test_batches_merge_to_one():
 
 
 def test_one_large_weight_shows_in_the_spread_and_seeds_reproduce():
-    def draw(n, generator):
-        return -3 * torch.rand(n, generator=generator, dtype=torch.float64).log()
+    def draw(n, rng):
+        return -3 * torch.rand(n, generator=rng, dtype=torch.float64).log()
 
-    runs = [adaptive_importance_sampling(draw, generator(1), max_samples=40_000) for _ in "ab"]
+    runs = [adaptive_importance_sampling(draw, rng(1), max_samples=40_000) for _ in "ab"]
     assert runs[0] == runs[1]
     assert runs[0].std_error > 0.01  # infinite variance: the target is never reached
     assert runs[0].n_samples <= 40_000
@@ -122,4 +122,4 @@ def test_bad_weights(weights, message):
 
 def test_cap_must_allow_two_batches():
     with pytest.raises(ValueError, match="two batches"):
-        adaptive_importance_sampling(Tilt(1), generator(0), batch_size=100, max_samples=150)
+        adaptive_importance_sampling(Tilt(1), rng(0), batch_size=100, max_samples=150)

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 
-def generator(seed=0, device="cpu"):
+def rng(seed=0, device="cpu"):
     return torch.Generator(device).manual_seed(seed)
 
 
@@ -25,8 +25,8 @@ class Gaussian:
     def __call__(self, x):
         return -0.5 * torch.linalg.solve_triangular(self.chol, x.T, upper=False).square().sum(0)
 
-    def sample(self, n, generator):
-        return torch.randn(n, 3, generator=generator, dtype=torch.float64) @ self.chol.T
+    def sample(self, n, rng):
+        return torch.randn(n, 3, generator=rng, dtype=torch.float64) @ self.chol.T
 
     def uniforms(self, x):
         return torch.special.ndtr(torch.linalg.solve_triangular(self.chol, x.T, upper=False)).T
@@ -40,8 +40,8 @@ class Banana:
     def __call__(self, x):
         return -0.5 * (x[:, 0] ** 2 + ((x[:, 1] - x[:, 0] ** 2) / 0.5) ** 2)
 
-    def sample(self, n, generator):
-        u = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    def sample(self, n, rng):
+        u = torch.randn(n, 2, generator=rng, dtype=torch.float64)
         return torch.stack([u[:, 0], u[:, 0] ** 2 + 0.5 * u[:, 1]], 1)
 
     def uniforms(self, x):
@@ -64,9 +64,9 @@ class TwoModes:
     def __call__(self, x):
         return torch.logaddexp(*self.parts(x, lambda w, u, s: math.log(w / s) - 0.5 * u**2))
 
-    def sample(self, n, generator):
-        right = torch.rand(n, 1, generator=generator, dtype=torch.float64) < self.weights[1]
-        u = torch.randn(n, 1, generator=generator, dtype=torch.float64)
+    def sample(self, n, rng):
+        right = torch.rand(n, 1, generator=rng, dtype=torch.float64) < self.weights[1]
+        u = torch.randn(n, 1, generator=rng, dtype=torch.float64)
         (a, b), (s, t) = self.means, self.deviations
         return torch.where(right, b + t * u, a + s * u)
 
@@ -82,8 +82,8 @@ class StudentT:
     def __call__(self, x):
         return -2.0 * torch.log1p(x**2 / 3).sum(1)
 
-    def sample(self, n, generator):
-        u = torch.rand(n, 2, generator=generator, dtype=torch.float64)
+    def sample(self, n, rng):
+        u = torch.rand(n, 2, generator=rng, dtype=torch.float64)
         return torch.from_numpy(stats.t(3).ppf(u.numpy()))
 
     def uniforms(self, x):
@@ -98,8 +98,8 @@ class Exponential:
     def __call__(self, x):
         return torch.where(x[:, 0] > 0, -x[:, 0], -torch.inf)
 
-    def sample(self, n, generator):
-        return -torch.log1p(-torch.rand(n, 1, generator=generator, dtype=torch.float64))
+    def sample(self, n, rng):
+        return -torch.log1p(-torch.rand(n, 1, generator=rng, dtype=torch.float64))
 
     def uniforms(self, x):
         return -torch.expm1(-x)
@@ -113,6 +113,6 @@ def p_values(law, x):
 @pytest.fixture(scope="session")
 def laws():
     return types.SimpleNamespace(
-        generator=generator, normal=normal, p_values=p_values, Gaussian=Gaussian, Banana=Banana,
+        rng=rng, normal=normal, p_values=p_values, Gaussian=Gaussian, Banana=Banana,
         TwoModes=TwoModes, StudentT=StudentT, Exponential=Exponential,
     )  # fmt: skip

@@ -16,9 +16,9 @@ def weight(law):
     return lambda x: law(x) - cheap(x)
 
 
-def take(state, law, generator, *, kernel=mala, n_steps=3, step_size=0.9, log_weight=None):
+def take(state, law, rng, *, kernel=mala, n_steps=3, step_size=0.9, log_weight=None):
     return delayed_acceptance.step(
-        state, log_weight or weight(law), generator,
+        state, log_weight or weight(law), rng,
         kernel=kernel, cheap_log_density=cheap, n_steps=n_steps, step_size=step_size,
     )  # fmt: skip
 
@@ -27,7 +27,7 @@ def ends(laws, law, kernel, log_weight=None, n_seeds=5):
     """p-values of chains started at draws of the law."""
     p = []
     for seed in range(n_seeds):
-        g = laws.generator(seed)
+        g = laws.rng(seed)
         x = law.sample(2000, g)
         state = delayed_acceptance.init(x, log_weight or weight(law))
         for _ in range(6):
@@ -53,7 +53,7 @@ def test_without_the_decision_it_is_not(laws, law_name):
 
 
 def test_chains_find_the_law_from_afar(laws):
-    law, g = laws.TwoModes(), laws.generator()
+    law, g = laws.TwoModes(), laws.rng()
     state = delayed_acceptance.init(torch.full((2000, 1), 4.0, dtype=torch.float64), weight(law))
     for _ in range(60):
         state, _ = take(state, law, g)
@@ -77,7 +77,7 @@ def test_a_step_costs_one_evaluation_of_the_law_and_no_gradient_of_it(laws):
             asked.append(x.shape)
             return cheap(x), -(x - 0.3) / 1.5**2
 
-    g = laws.generator()
+    g = laws.rng()
     state = delayed_acceptance.init(law.sample(50, g), log_weight)
     assert len(seen) == 1
     for n in range(1, 4):
@@ -89,10 +89,10 @@ def test_a_step_costs_one_evaluation_of_the_law_and_no_gradient_of_it(laws):
 
 
 def test_all_steps_are_accepted_as_one_or_none(laws):
-    law, g = laws.Banana(), laws.generator()
+    law, g = laws.Banana(), laws.rng()
     before = delayed_acceptance.init(law.sample(500, g), weight(law))
-    twin = laws.generator(7)
-    after, info = take(before, law, laws.generator(7), n_steps=4)
+    twin = laws.rng(7)
+    after, info = take(before, law, laws.rng(7), n_steps=4)
     # the cheap chain by hand, with the same noise
     state, probabilities = mala.init(before.position, cheap), []
     for _ in range(4):
@@ -114,20 +114,20 @@ def test_all_steps_are_accepted_as_one_or_none(laws):
 
 def test_an_approximation_that_is_exact_is_always_accepted(laws):
     law = laws.TwoModes()
-    x = law.sample(200, laws.generator())
+    x = law.sample(200, laws.rng())
     state, info = delayed_acceptance.step(
         delayed_acceptance.init(x, lambda x: x.new_full((len(x),), 3.0)),
-        lambda x: x.new_full((len(x),), 3.0), laws.generator(1),
+        lambda x: x.new_full((len(x),), 3.0), laws.rng(1),
         kernel=mala, cheap_log_density=law, n_steps=1, step_size=0.7,
     )  # fmt: skip
-    plain, plain_info = mala.step(mala.init(x, law), law, laws.generator(1), step_size=0.7)
+    plain, plain_info = mala.step(mala.init(x, law), law, laws.rng(1), step_size=0.7)
     assert info.accepted.all()
     assert torch.equal(state.position, plain.position)
     torch.testing.assert_close(info.cheap_acceptance_probability, plain_info.acceptance_probability)
 
 
 def test_no_chain_leaves_the_support(laws):
-    law, g = laws.Exponential(), laws.generator()
+    law, g = laws.Exponential(), laws.rng()
     state = delayed_acceptance.init(law.sample(500, g), weight(law))
     for _ in range(5):
         state, info = take(state, law, g)
@@ -140,10 +140,10 @@ def test_no_chain_leaves_the_support(laws):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_only_the_generator_decides(laws, dtype):
     law = laws.Banana()
-    x = law.sample(100, laws.generator()).to(dtype)
+    x = law.sample(100, laws.rng()).to(dtype)
 
     def end(seed):
-        g, state = laws.generator(seed), delayed_acceptance.init(x, weight(law))
+        g, state = laws.rng(seed), delayed_acceptance.init(x, weight(law))
         for _ in range(3):
             state, info = take(state, law, g)
         return state, info

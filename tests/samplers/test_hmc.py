@@ -7,7 +7,7 @@ from skebm.samplers import hmc, mala
 
 
 def test_without_the_correction_the_law_would_change(laws):
-    law, g = laws.Banana(), laws.generator()
+    law, g = laws.Banana(), laws.rng()
     state = hmc.init(law.sample(2000, g), law)
     for _ in range(20):
         momentum = torch.randn(state.position.shape, generator=g, dtype=torch.float64)
@@ -16,7 +16,7 @@ def test_without_the_correction_the_law_would_change(laws):
 
 
 def test_leapfrog_is_reversible_and_keeps_volume(laws):
-    law, g = laws.Banana(), laws.generator()
+    law, g = laws.Banana(), laws.rng()
     x, m = law.sample(20, g), torch.randn(20, 2, generator=g, dtype=torch.float64)
     options = dict(
         step_size=0.2, scale=torch.tensor([1.0, 0.5], dtype=torch.float64), n_leapfrog_steps=7
@@ -42,7 +42,7 @@ def test_leapfrog_is_reversible_and_keeps_volume(laws):
 
 def test_leapfrog_against_the_textbook(laws):
     """Half a step of the momentum, a step, half a step, written out."""
-    law, g = laws.Banana(), laws.generator()
+    law, g = laws.Banana(), laws.rng()
     x, m = law.sample(20, g), torch.randn(20, 2, generator=g, dtype=torch.float64)
     given = m.clone()
     end, last = hmc.leapfrog(hmc.init(x, law), m, law, step_size=0.2, scale=1.0, n_leapfrog_steps=5)
@@ -57,21 +57,19 @@ def test_leapfrog_against_the_textbook(laws):
 
 def test_energy_error_falls_with_the_square_of_the_step(laws):
     law = laws.Banana()
-    x = law.sample(500, laws.generator())
+    x = law.sample(500, laws.rng())
     errors = []
     for n in (8, 16):  # a trajectory of one length
-        state, g = hmc.init(x, law), laws.generator(1)
+        state, g = hmc.init(x, law), laws.rng(1)
         _, info = hmc.step(state, law, g, step_size=0.8 / n, n_leapfrog_steps=n)
         errors.append(info.energy_error.abs().median().item())
     assert errors[0] / errors[1] == pytest.approx(4.0, rel=0.2)
 
 
 def test_one_leapfrog_step_is_mala(laws):
-    law, x = laws.Banana(), laws.Banana().sample(50, laws.generator())
-    a, info_a = hmc.step(
-        hmc.init(x, law), law, laws.generator(1), step_size=0.5, n_leapfrog_steps=1
-    )
-    b, info_b = mala.step(mala.init(x, law), law, laws.generator(1), step_size=0.5)
+    law, x = laws.Banana(), laws.Banana().sample(50, laws.rng())
+    a, info_a = hmc.step(hmc.init(x, law), law, laws.rng(1), step_size=0.5, n_leapfrog_steps=1)
+    b, info_b = mala.step(mala.init(x, law), law, laws.rng(1), step_size=0.5)
     torch.testing.assert_close(tuple(a), tuple(b))
     torch.testing.assert_close(info_a.energy_error, info_b.energy_error)
 
@@ -79,4 +77,4 @@ def test_one_leapfrog_step_is_mala(laws):
 def test_bad_arguments(laws):
     state = hmc.init(torch.zeros(5, 2), laws.normal)
     with pytest.raises(ValueError, match="n_leapfrog_steps=0"):
-        hmc.step(state, laws.normal, laws.generator(), step_size=1.0, n_leapfrog_steps=0)
+        hmc.step(state, laws.normal, laws.rng(), step_size=1.0, n_leapfrog_steps=0)

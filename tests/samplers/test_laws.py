@@ -31,8 +31,8 @@ class Problem(NamedTuple):
     def init(self, x):
         return self.kernel.init(self.start(x), self.function)
 
-    def step(self, state, generator, **options):
-        return self.kernel.step(state, self.function, generator, **{**self.options, **options})
+    def step(self, state, rng, **options):
+        return self.kernel.step(state, self.function, rng, **{**self.options, **options})
 
 
 def with_options(kernel, **options):
@@ -42,8 +42,8 @@ def with_options(kernel, **options):
 def independent(law):
     """Proposals from the law itself, made wider."""
 
-    def propose(n, generator):
-        return WIDER * law.sample(n, generator)
+    def propose(n, rng):
+        return WIDER * law.sample(n, rng)
 
     return Problem(independence, lambda x: law(x) - law(x / WIDER), {"propose": propose})
 
@@ -71,16 +71,16 @@ EXACT = [name for name in KERNELS if name != "ula"]
 # of a single chain: the exchanges of replicas take turns, which is not reversible
 REVERSIBLE = [name for name in EXACT if not name.startswith("tempered")]
 SCALED = [name for name in KERNELS if KERNELS[name](None).kernel.TARGET_ACCEPTANCE is not None]
-LAWS = ["Gaussian", "Banana", "TwoModes", "StudentT", "Exponential"]
+DISTRIBUTIONS = ["Gaussian", "Banana", "TwoModes", "StudentT", "Exponential"]
 
 
-@pytest.mark.parametrize("law_name", LAWS)
+@pytest.mark.parametrize("law_name", DISTRIBUTIONS)
 @pytest.mark.parametrize("name", EXACT)
 def test_the_law_is_stationary(laws, name, law_name):
     law = getattr(laws, law_name)()
     problem, p = KERNELS[name](law), []
     for seed in range(6):
-        g = laws.generator(seed)
+        g = laws.rng(seed)
         x = law.sample(2000, g)
         state = problem.init(x)
         for _ in range(20):
@@ -94,7 +94,7 @@ def test_the_law_is_stationary(laws, name, law_name):
 @pytest.mark.parametrize("law_name", ["Gaussian", "Banana", "TwoModes", "StudentT"])
 def test_the_test_above_has_power(laws, law_name):
     """It sees the bias of an unadjusted chain."""
-    law, g = getattr(laws, law_name)(), laws.generator()
+    law, g = getattr(laws, law_name)(), laws.rng()
     problem = KERNELS["ula"](law)
     state = problem.init(law.sample(2000, g))
     for _ in range(20):
@@ -118,18 +118,18 @@ def flux_p_value(laws, law, problem, g, n=40_000, n_bins=6):
 @pytest.mark.parametrize("name", REVERSIBLE)
 def test_detailed_balance(laws, name, law_name):
     law = getattr(laws, law_name)()
-    p = [flux_p_value(laws, law, KERNELS[name](law), laws.generator(s)) for s in range(4)]
+    p = [flux_p_value(laws, law, KERNELS[name](law), laws.rng(s)) for s in range(4)]
     assert min(p) > 1e-3
 
 
 def test_detailed_balance_is_tested_with_power(laws):
     law = laws.TwoModes()
-    assert flux_p_value(laws, law, KERNELS["ula"](law), laws.generator()) < 1e-4
+    assert flux_p_value(laws, law, KERNELS["ula"](law), laws.rng()) < 1e-4
 
 
 @pytest.mark.parametrize("name", SCALED)
 def test_chains_find_the_law_from_afar(laws, name):
-    law, g = laws.Gaussian(), laws.generator()
+    law, g = laws.Gaussian(), laws.rng()
     kernel, _, options, _ = KERNELS[name](law)
     x = torch.full((1000, 3), 8.0, dtype=torch.float64)
     result = run(kernel, x, law, g, n_steps=300, n_burn_in=300, **options)
@@ -140,7 +140,7 @@ def test_chains_find_the_law_from_afar(laws, name):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_state_is_consistent(laws, name):
-    law, g = laws.Gaussian(), laws.generator()
+    law, g = laws.Gaussian(), laws.rng()
     problem = KERNELS[name](law)
     x = law.sample(50, g)
     state = problem.init(x)
@@ -165,9 +165,9 @@ def test_the_state_is_consistent(laws, name):
 def test_no_chain_depends_on_the_others(laws, name):
     """With the same noise, the first chains go the same way whatever the others do."""
     law = laws.Banana()
-    problem, x = KERNELS[name](law), law.sample(12, laws.generator())
+    problem, x = KERNELS[name](law), law.sample(12, laws.rng())
     other = x.clone()
-    other[5:] = law.sample(7, laws.generator(1))
+    other[5:] = law.sample(7, laws.rng(1))
     other[8:] = 1e200  # the arithmetic of these overflows
     ends = []
     for start in (x, other):
@@ -175,7 +175,7 @@ def test_no_chain_depends_on_the_others(laws, name):
             state = problem.kernel.init(torch.stack([start, WIDER * start]), law)
         else:
             state = problem.init(start)
-        g = laws.generator(2)
+        g = laws.rng(2)
         for _ in range(8):
             state, info = problem.step(state, g)
         ends.append((state.position[:5], state.log_density[:5], info.energy_error[:5]))
@@ -187,11 +187,11 @@ def test_no_chain_depends_on_the_others(laws, name):
 def test_the_order_of_the_chains_does_not_matter(laws, name, monkeypatch):
     """Chains in another order, with their noise, go the same ways."""
     law = laws.Banana()
-    problem, x = KERNELS[name](law), law.sample(12, laws.generator())
-    order = torch.randperm(12, generator=laws.generator(3))
+    problem, x = KERNELS[name](law), law.sample(12, laws.rng())
+    order = torch.randperm(12, generator=laws.rng(3))
 
     def end(start):
-        state, g = problem.init(start), laws.generator(2)
+        state, g = problem.init(start), laws.rng(2)
         for _ in range(8):
             state, _ = problem.step(state, g)
         return state.position
@@ -221,11 +221,11 @@ def test_the_order_of_the_chains_does_not_matter(laws, name, monkeypatch):
 @pytest.mark.parametrize("name", SCALED)
 def test_dtype_device_and_reproducibility(laws, name, dtype, device):
     kernel, _, options, _ = KERNELS[name](laws.normal)
-    x = torch.randn(50, 3, generator=laws.generator(0, device), dtype=dtype, device=device)
+    x = torch.randn(50, 3, generator=laws.rng(0, device), dtype=dtype, device=device)
 
     def chains(seed):
         return run(
-            kernel, x, laws.normal, laws.generator(seed, device),
+            kernel, x, laws.normal, laws.rng(seed, device),
             n_steps=20, n_burn_in=100, n_keep=5, adapt_scale=True, **options,
         )  # fmt: skip
 
@@ -246,24 +246,24 @@ def test_dtype_device_and_reproducibility(laws, name, dtype, device):
 @pytest.mark.parametrize("name", SCALED)
 def test_scale_is_a_change_of_units(laws, name):
     law, scale = laws.Gaussian(), torch.tensor([1.0, 20.0, 0.1], dtype=torch.float64)
-    x = law.sample(30, laws.generator())
+    x = law.sample(30, laws.rng())
 
     def stretched(y):
         return law(y / scale)
 
     narrow, wide = KERNELS[name](law), KERNELS[name](stretched)
-    a, _ = narrow.step(narrow.init(x), laws.generator(1))
-    b, _ = wide.step(wide.init(x * scale), laws.generator(1), scale=scale)
+    a, _ = narrow.step(narrow.init(x), laws.rng(1))
+    b, _ = wide.step(wide.init(x * scale), laws.rng(1), scale=scale)
     torch.testing.assert_close(a.position * scale, b.position)
 
 
 @pytest.mark.parametrize("name", SCALED)
 def test_each_chain_may_have_its_own_step_and_scale(laws, name):
     law = laws.Gaussian()
-    problem, x = KERNELS[name](law), law.sample(6, laws.generator())
+    problem, x = KERNELS[name](law), law.sample(6, laws.rng())
 
     def end(**options):
-        return problem.step(problem.init(x), laws.generator(1), **options)[0].position
+        return problem.step(problem.init(x), laws.rng(1), **options)[0].position
 
     steps = torch.tensor([0.1, 0.2, 0.4, 0.5, 0.7, 1.0], dtype=torch.float64)
     by_step, by_scale = end(step_size=steps[:, None]), end(step_size=1.0, scale=steps[:, None])
@@ -291,12 +291,12 @@ def test_value_and_gradient_is_asked_where_there_is_one(laws, name):
     if name.startswith("tempered"):
         problem = problem._replace(kernel=ParallelTempering(mala, [1.0, 0.3]))
     fast = problem._replace(function=Fast())
-    x = torch.randn(2, 20, 3, generator=laws.generator(), dtype=torch.float64)
+    x = torch.randn(2, 20, 3, generator=laws.rng(), dtype=torch.float64)
     x = x if name.startswith("tempered") else x[0]
     a, b = (p.kernel.init(x, p.function) for p in (problem, fast))
     for seed in range(3):
-        a, _ = problem.step(a, laws.generator(seed))
-        b, _ = fast.step(b, laws.generator(seed))
+        a, _ = problem.step(a, laws.rng(seed))
+        b, _ = fast.step(b, laws.rng(seed))
     torch.testing.assert_close(a.position, b.position)
     torch.testing.assert_close(a.gradient, b.gradient)
 
@@ -314,9 +314,9 @@ def test_cost(laws, name):
     if name.startswith("tempered"):
         problem = problem._replace(kernel=ParallelTempering(problem.kernel.kernel, [1.0, 0.3]))
     rows = 20 if name.startswith("tempered") else 10
-    x = torch.randn(10, 3, generator=laws.generator())
+    x = torch.randn(10, 3, generator=laws.rng())
     run(
-        problem.kernel, x, counted, laws.generator(),
+        problem.kernel, x, counted, laws.rng(),
         n_steps=50, n_burn_in=50, **problem.options,
     )  # fmt: skip
     per_step = problem.options.get("n_leapfrog_steps", 1)
@@ -333,13 +333,13 @@ def test_a_diverging_chain_stays_and_is_told(laws, name):
         problem = problem._replace(kernel=ParallelTempering(problem.kernel.kernel, [1.0, 0.3]))
     x = torch.full((5, 1), 10.0, dtype=torch.float64)
     state = problem.kernel.init(x, quartic)
-    new, info = problem.step(state, laws.generator(), step_size=1e60)
+    new, info = problem.step(state, laws.rng(), step_size=1e60)
     assert info.diverged.all()
     assert torch.equal(new.position, x)
     assert torch.equal(new.log_density, state.log_density)
     assert not info.accepted.any()
     assert (info.acceptance_probability == 0).all()
-    _, info = problem.step(state, laws.generator(), step_size=1e-6)
+    _, info = problem.step(state, laws.rng(), step_size=1e-6)
     assert not info.diverged.any()
     assert info.energy_error.abs().max() < 1
 
@@ -355,7 +355,7 @@ def test_a_gradient_that_is_not_finite_does_not_spread(laws, name):
     kernel, _, options, _ = KERNELS[name](laws.normal)
     if name.startswith("tempered"):
         kernel = ParallelTempering(mala, [1.0, 0.3])
-    g = laws.generator()
+    g = laws.rng()
     state = kernel.init(torch.zeros(200, 2, dtype=torch.float64), broken)
     told = 0
     for _ in range(20):

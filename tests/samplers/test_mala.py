@@ -25,10 +25,10 @@ def test_the_ratio_against_densities_of_the_proposal(laws):
         return Normal(*mean_and_deviation(x)).log_prob(y).sum(1)
 
     s = 0.6 * torch.tensor([1.0, 0.4], dtype=torch.float64)
-    x = law.sample(200, laws.generator())
+    x = law.sample(200, laws.rng())
     for kernel in (mala, ula):
         _, info = kernel.step(
-            kernel.init(x, watched), watched, laws.generator(1), step_size=0.6, scale=s / 0.6
+            kernel.init(x, watched), watched, laws.rng(1), step_size=0.6, scale=s / 0.6
         )
         y = seen[-1]
         log_ratio = law(y) + log_q(x, y) - law(x) - log_q(y, x)
@@ -39,7 +39,7 @@ def test_the_ratio_against_densities_of_the_proposal(laws):
 @pytest.mark.parametrize("step_size", [0.4, 0.8, 1.2])
 def test_the_bias_of_ula_on_a_normal_law(laws, step_size):
     """The stationary law is normal with variance 1 / (1 - s^2 / 4)."""
-    g = laws.generator()
+    g = laws.rng()
     deviation = (1 - step_size**2 / 4) ** -0.5
     x = deviation * torch.randn(20_000, 1, generator=g, dtype=torch.float64)
     state = ula.init(x, laws.normal)
@@ -56,7 +56,7 @@ def test_the_bias_of_ula_on_a_normal_law(laws, step_size):
 @pytest.mark.parametrize("step_size", [1.0, 0.5, 0.25])
 def test_the_bias_of_ula_vanishes_with_the_step_and_mala_has_none(laws, step_size):
     for kernel, expected in ((ula, 1 / (1 - step_size**2 / 4)), (mala, 1.0)):
-        g = laws.generator()
+        g = laws.rng()
         x = torch.randn(4000, 2, generator=g, dtype=torch.float64)
         result = run(
             kernel, x, laws.normal, g, n_steps=600, n_keep=200, step_size=step_size
@@ -66,10 +66,10 @@ def test_the_bias_of_ula_vanishes_with_the_step_and_mala_has_none(laws, step_siz
 
 
 def test_ula_reports_what_mala_would_do(laws):
-    law, g = laws.Gaussian(), laws.generator()
+    law, g = laws.Gaussian(), laws.rng()
     x = law.sample(20, g)
-    a, told = ula.step(ula.init(x, law), law, laws.generator(1), step_size=1.0)
-    _, done = mala.step(mala.init(x, law), law, laws.generator(1), step_size=1.0)
+    a, told = ula.step(ula.init(x, law), law, laws.rng(1), step_size=1.0)
+    _, done = mala.step(mala.init(x, law), law, laws.rng(1), step_size=1.0)
     assert torch.equal(told.acceptance_probability, done.acceptance_probability)
     assert torch.equal(told.energy_error, done.energy_error)
     assert (a.position != x).all()
@@ -82,8 +82,8 @@ def test_random_walk_goes_uphill_always_and_downhill_by_the_ratio(laws):
         seen.append(law(x))
         return seen[-1]
 
-    state = random_walk.init(law.sample(n, laws.generator()), watched)
-    _, info = random_walk.step(state, watched, laws.generator(1), step_size=1.0)
+    state = random_walk.init(law.sample(n, laws.rng()), watched)
+    _, info = random_walk.step(state, watched, laws.rng(1), step_size=1.0)
     gain = seen[1] - seen[0]
     up = gain >= 0
     assert 0.2 < up.double().mean() < 0.8
@@ -103,7 +103,7 @@ def test_a_law_without_gradient(laws):
         inside = ((x > 0) & (x < 1)).all(1)
         return torch.where(inside, (1 + (4 * x[:, 0]).floor()).clamp_min(1).log(), -torch.inf)
 
-    g = laws.generator()
+    g = laws.rng()
     x = torch.rand(4000, 1, generator=g, dtype=torch.float64)
     result = run(random_walk, x, steps, g, n_steps=50, n_burn_in=50, step_size=0.3)
     counts = torch.histc(result.samples[-1], 4, 0, 1).numpy()
@@ -113,13 +113,13 @@ def test_a_law_without_gradient(laws):
 def test_independence_metropolis_mixes(laws):
     law = laws.Banana()
 
-    def propose(n, generator):
-        return 2.5 * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    def propose(n, rng):
+        return 2.5 * torch.randn(n, 2, generator=rng, dtype=torch.float64)
 
     def log_weight(x):
         return law(x) + 0.5 * (x / 2.5).square().sum(1)
 
-    g = laws.generator()
+    g = laws.rng()
     mixed = run(independence, propose(2000, g), log_weight, g, n_steps=200, propose=propose)
     assert min(laws.p_values(law, mixed.samples[-1])) > 1e-4
     assert 0.02 < mixed.acceptance_rate < 0.5
@@ -128,7 +128,7 @@ def test_independence_metropolis_mixes(laws):
 def test_a_proposal_out_of_the_support_has_infinite_energy(laws):
     law = laws.Exponential()
     state = random_walk.init(torch.full((5, 1), 1.0).double(), law)
-    _, info = random_walk.step(state, law, laws.generator(), step_size=1e6)
+    _, info = random_walk.step(state, law, laws.rng(), step_size=1e6)
     assert (info.energy_error == torch.inf).any()
     x = torch.full((5, 1), 10.0, dtype=torch.float64)
 
@@ -136,7 +136,7 @@ def test_a_proposal_out_of_the_support_has_infinite_energy(laws):
         return -(x**4).sum(1)
 
     _, info = independence.step(
-        independence.init(x, log_weight), log_weight, laws.generator(),
+        independence.init(x, log_weight), log_weight, laws.rng(),
         propose=lambda n, g: torch.full((n, 1), 20.0).double(),
     )  # fmt: skip
     assert info.energy_error[0].item() == 20**4 - 10**4

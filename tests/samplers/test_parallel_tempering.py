@@ -35,7 +35,7 @@ def test_weights_of_far_modes(laws, kernel, options, reference):
     x = torch.tensor([[-8.0, 0.0], [8.0, 0.0]], dtype=torch.float64).repeat(150, 1)
     arguments = dict(n_steps=600, n_burn_in=600, n_keep=100, step_size=0.5, **options)
     tempering = ParallelTempering(kernel, log_reference=reference)
-    result = run(tempering, x, FarModes(), laws.generator(), **arguments)
+    result = run(tempering, x, FarModes(), laws.rng(), **arguments)
     share = (result.samples[:, :, 0] > 0).double().mean(0)  # of each chain
     standard_error = share.std() / math.sqrt(len(share))
     assert standard_error < 0.02
@@ -43,7 +43,7 @@ def test_weights_of_far_modes(laws, kernel, options, reference):
     assert result.swap_rates.shape == (7,)
     assert result.swap_rates.min() > 0.1
     # the kernel alone stays in the mode where it started
-    alone = run(kernel, x, FarModes(), laws.generator(), **arguments)
+    alone = run(kernel, x, FarModes(), laws.rng(), **arguments)
     assert (alone.samples[..., 0] * x[:, 0] > 0).all()
 
 
@@ -56,7 +56,7 @@ def test_nothing_is_evaluated_for_an_exchange(laws, kernel, options):
         calls.append(len(x))
         return law(x)
 
-    g = laws.generator()
+    g = laws.rng()
     tempering = ParallelTempering(kernel, [1.0, 0.5, 0.2, 0.0], wide)
     x = 4 * torch.randn(4, 30, 2, generator=g, dtype=torch.float64)
     state = tempering.init(x, counted)
@@ -76,7 +76,7 @@ def test_nothing_is_evaluated_for_an_exchange(laws, kernel, options):
 def test_swap_probability_by_hand(laws):
     law, b = FarModes(), torch.tensor([1.0, 0.4, 0.1], dtype=torch.float64)
     tempering = ParallelTempering(inverse_temperatures=b, log_reference=wide)
-    g = laws.generator()
+    g = laws.rng()
     x = 4 * torch.randn(3, 500, 2, generator=g, dtype=torch.float64)
     state = tempering.init(x, law)
     # with steps that small only exchanges move
@@ -110,7 +110,7 @@ def test_every_replica_keeps_its_law(laws):
     b = torch.tensor([1.0, 0.5, 0.2, 0.05], dtype=torch.float64)
     tempering, p = ParallelTempering(mala, b), []
     for seed in range(6):
-        g = laws.generator(seed)
+        g = laws.rng(seed)
         x = torch.randn(4, 2000, 2, generator=g, dtype=torch.float64) / b[:, None, None].sqrt()
         state = tempering.init(x, laws.normal)
         for _ in range(20):
@@ -122,7 +122,7 @@ def test_every_replica_keeps_its_law(laws):
 
 
 def test_each_replica_gets_its_step_size(laws):
-    g = laws.generator()
+    g = laws.rng()
     x = torch.randn(200, 2, generator=g, dtype=torch.float64)
     tempering = ParallelTempering(inverse_temperatures=[1.0, 0.1, 0.0], log_reference=wide)
     result = run(tempering, x, laws.normal, g, n_steps=50, n_burn_in=200, step_size=1.0)
@@ -137,7 +137,7 @@ def test_each_replica_gets_its_step_size(laws):
 
 def test_the_hottest_may_leave_the_support(laws):
     """Where p is zero the hottest replica goes on, and the others reject."""
-    law, g = laws.Exponential(), laws.generator()
+    law, g = laws.Exponential(), laws.rng()
     tempering = ParallelTempering(mala, [1.0, 0.5, 0.0], lambda x: -0.5 * x[:, 0] ** 2 / 4)
     state = tempering.init(law.sample(2000, g), law)
     for _ in range(60):

@@ -13,14 +13,14 @@ from skebm.samplers._run import Moments
 
 
 def test_what_is_kept_is_every_so_manieth_state(laws):
-    law, x = laws.Banana(), laws.Banana().sample(20, laws.generator())
+    law, x = laws.Banana(), laws.Banana().sample(20, laws.rng())
     options = dict(n_steps=12, n_burn_in=7, step_size=0.5)
-    every = run(mala, x, law, laws.generator(1), n_keep=12, **options)
-    some = run(mala, x, law, laws.generator(1), n_keep=3, **options)
+    every = run(mala, x, law, laws.rng(1), n_keep=12, **options)
+    some = run(mala, x, law, laws.rng(1), n_keep=3, **options)
     assert torch.equal(some.samples, every.samples[3::4])
     assert torch.equal(some.samples[-1], some.state.position)
     # from the state left another run goes on
-    g = laws.generator(1)
+    g = laws.rng(1)
     half = run(mala, x, law, g, **{**options, "n_steps": 6})
     rest = run(mala, half.state.position, law, g, n_steps=6, step_size=half.step_size)
     torch.testing.assert_close(rest.samples[-1], every.samples[-1])
@@ -34,7 +34,7 @@ def test_what_is_counted(laws):
 
     x = torch.tensor([[0.0], [1e3], [0.1]], dtype=torch.float64)
     with pytest.warns(ConvergenceWarning, match="33% of the proposals diverged"):
-        result = run(mala, x, quartic, laws.generator(), n_steps=10, step_size=0.5)
+        result = run(mala, x, quartic, laws.rng(), n_steps=10, step_size=0.5)
     assert result.n_diverged.tolist() == [0, 10, 0]
     assert result.acceptance_rates[1] == 0
     assert (result.acceptance_rates[[0, 2]] > 0.5).all()
@@ -44,7 +44,7 @@ def test_what_is_counted(laws):
 
 @pytest.mark.parametrize("step_size", [1e-2, 0.5, 50.0])
 def test_step_size_is_adapted(laws, step_size):
-    law, g = laws.Gaussian(), laws.generator()
+    law, g = laws.Gaussian(), laws.rng()
     scale = torch.tensor([1.0, 1.0, 3.6], dtype=torch.float64)
     result = run(
         mala, law.sample(200, g), law, g,
@@ -56,7 +56,7 @@ def test_step_size_is_adapted(laws, step_size):
 
 
 def test_a_tensor_of_step_sizes_is_adapted_by_one_factor(laws):
-    g = laws.generator()
+    g = laws.rng()
     x = torch.randn(200, 2, generator=g, dtype=torch.float64)
     steps = torch.tensor([1.0, 2.0], dtype=torch.float64).repeat(100)[:, None]
     result = run(mala, x, laws.normal, g, n_steps=50, n_burn_in=100, step_size=0.01 * steps)
@@ -79,7 +79,7 @@ def test_an_adapted_scale_cures_a_badly_scaled_law(laws, kernel, options):
 
     p = {}
     for adapt_scale in (False, True):
-        g = laws.generator()
+        g = laws.rng()
         x = torch.randn(1000, 2, generator=g, dtype=torch.float64)
         result = run(
             kernel, x, law, g,
@@ -94,7 +94,7 @@ def test_an_adapted_scale_cures_a_badly_scaled_law(laws, kernel, options):
 
 
 def test_moments_against_all_rows_at_once(laws):
-    x = 1e4 + torch.randn(7, 5, 3, generator=laws.generator(), dtype=torch.float64)
+    x = 1e4 + torch.randn(7, 5, 3, generator=laws.rng(), dtype=torch.float64)
     moments = Moments()
     for rows in x:
         moments.update(rows)
@@ -110,11 +110,11 @@ def test_a_column_that_has_not_moved_keeps_its_scale(laws):
         init = staticmethod(random_walk.init)
 
         @staticmethod
-        def step(state, log_density, generator, *, step_size, scale):
+        def step(state, log_density, rng, *, step_size, scale):
             scale = scale * torch.tensor([1.0, 0.0])
-            return random_walk.step(state, log_density, generator, step_size=step_size, scale=scale)
+            return random_walk.step(state, log_density, rng, step_size=step_size, scale=scale)
 
-    g = laws.generator()
+    g = laws.rng()
     x = torch.tensor([[0.0, 3.0]]).repeat(100, 1)
     result = run(
         Frozen, x, walled, g,
@@ -126,7 +126,7 @@ def test_a_column_that_has_not_moved_keeps_its_scale(laws):
 
 @pytest.mark.filterwarnings("ignore:.* of the proposals diverged")
 def test_bad_steps_are_warned_of(laws):
-    law, g = laws.Gaussian(), laws.generator()
+    law, g = laws.Gaussian(), laws.rng()
     x = law.sample(100, g)
     with pytest.warns(ConvergenceWarning, match="rate is 0% at step size 100; the target is 57%"):
         run(mala, x, law, g, n_steps=5, step_size=100.0)
@@ -144,16 +144,16 @@ def test_bad_steps_are_warned_of(laws):
 
 
 def test_exchanges_that_are_too_rare_are_warned_of(laws):
-    x = torch.randn(50, 10, generator=laws.generator())
+    x = torch.randn(50, 10, generator=laws.rng())
     with pytest.warns(ConvergenceWarning, match="temperatures 1 and 0.001 exchange .* in between"):
         run(
-            ParallelTempering(inverse_temperatures=[1.0, 1e-3]), x, laws.normal, laws.generator(),
+            ParallelTempering(inverse_temperatures=[1.0, 1e-3]), x, laws.normal, laws.rng(),
             n_steps=50, n_burn_in=100, step_size=0.5,
         )  # fmt: skip
 
 
 def test_bad_arguments_are_named(laws):
-    law, g = laws.Gaussian(), laws.generator()
+    law, g = laws.Gaussian(), laws.rng()
     x = law.sample(10, g)
     with pytest.raises(ValueError, match="n_keep=2 must divide n_steps=5"):
         run(mala, x, law, g, n_steps=5, n_keep=2, step_size=1.0)
@@ -182,22 +182,22 @@ def test_progress(laws, capsys, monkeypatch):
         init = staticmethod(lambda x, f: State(x, f(x)))
 
         @staticmethod
-        def step(state, f, generator):
+        def step(state, f, rng):
             clock.append(clock[-1] + 1.0)
-            return random_walk.step(state, f, generator, step_size=1.0)
+            return random_walk.step(state, f, rng, step_size=1.0)
 
     import tqdm.std
 
     clock = [0.0]
     monkeypatch.setattr(tqdm.std, "time", lambda: clock[-1])
     x = torch.zeros(3, 1)
-    run(Slow, x, laws.normal, laws.generator(), n_steps=5, n_burn_in=5, progress=True)
+    run(Slow, x, laws.normal, laws.rng(), n_steps=5, n_burn_in=5, progress=True)
     assert "sampling: 100%" in capsys.readouterr().err
     monkeypatch.undo()
     fast = dict(n_steps=2, step_size=1.0)
-    run(random_walk, x, laws.normal, laws.generator(), progress=True, **fast)
+    run(random_walk, x, laws.normal, laws.rng(), progress=True, **fast)
     assert capsys.readouterr().err == ""  # over before a bar is worth it
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     with pytest.raises(ImportError, match="pip install tqdm"):
-        run(random_walk, x, laws.normal, laws.generator(), progress=True, **fast)
-    run(random_walk, x, laws.normal, laws.generator(), **fast)
+        run(random_walk, x, laws.normal, laws.rng(), progress=True, **fast)
+    run(random_walk, x, laws.normal, laws.rng(), **fast)

@@ -1,0 +1,46 @@
+"""How long to train, and how often to judge."""
+
+import math
+from dataclasses import dataclass
+
+EVALUATION_SHARE = 0.1
+"""Share of the time of training that judging may take."""
+
+LOOKS = 3
+"""Evaluations, at least, before patience ends."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train by default: epochs or steps, whichever lasts longer.
+
+    Few rows make short epochs: counted in epochs alone, training would end where it has hardly
+    begun.
+
+    Attributes
+    ----------
+    epochs, steps : int
+    patience_steps : int, default=0
+        Steps that patience lasts for, at least.
+    """
+
+    epochs: int
+    steps: int
+    patience_steps: int = 0
+
+    def max_epochs(self, asked, n_batches):
+        """Epochs of `n_batches` steps, at most: as asked for, unless that is "auto" or None."""
+        if asked is None or isinstance(asked, str):
+            return max(self.epochs, math.ceil(self.steps / n_batches))
+        return asked
+
+    def patience(self, asked, n_batches, evaluate_every=1):
+        """Epochs without improvement before training stops: as asked for, or more; None: never."""
+        if asked is None:
+            return None
+        return max(asked, LOOKS * evaluate_every, math.ceil(self.patience_steps / n_batches))
+
+
+def evaluations_every(cost):
+    """Epochs from one evaluation to the next, where one costs this share of an epoch."""
+    return max(1, round(cost / EVALUATION_SHARE))

@@ -1,0 +1,83 @@
+"""Normalizing flows: K of them side by side, or one, fitted and frozen, as a base."""
+
+import copy
+from abc import ABC, abstractmethod
+
+import torch
+from torch import nn
+
+
+class StackedFlow(nn.Module, ABC):
+    """K normalizing flows of one shape (abstract).
+
+    Parameters
+    ----------
+    n_features : int
+        Number of columns d.
+    n_members : int
+        Number of flows K.
+    """
+
+    def __init__(self, n_features, n_members):
+        super().__init__()
+        self.n_features, self.n_members = n_features, n_members
+
+    @abstractmethod
+    def log_prob(self, z):
+        """Log-density of each flow at its own rows, (K, n, d) -> (K, n)."""
+
+    @abstractmethod
+    def rsample(self, n, rng):
+        """Draw from each flow, differentiable in the parameters.
+
+        Returns
+        -------
+        z : Tensor of shape (K, n, d)
+        log_prob : Tensor of shape (K, n)
+            Log-density at z; its gradient includes the way through z.
+        """
+
+    @abstractmethod
+    def alone(self, k):
+        """Flow k by itself, trainable, with its own copy of the weights: K = 1."""
+
+    @abstractmethod
+    def beside(self, others):
+        """Make one flow of this one and others, one member each, with copied weights."""
+
+    @torch.no_grad()
+    def sample(self, n, rng):
+        """Draw (K, n, d) points, n from each flow."""
+        return self.rsample(n, rng)[0]
+
+    def member(self, k):
+        """Flow k as a distribution, a `FlowBase`: float64, frozen."""
+        return FlowBase(self.alone(k))
+
+
+class FlowBase(nn.Module):
+    """A fitted flow, in float64 and frozen.
+
+    Parameters
+    ----------
+    flow : StackedFlow with one member, or zuko.lazy.LazyDistribution without context
+        It is copied.
+    """
+
+    def __init__(self, flow):
+        super().__init__()
+        if not isinstance(flow, StackedFlow):
+            from ._zuko import ZukoFlows  # which is a StackedFlow
+
+            (d,) = flow().event_shape
+            flow = ZukoFlows(flow, d, rng=torch.Generator())
+        self.flow = copy.deepcopy(flow).double().eval().requires_grad_(False)
+        self.n_features = flow.n_features
+
+    def log_prob(self, x):
+        """Log-density, (n, d) -> (n,)."""
+        return self.flow.log_prob(x.double()[None])[0]
+
+    def sample(self, n, rng):
+        """Draw (n, d) points."""
+        return self.flow.sample(n, rng)[0]

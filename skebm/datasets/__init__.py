@@ -1,0 +1,90 @@
+"""Synthetic distributions with a sampler and the exact log-density, for tests, benchmarks and
+examples.
+
+Every distribution is a small immutable object with ``name``, ``n_features``, ``sample`` and
+``log_density`` (normalised, in nats). :data:`DISTRIBUTIONS` holds one of each at its default
+parameters; the ``make_*`` functions draw from them in the manner of :mod:`sklearn.datasets`.
+"""
+
+from skebm.datasets._make import (
+    make_banana,
+    make_checkerboard,
+    make_claw,
+    make_eight_gaussians,
+    make_funnel,
+    make_gamma_copula,
+    make_gaussian_mixture,
+    make_multivariate_t,
+    make_pinwheel,
+    make_rings,
+    make_sheared_gaussian,
+    make_spirals,
+    make_two_moons,
+)
+from skebm.datasets._plane import (
+    Banana,
+    Checkerboard,
+    Claw,
+    EightGaussians,
+    Pinwheel,
+    Rings,
+    Spirals,
+    TwoMoons,
+)
+from skebm.datasets._tables import (
+    Funnel,
+    GammaCopula,
+    GaussianMixtureDistribution,
+    MultivariateT,
+    ShearedGaussian,
+)
+
+__all__ = [
+    "DISTRIBUTIONS",
+    "Banana",
+    "Checkerboard",
+    "Claw",
+    "EightGaussians",
+    "Funnel",
+    "GammaCopula",
+    "GaussianMixtureDistribution",
+    "MultivariateT",
+    "Pinwheel",
+    "Rings",
+    "ShearedGaussian",
+    "Spirals",
+    "TwoMoons",
+    "make_banana",
+    "make_checkerboard",
+    "make_claw",
+    "make_eight_gaussians",
+    "make_funnel",
+    "make_gamma_copula",
+    "make_gaussian_mixture",
+    "make_multivariate_t",
+    "make_pinwheel",
+    "make_rings",
+    "make_sheared_gaussian",
+    "make_spirals",
+    "make_two_moons",
+]
+
+DISTRIBUTIONS = {
+    distribution.name: distribution
+    for distribution in (
+        Claw(),
+        EightGaussians(),
+        TwoMoons(),
+        Checkerboard(),
+        Rings(),
+        Pinwheel(),
+        Spirals(),
+        Banana(),
+        MultivariateT(),
+        GammaCopula(),
+        Funnel(),
+        GaussianMixtureDistribution(),
+        ShearedGaussian(),
+    )
+}
+"""One distribution of each kind at its default parameters, by name."""

@@ -1,0 +1,65 @@
+"""The distributions in the manner of :mod:`sklearn.datasets`: functions that draw rows."""
+
+import dataclasses
+import inspect
+
+from . import _plane, _tables
+
+
+def _make(distribution_class):
+    """Write the function that draws rows of a distribution, with its fields as parameters."""
+
+    def make(n_samples=1000, *, random_state=None, return_log_density=False, **parameters):
+        distribution = distribution_class(**parameters)
+        X = distribution.sample(n_samples, random_state)
+        return (X, distribution.log_density(X)) if return_log_density else X
+
+    name, fields = distribution_class.__name__, dataclasses.fields(distribution_class)
+    make.__name__ = make.__qualname__ = f"make_{distribution_class.name}"
+    first, *last, _ = inspect.signature(make).parameters.values()
+    own = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default) for f in fields
+    ]
+    make.__signature__ = inspect.Signature([first, *own, *last])
+    parameters = (
+        f"{', '.join(f.name for f in fields)} : see :class:`{name}`\n"
+        "    Parameters of the distribution.\n"
+    )
+    make.__doc__ = f"""{distribution_class.__doc__.splitlines()[0]}
+
+Parameters
+----------
+n_samples : int, default=1000
+    Number of rows.
+{parameters if own else ""}random_state : int, RandomState instance or None, default=None
+    Pass an int for reproducible rows.
+return_log_density : bool, default=False
+    Also return the exact log-density of the rows.
+
+Returns
+-------
+X : ndarray of shape (n_samples, n_features)
+    The rows.
+log_density : ndarray of shape (n_samples,)
+    In nats. Only if ``return_log_density``.
+
+See Also
+--------
+{name} : The distribution as an object, with its formula and source.
+"""
+    return make
+
+
+make_claw = _make(_plane.Claw)
+make_eight_gaussians = _make(_plane.EightGaussians)
+make_two_moons = _make(_plane.TwoMoons)
+make_spirals = _make(_plane.Spirals)
+make_checkerboard = _make(_plane.Checkerboard)
+make_rings = _make(_plane.Rings)
+make_pinwheel = _make(_plane.Pinwheel)
+make_banana = _make(_plane.Banana)
+make_funnel = _make(_tables.Funnel)
+make_gaussian_mixture = _make(_tables.GaussianMixtureDistribution)
+make_multivariate_t = _make(_tables.MultivariateT)
+make_gamma_copula = _make(_tables.GammaCopula)
+make_sheared_gaussian = _make(_tables.ShearedGaussian)

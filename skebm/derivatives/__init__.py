@@ -1,0 +1,11 @@
+"""Derivatives in z of any energy that is written with torch functions.
+
+`derivatives` gives value, gradient and Laplacian in one forward and one reverse sweep, for
+objectives that train on second derivatives; `value_and_gradient` gives the first two to Markov
+chains, without a graph. An energy knows nothing of this room: any function (n, d) -> (n,) will do.
+"""
+
+from skebm.derivatives._derivatives import derivatives
+from skebm.derivatives._gradient import value_and_gradient
+
+__all__ = ["derivatives", "value_and_gradient"]

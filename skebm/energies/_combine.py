@@ -1,0 +1,102 @@
+"""Energies made of others: classifiers, members side by side, and sums."""
+
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = ["ClassifierEnergy", "CorrectedEnergy", "MemberEnergies", "logit"]
+
+
+class ClassifierEnergy(nn.Module):
+    """Logit of a fitted scikit-learn classifier plus a constant; no gradient.
+
+    Parameters
+    ----------
+    classifier : fitted classifier
+    offset : float
+        log nu.
+    n_stages : int or None
+        For staged classifiers: how many stages count.
+    floor : float
+        Probabilities are kept this far from 0 and 1, so that f is finite.
+    """
+
+    def __init__(self, classifier, offset, n_stages, floor):
+        super().__init__()
+        self.classifier = classifier
+        self.offset, self.n_stages, self.floor = offset, n_stages, floor
+
+    def forward(self, z):
+        """Evaluate f, (n, d) -> (n,)."""
+        rows = z.detach().cpu().numpy()
+        if self.n_stages is None:
+            p = self.classifier.predict_proba(rows)
+        else:
+            p = next(islice(self.classifier.staged_predict_proba(rows), self.n_stages - 1, None))
+        return torch.as_tensor(logit(p, self.floor) + self.offset, device=z.device)
+
+
+class MemberEnergies(nn.Module):
+    """K separate energies side by side, (K, n, d) -> (K, n)."""
+
+    def __init__(self, members):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, z):
+        """Evaluate member k on z[k], (K, n, d) -> (K, n)."""
+        return torch.stack([f(rows) for f, rows in zip(self.members, z, strict=True)])
+
+    def member(self, k):
+        """Member k alone, still (1, n, d) -> (1, n)."""
+        return MemberEnergies([self.members[k]])
+
+    @property
+    def softness(self):
+        """Width of the splits of trees; None for energies that have none."""
+        return getattr(self.members[0], "softness", None)
+
+    def set_softness(self, softness):
+        """Set the width of the splits of all trees."""
+        for trees in self.members:
+            trees.softness = softness
+
+
+class CorrectedEnergy(nn.Module):
+    """A stack of K energies, and one that corrects it: their sum, (K, n, d) -> (K, n).
+
+    Parameters
+    ----------
+    first : nn.Module
+        With `member`.
+    correction : MemberEnergies
+    """
+
+    def __init__(self, first, correction):
+        super().__init__()
+        self.first, self.correction = first, correction
+
+    def forward(self, z):
+        """Evaluate member k on z[k], (K, n, d) -> (K, n)."""
+        return self.first(z) + self.correction(z)
+
+    def member(self, k):
+        """Member k alone, still (1, n, d) -> (1, n)."""
+        return CorrectedEnergy(self.first.member(k), self.correction.member(k))
+
+    @property
+    def softness(self):
+        """Width of the splits of trees."""
+        return self.correction.softness
+
+    def set_softness(self, softness):
+        """Set it."""
+        self.correction.set_softness(softness)
+
+
+def logit(p, floor):
+    """Log-odds of class 1 in probabilities (n, 2), kept `floor` away from 0 and 1."""
+    p = np.clip(p[:, 1], floor, 1.0 - floor)
+    return np.log(p) - np.log1p(-p)

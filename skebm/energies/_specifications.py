@@ -1,0 +1,552 @@
+"""Specifications: what an energy shall be, before there are rows to build it from.
+
+An estimator's `energy_model` is a specification, a scikit-learn object with `get_params`, so that
+its settings are searched like any others (``energy_model__hidden_layer_sizes``). A specification
+holds every setting that acts on one kind of energy only. What belongs to the method or to the whole
+fit is a parameter of the estimator, which calls `validate` and then `Network.build` or
+`Boosting.classifier`.
+"""
+
+from functools import partial
+from numbers import Integral, Real
+
+import torch
+from sklearn.base import BaseEstimator, is_classifier
+from sklearn.ensemble import HistGradientBoostingClassifier
+from torch import nn
+
+from skebm._sklearn_compat import Interval, StrOptions
+from skebm.energies._embeddings import PeriodicEmbedding, PiecewiseLinearEmbedding
+from skebm.energies._networks import MLPEnergy
+from skebm.energies._stack import ModuleStack
+
+__all__ = ["Boosting", "EnergyModelMixin", "Network", "resolve_energy_model"]
+
+_MODULE = "module__"
+_MANY_ROWS = 5_000  # above so many rows boosting takes larger steps by default
+_MAX_LEAVES = 63  # a soft tree keeps its leaves in the bits of an int64
+
+
+class _Specification(BaseEstimator):
+    """What both kinds share; nothing is checked before `validate`."""
+
+    def validate(self):
+        """Check the settings, alone and together; estimators call it in `fit`.
+
+        Raises
+        ------
+        ValueError
+            Where a setting has a wrong type, is out of range or cannot act beside another one.
+        """
+        self._validate_params()
+
+    def setting(self, name, auto):
+        """Value of the setting `name`, or `auto` where it is left to the method.
+
+        Parameters
+        ----------
+        name : str
+            Such as ``"learning_rate"``.
+        auto : object
+            The method's own value, which ``"auto"`` stands for.
+
+        Returns
+        -------
+        object
+        """
+        value = getattr(self, name)
+        return auto if isinstance(value, str) and value == "auto" else value
+
+
+class Network(_Specification):
+    """Energy that is a neural network: skebm's perceptron, or a module of yours.
+
+    Pass it as `energy_model` of an estimator. Members of the ensemble have networks of the same
+    shape, which train side by side with AdamW.
+
+    Parameters
+    ----------
+    module : torch.nn.Module or callable, default=None
+        None is skebm's own perceptron, :class:`~skebm.energies.MLPEnergy`. Else a module that maps
+        (n, n_features) to (n,) or (n, 1): an instance, which is copied and never trained itself, or
+        a class or factory, which is called with n_features and with the `module__*` settings.
+    hidden_layer_sizes : sequence of int, default=(128, 128)
+        Widths of the hidden layers of the perceptron.
+    embedding : {"auto", "periodic", "piecewise_linear"} or None, default="auto"
+        How the perceptron sees a column [1]_. "periodic" are sines and cosines of learned
+        frequencies, which are smooth. "piecewise_linear" is the position between the quantiles of
+        the column, whose gradient jumps at them. None are the raw columns. "auto" is the method's
+        own: piecewise linear for noise-contrastive estimation, periodic where a method needs a
+        smooth energy.
+    learning_rate : float or "auto", default="auto"
+        Step size of AdamW. "auto" is the method's own.
+    weight_decay : float, default=1e-3
+        Of AdamW.
+    batch_size : int, default=256
+        Rows per member and step.
+    max_epochs : int or "auto", default="auto"
+        Passes over the rows, at most. "auto" is the method's own.
+    patience : int or None, default=20
+        Epochs without improvement of the held-out log-likelihood before training stops, but at
+        least three looks at it (few rows are judged less than once per epoch) and, in a game, 200
+        steps; the best state is kept. None trains to the end and keeps the last state.
+    callbacks : list of skorch callbacks, default=None
+        Called while the networks train.
+    **module_parameters : dict
+        Arguments for a class or factory `module`, by skorch's convention, under names that begin
+        with ``module__``: ``Network(MyModule, module__width=64)`` calls ``MyModule(n_features,
+        width=64)``. They are parameters like the others, for `get_params`, `set_params` and a
+        search.
+
+    Raises
+    ------
+    TypeError
+        By the constructor, for an argument that is neither a parameter above nor begins with
+        ``module__``. All else is checked by :meth:`validate`, which `fit` calls.
+
+    See Also
+    --------
+    Boosting : Energy of boosted trees.
+    skebm.energies.MLPEnergy : The perceptron.
+    skebm.energies.ModuleStack : What becomes of a module of yours.
+
+    References
+    ----------
+    .. [1] Gorishniy, Y., Rubachev, I. and Babenko, A. (2022). On embeddings for numerical features
+           in tabular deep learning. NeurIPS. https://arxiv.org/abs/2203.05556
+
+    Examples
+    --------
+    >>> from skebm import Network
+    >>> Network(hidden_layer_sizes=(64, 64), patience=None)
+    Network(hidden_layer_sizes=(64, 64), patience=None)
+
+    A module of yours, with an argument that can be searched:
+
+    >>> from torch import nn
+    >>> def small(n_features, width=16):
+    ...     return nn.Sequential(nn.Linear(n_features, width), nn.SiLU(), nn.Linear(width, 1))
+    >>> energy_model = Network(small, module__width=64)
+    >>> energy_model.set_params(module__width=32).get_params()["module__width"]
+    32
+
+    What an estimator makes of it, here for two members and three columns:
+
+    >>> import torch
+    >>> rows = [torch.zeros(50, 3), torch.zeros(50, 3)]
+    >>> f = energy_model.build(rows, embedding="periodic", seed=0)
+    >>> f(torch.zeros(2, 5, 3)).shape
+    torch.Size([2, 5])
+    """
+
+    _parameter_constraints: dict = {
+        "module": [nn.Module, callable, None],
+        "hidden_layer_sizes": ["array-like"],
+        "embedding": [StrOptions({"auto", "periodic", "piecewise_linear"}), None],
+        "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "max_epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "patience": [Interval(Integral, 1, None, closed="left"), None],
+        "callbacks": [list, tuple, None],
+    }
+
+    def __init__(
+        self,
+        module=None,
+        *,
+        hidden_layer_sizes=(128, 128),
+        embedding="auto",
+        learning_rate="auto",
+        weight_decay=1e-3,
+        batch_size=256,
+        max_epochs="auto",
+        patience=20,
+        callbacks=None,
+        **module_parameters,
+    ):
+        self.module = module
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.embedding = embedding
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.patience = patience
+        self.callbacks = callbacks
+        for name, value in module_parameters.items():
+            if not name.startswith(_MODULE):
+                raise TypeError(
+                    f"Network() got an unexpected argument {name!r}. An argument of your module "
+                    f"is passed as {_MODULE}{name}."
+                )
+            setattr(self, name, value)
+
+    def get_params(self, deep=True):
+        """Parameters by name, those of the module as ``module__*`` among them.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Whether parameters of parameters are listed, too.
+
+        Returns
+        -------
+        dict
+        """
+        return super().get_params(deep) | {
+            name: value for name, value in vars(self).items() if name.startswith(_MODULE)
+        }
+
+    def set_params(self, **params):
+        """Set parameters, those of the module as ``module__*``, which may be new ones.
+
+        Parameters
+        ----------
+        **params : dict
+
+        Returns
+        -------
+        self : Network
+
+        Raises
+        ------
+        ValueError
+            For a name that is no parameter and does not begin with ``module__``.
+        """
+        ours = {name: value for name, value in params.items() if not name.startswith(_MODULE)}
+        super().set_params(**ours)
+        for name, value in params.items():
+            if name not in ours:
+                setattr(self, name, value)
+        return self
+
+    def validate(self):
+        """Check the settings, alone and together; estimators call it in `fit`.
+
+        Raises
+        ------
+        ValueError
+            Where a setting has a wrong type or is out of range; where `hidden_layer_sizes` or
+            `embedding`, which shape skebm's perceptron, are given beside a `module`; and where
+            there are `module__*` settings but no class or factory that could take them.
+        """
+        super().validate()
+        sizes = tuple(self.hidden_layer_sizes)
+        if not all(isinstance(size, Integral) and size >= 1 for size in sizes):
+            raise ValueError(
+                f"hidden_layer_sizes={self.hidden_layer_sizes!r} must hold integers of at least 1."
+            )
+        arguments = self._module_arguments()
+        if arguments and (self.module is None or isinstance(self.module, nn.Module)):
+            raise ValueError(
+                f"{_MODULE}{min(arguments)} cannot act with {self._module_in_words()}: it is an "
+                "argument for a class or factory that makes the module. Pass that as module, or "
+                f"leave out {_MODULE}{min(arguments)}."
+            )
+        if self.module is None:
+            return
+        if not _makes_module(self.module):
+            raise ValueError(
+                f"{self._module_in_words()} must be a torch.nn.Module, or a class or factory that "
+                "makes one."
+            )
+        defaults = Network().get_params()
+        for name, value in (("hidden_layer_sizes", sizes), ("embedding", self.embedding)):
+            if value != defaults[name]:
+                raise ValueError(
+                    f"{name}={value!r} shapes skebm's own perceptron and cannot act with "
+                    f"{self._module_in_words()}; leave {name} at {defaults[name]!r}, or leave out "
+                    "module."
+                )
+
+    def build(self, rows, *, embedding, seed):
+        """Make the K energies, f = 0 at the start.
+
+        Parameters
+        ----------
+        rows : list of K tensors of shape (n_k, n_features)
+            The training rows of every member in the coordinates of the energies (Gaussianised
+            columns). Piecewise-linear embeddings take their quantiles; of the others only number
+            and shape matter.
+        embedding : {"periodic", "piecewise_linear"} or None
+            The method's own, which acts where the setting is "auto".
+        seed : int
+            Seed of the initial weights. Equal settings, rows and seeds give equal weights.
+
+        Returns
+        -------
+        StackedEnergy
+            Maps (K, n, n_features) to (K, n), in nats.
+
+        Raises
+        ------
+        ValueError
+            Where `module` makes no torch.nn.Module, or one that does not map (n, n_features) to
+            (n,) or (n, 1).
+        """
+        n_members, n_features = len(rows), rows[0].shape[1]
+        if self.module is not None:
+            made = isinstance(self.module, nn.Module)
+            module = self.module if made else partial(self.module, **self._module_arguments())
+            return ModuleStack(module, n_features, n_members, seed=seed)
+        rng = torch.Generator().manual_seed(seed)
+        kind, encoder = self.setting("embedding", embedding), None
+        if kind == "periodic":
+            encoder = PeriodicEmbedding(n_features, n_members, rng=rng)
+        elif kind == "piecewise_linear":
+            encoder = PiecewiseLinearEmbedding(rows)
+        return MLPEnergy(
+            n_features,
+            n_members,
+            hidden_layer_sizes=self.hidden_layer_sizes,
+            embedding=encoder,
+            rng=rng,
+        )
+
+    def _module_arguments(self):
+        return {
+            name.removeprefix(_MODULE): value
+            for name, value in vars(self).items()
+            if name.startswith(_MODULE)
+        }
+
+    def _module_in_words(self):
+        """`module`, short: the repr of a torch module takes a line per layer."""
+        if self.module is None or not isinstance(self.module, nn.Module):
+            return f"module={self.module!r}"
+        return f"module={type(self.module).__name__}(...), an instance"
+
+
+class Boosting(_Specification):
+    """Energy of boosted trees that tell data from samples of the base.
+
+    Pass it as `energy_model` of an estimator that trains a classifier, such as
+    :class:`~skebm.NCEDensity`. One :class:`~sklearn.ensemble.HistGradientBoostingClassifier` is
+    fitted per member and read into :class:`~skebm.energies.SoftTrees`.
+
+    Parameters
+    ----------
+    learning_rate : float or "auto", default="auto"
+        Factor in front of every tree. "auto" is .1, and .2 above 5,000 rows.
+    max_iter : int, default=600
+        Trees per member, at most.
+    max_leaf_nodes : int, default=31
+        Leaves of a tree, from 2 to 63.
+    min_samples_leaf : int, default=20
+        Rows in a leaf, data and samples of the base together, at least.
+    l2_regularization : float, default=1.0
+        Penalty on the squared values of the leaves.
+    max_features : float, default=0.5
+        Share of the columns, in (0, 1], among which a split chooses.
+    early_stopping : bool, default=True
+        Whether the number of trees is the one with the best held-out log-likelihood. False fits,
+        and keeps, all `max_iter`.
+
+    See Also
+    --------
+    Network : Energy that is a neural network.
+    skebm.energies.SoftTrees : What the fitted trees become.
+
+    Examples
+    --------
+    >>> from skebm import Boosting
+    >>> energy_model = Boosting(max_leaf_nodes=15)
+    >>> energy_model
+    Boosting(max_leaf_nodes=15)
+    >>> energy_model.classifier(n_rows=1_000, seed=0).learning_rate
+    0.1
+    """
+
+    _parameter_constraints: dict = {
+        "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "max_leaf_nodes": [Interval(Integral, 2, _MAX_LEAVES, closed="both")],
+        "min_samples_leaf": [Interval(Integral, 1, None, closed="left")],
+        "l2_regularization": [Interval(Real, 0, None, closed="left")],
+        "max_features": [Interval(Real, 0, 1, closed="right")],
+        "early_stopping": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        *,
+        learning_rate="auto",
+        max_iter=600,
+        max_leaf_nodes=31,
+        min_samples_leaf=20,
+        l2_regularization=1.0,
+        max_features=0.5,
+        early_stopping=True,
+    ):
+        self.learning_rate = learning_rate
+        self.max_iter = max_iter
+        self.max_leaf_nodes = max_leaf_nodes
+        self.min_samples_leaf = min_samples_leaf
+        self.l2_regularization = l2_regularization
+        self.max_features = max_features
+        self.early_stopping = early_stopping
+
+    def classifier(self, n_rows, seed):
+        """Make the classifier of one member, not fitted yet.
+
+        Its own early stopping is off whatever the setting says: the number of trees is chosen by
+        the likelihood of the members together, not by the loss of one classifier.
+
+        Parameters
+        ----------
+        n_rows : int
+            Rows of the fit, on which ``learning_rate="auto"`` depends.
+        seed : int
+            Seed of the columns that are drawn for the splits.
+
+        Returns
+        -------
+        HistGradientBoostingClassifier
+        """
+        return HistGradientBoostingClassifier(
+            learning_rate=self.setting("learning_rate", 0.2 if n_rows > _MANY_ROWS else 0.1),
+            max_iter=self.max_iter,
+            max_leaf_nodes=self.max_leaf_nodes,
+            min_samples_leaf=self.min_samples_leaf,
+            l2_regularization=self.l2_regularization,
+            max_features=float(self.max_features),  # scikit-learn refuses the integer 1
+            early_stopping=False,
+            random_state=seed,
+        )
+
+
+_NAMES = {
+    "boosting": Boosting,
+    "mlp": partial(Network, embedding="piecewise_linear"),
+    "periodic": partial(Network, embedding="periodic"),
+}
+
+
+def resolve_energy_model(energy_model, default):
+    """What a user wrote for `energy_model`, as a specification or a classifier.
+
+    Parameters
+    ----------
+    energy_model : str, Network, Boosting, torch.nn.Module, callable or classifier
+        "auto" is `default`, "boosting" is ``Boosting()``, "mlp" is
+        ``Network(embedding="piecewise_linear")`` and "periodic" is
+        ``Network(embedding="periodic")``. A torch module (instance or class) or another callable is
+        the `module` of a `Network`. Specifications and instances of scikit-learn classifiers with
+        `predict_proba` are returned as they are.
+    default : Network or Boosting
+        The method's own.
+
+    Returns
+    -------
+    Network, Boosting or classifier
+
+    Raises
+    ------
+    ValueError
+        For anything else, classes of scikit-learn and of specifications among it.
+
+    Examples
+    --------
+    >>> from skebm import Boosting
+    >>> from skebm.energies import resolve_energy_model
+    >>> resolve_energy_model("auto", default=Boosting())
+    Boosting()
+    >>> resolve_energy_model("periodic", default=Boosting())
+    Network(embedding='periodic')
+    """
+    if isinstance(energy_model, str):
+        if energy_model == "auto":
+            return default
+        if energy_model in _NAMES:
+            return _NAMES[energy_model]()
+    elif isinstance(energy_model, _Specification):
+        return energy_model
+    elif _makes_module(energy_model):
+        return Network(energy_model)
+    elif not isinstance(energy_model, type) and hasattr(energy_model, "predict_proba"):
+        if is_classifier(energy_model):
+            return energy_model
+    hint = ""
+    if isinstance(energy_model, type):
+        hint = f" This is a class; pass an instance, {energy_model.__name__}()."
+    raise ValueError(
+        'energy_model must be "auto", "boosting", "mlp" or "periodic"; a specification, '
+        "Network(...) or Boosting(...); a torch.nn.Module (instance, or a class or factory called "
+        "with n_features); or an instance of a scikit-learn classifier with predict_proba; got "
+        f"{energy_model!r}.{hint}"
+    )
+
+
+def _makes_module(value):
+    """Whether `value` is a torch module, or a callable that may make one.
+
+    Classes of scikit-learn are callable, too, and so are its kernels: `get_params` tells them.
+    """
+    is_module_class = isinstance(value, type) and issubclass(value, nn.Module)
+    if isinstance(value, nn.Module) or is_module_class:
+        return True
+    return callable(value) and not hasattr(value, "get_params")
+
+
+class EnergyModelMixin:
+    """For estimators with a parameter `energy_model`: says what to pass where it has no parameters.
+
+    A name, a module or a class has no parameters, and scikit-learn would only say that "'str'
+    object has no attribute 'set_params'". Stands before
+    :class:`~sklearn.base.BaseEstimator` among the bases of a class.
+
+    Examples
+    --------
+    >>> from sklearn.base import BaseEstimator
+    >>> from skebm.energies import EnergyModelMixin
+    >>> class Estimator(EnergyModelMixin, BaseEstimator):
+    ...     def __init__(self, energy_model="auto"):
+    ...         self.energy_model = energy_model
+    >>> Estimator().set_params(energy_model__weight_decay=0.1)
+    Traceback (most recent call last):
+        ...
+    ValueError: energy_model='auto' is a name and has no parameters; ...
+    """
+
+    def set_params(self, **params):
+        """Set parameters of the estimator, and of its `energy_model` as ``energy_model__*``.
+
+        Parameters
+        ----------
+        **params : dict
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            For a name that is no parameter, and for ``energy_model__*`` where `energy_model` is a
+            name, a module or a class, which have none.
+        """
+        for field in ("energy_model", "correction"):
+            if not any(name.startswith(f"{field}__") for name in params):
+                continue
+            model = params.get(field, getattr(self, field, None))
+            if isinstance(model, type) or not hasattr(model, "set_params"):
+                raise ValueError(_without_parameters(field, model))
+        return super().set_params(**params)
+
+
+def _without_parameters(field, model):
+    """Why parameters of such a `field` cannot be set, and what to pass instead."""
+    name = getattr(model, "__name__", type(model).__name__)
+    instead = "Boosting()" if field == "correction" else "Network() (or Boosting())"
+    if isinstance(model, str):
+        what = f"{model!r} is a name and"
+        if model in _NAMES:
+            instead = repr(_NAMES[model]())
+    elif _makes_module(model):
+        what, instead = f"{name} is a bare module and", f"Network({name})"
+    elif isinstance(model, type):
+        what, instead = f"{name} is a class and", f"{name}()"
+    else:
+        what = repr(model)
+    return f"{field}={what} has no parameters; pass {field}={instead} and search its parameters."

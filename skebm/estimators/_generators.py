@@ -1,0 +1,96 @@
+"""What the games leave behind, in the units of X: flows as densities, implicit generators."""
+
+import copy
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.utils import check_array, check_random_state
+
+from skebm._threads import limit_threads
+from skebm.bases import JUDGED_AT_ONCE, StackedBase
+
+
+def sampling_rng(n_samples, random_state):
+    """Random stream of a seed; raises where `n_samples` is no number of rows."""
+    if not isinstance(n_samples, Integral) or n_samples < 1:
+        raise ValueError(f"n_samples={n_samples!r} must be an integer of at least 1.")
+    seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
+    return torch.Generator().manual_seed(int(seed))
+
+
+class FlowDensity:
+    """A normalizing flow as a density: the mean of the flows of all members.
+
+    Parameters
+    ----------
+    columns : Columns
+    distributions : list of K distributions on standardised columns
+    """
+
+    def __init__(self, columns, distributions):
+        self._columns = columns
+        # a copy, which stays on the CPU when the model moves
+        self._mixture = copy.deepcopy(StackedBase(distributions, [1.0] * len(distributions))).cpu()
+
+    def score_samples(self, X):
+        """Log-density of every row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), float64
+            In nats, in the units of X.
+        """
+        X = check_array(X, dtype=np.float64)
+        if X.shape[1] != len(self._columns.varying):
+            raise ValueError(
+                f"X has {X.shape[1]} features, but the flow is expecting "
+                f"{len(self._columns.varying)} features."
+            )
+        x, met = self._columns.standardize(X)
+        with torch.no_grad(), limit_threads(1):
+            values = [self._mixture.log_prob(c) for c in torch.as_tensor(x).split(JUDGED_AT_ONCE)]
+        values = torch.cat(values).numpy() + self._columns.log_det
+        return np.where(met, values, -np.inf)
+
+    def score(self, X, y=None):
+        """Mean log-density of the rows of X, in nats."""
+        return float(self.score_samples(X).mean())
+
+    def sample(self, n_samples=1, random_state=None):
+        """Draw rows, (n_samples, n_features)."""
+        rng = sampling_rng(n_samples, random_state)
+        with torch.no_grad(), limit_threads(1):
+            x = self._mixture.sample(n_samples, rng)
+        return self._columns.restore(x.numpy())
+
+
+class ImplicitSampler:
+    """Draws of an implicit generator: those of all members in equal parts.
+
+    Parameters
+    ----------
+    columns : Columns
+    generator : ImplicitGenerator
+    coordinates : Coordinates
+    """
+
+    def __init__(self, columns, generator, coordinates):
+        self._columns = columns
+        # copies, which stay on the CPU when the model moves
+        self._generator = copy.deepcopy(generator).cpu()
+        self._coordinates = copy.deepcopy(coordinates).cpu()
+
+    def sample(self, n_samples=1, random_state=None):
+        """Draw rows, (n_samples, n_features)."""
+        rng = sampling_rng(n_samples, random_state)
+        n_members = self._generator.n_members
+        with torch.no_grad(), limit_threads(1):
+            y = self._generator.sample(-(-n_samples // n_members), rng)
+            x = self._coordinates.inverse(y)[0].flatten(0, 1)
+            x = x[torch.randperm(len(x), generator=rng)[:n_samples]]
+            return self._columns.restore(x.numpy())

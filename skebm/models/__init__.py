@@ -1,0 +1,24 @@
+"""Models: what a fit ends with, torch modules on standardised columns that know no estimator."""
+
+from skebm.models.latent import LatentVariableModel, antithetic_noise
+from skebm.models.tilted import (
+    CLIP,
+    FeatureMap,
+    ModesAndBackground,
+    ScaleAverage,
+    TiltedMixture,
+    feature_scores,
+    log_ratio,
+)
+
+__all__ = [
+    "CLIP",
+    "FeatureMap",
+    "LatentVariableModel",
+    "ModesAndBackground",
+    "ScaleAverage",
+    "TiltedMixture",
+    "antithetic_noise",
+    "feature_scores",
+    "log_ratio",
+]

@@ -1,0 +1,267 @@
+"""The model that every estimator ends with: a mixture of tilted bases, in standardised columns."""
+
+import math
+
+import torch
+from torch import nn
+
+CLIP = 5.0
+"""Energies see Gaussianised coordinates clipped to [-CLIP, CLIP]: beyond, f is constant along
+that column and the tails are those of the base."""
+
+_CHUNK = 8192
+
+
+class FeatureMap(nn.Module):
+    """What an energy sees: z = clip(G(x)), (n, d) -> (n, d)."""
+
+    def __init__(self, transform):
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, x):
+        """Rows as energies see them, (n, d) -> (n, d)."""
+        return self.transform(x)[0].clamp(-CLIP, CLIP)
+
+
+class ScaleAverage(nn.Module):
+    """Tilt that turns the arithmetic mean of distributions into their geometric mean; never
+    positive.
+
+    Parameters
+    ----------
+    bases : list of K StackedBase
+        Of distributions at several scales, with equal weights.
+    """
+
+    def __init__(self, bases):
+        super().__init__()
+        self.bases = nn.ModuleList(bases)
+
+    def forward(self, x):
+        """Mean of the log-densities minus log of the mean density, (K, n, d) -> (K, n)."""
+        values = []
+        for base, rows in zip(self.bases, x, strict=True):
+            logs = base.log_components(rows)
+            values.append(logs.mean(-1) - logs.logsumexp(-1) + math.log(logs.shape[-1]))
+        return torch.stack(values)
+
+    def member(self, k):
+        """Member k alone, still (1, n, d) -> (1, n)."""
+        return ScaleAverage([self.bases[k]])
+
+
+class ModesAndBackground(nn.Module):
+    """Responsibilities of the components of a mixture, and of a wider distribution around them.
+
+    What recalibration weights where training hardly sees the mass of separate regions: the modes
+    of the data against each other, and all of them against what the base has between and around.
+
+    Parameters
+    ----------
+    mixture : nn.Module
+        Distribution of the data, with `responsibilities`.
+    background : nn.Module
+        Distribution that takes over where the mixture is ten times less dense than it.
+    """
+
+    def __init__(self, mixture, background):
+        super().__init__()
+        self.mixture = mixture
+        self.background = background
+
+    def responsibilities(self, x):
+        """Posterior probabilities, (n, d) -> (n, n_components + 1)."""
+        odds = self.mixture.log_prob(x) - self.background.log_prob(x) + math.log(10.0)
+        inside = odds.sigmoid()[:, None]
+        return torch.cat([inside * self.mixture.responsibilities(x), 1.0 - inside], dim=1)
+
+
+class TiltedMixture(nn.Module):
+    r"""Mean over K members of :math:`q_k(x)\, e^{t_k(x)} / Z_k`.
+
+    The tilt is :math:`t_k(x) = \alpha f_k(z(x)) + \beta^\top r_k(x)`, where f is the trained
+    energy (minus the residual energy), r the responsibilities of the components of a mixture
+    (often the base itself), and (alpha, beta) the recalibration, (1, 0) before it and shared by all
+    members.
+
+    Parameters
+    ----------
+    bases : list of K nn.Module
+        q_k, distributions on standardised columns.
+    proposals : list of K nn.Module
+        Normalised distributions that cover member k, for log Z and sampling; usually the bases
+        themselves.
+    features : FeatureMap
+    energy : nn.Module or None
+        (K, n, d) -> (K, n). None: no tilt.
+    """
+
+    def __init__(self, bases, proposals, features, energy):
+        super().__init__()
+        self.bases = nn.ModuleList(bases)
+        self.proposals = nn.ModuleList(proposals)
+        self.features = features
+        self.energy = energy
+        n_members = len(bases)
+        self.modes = nn.ModuleList()
+        self.register_buffer("inverse_temperature", torch.ones((), dtype=torch.float64))
+        self.register_buffer("mode_weights", torch.zeros(0, dtype=torch.float64))
+        self.register_buffer("log_partition", torch.zeros(n_members, dtype=torch.float64))
+        self.register_buffer("log_partition_std_error", torch.zeros_like(self.log_partition))
+
+    def calibrate(self, inverse_temperature, mode_weights, modes):
+        """Set (alpha, beta) and the K mixtures that beta weights."""
+        self.inverse_temperature.fill_(inverse_temperature)
+        self.mode_weights = mode_weights
+        self.modes = nn.ModuleList(modes if len(mode_weights) else [])
+
+    @property
+    def n_members(self):
+        """Number of members K."""
+        return len(self.bases)
+
+    @property
+    def n_features(self):
+        """Number of varying columns d."""
+        return self.bases[0].n_features
+
+    @property
+    def is_untilted(self):
+        """Whether the model is its base: log Z is then exactly 0."""
+        return self.energy is None
+
+    def energies(self, x):
+        """f_k(z(x[k])), (K, n, d) -> (K, n) in float64."""
+        z = torch.stack([self.features(rows) for rows in x])
+        return self.energy(z)
+
+    def mode_tilt(self, x):
+        """The part of the tilt that weights modes, (K, n, d) -> (K, n)."""
+        return torch.stack([self.mode_tilt_of(k, rows) for k, rows in enumerate(x)])
+
+    def mode_tilt_of(self, k, x):
+        """The same of member k, (n, d) -> (n,)."""
+        if not len(self.mode_weights):
+            return x.new_zeros(len(x))
+        return self.modes[k].responsibilities(x) @ self.mode_weights
+
+    def tilt(self, x):
+        """t_k(x[k]), (K, n, d) -> (K, n)."""
+        return self.inverse_temperature * self.energies(x) + self.mode_tilt(x)
+
+    def log_members(self, x):
+        """Normalised log-density of every member at the same rows, (n, d) -> (K, n)."""
+        shared = x.expand(self.n_members, *x.shape)
+        log_base = torch.stack([q.log_prob(x) for q in self.bases])
+        if self.is_untilted:
+            return log_base
+        return log_base + self.tilt(shared) - self.log_partition[:, None]
+
+    def log_member(self, k, x):
+        """Normalised log-density of member k, (n, d) -> (n,)."""
+        single = self.member(k)
+        return torch.cat([single.log_members(c)[0] for c in x.split(_CHUNK)])
+
+    def member(self, k):
+        """Member k alone, as a mixture of one."""
+        energy = None if self.energy is None else self.energy.member(k)
+        single = TiltedMixture([self.bases[k]], [self.proposals[k]], self.features, energy)
+        single.calibrate(self.inverse_temperature, self.mode_weights, self.modes[k : k + 1])
+        single.log_partition = self.log_partition[k : k + 1]
+        single.log_partition_std_error = self.log_partition_std_error[k : k + 1]
+        return single
+
+    def log_prob(self, x):
+        """log p(x) in nats, (n, d) -> (n,)."""
+        return torch.cat([self.log_members(c).logsumexp(0) for c in x.split(_CHUNK)]) - math.log(
+            self.n_members
+        )
+
+    def base_log_prob(self, x):
+        """log of the mean of the bases, (n, d) -> (n,)."""
+        logs = torch.stack([q.log_prob(x) for q in self.bases])
+        return logs.logsumexp(0) - math.log(self.n_members)
+
+    def log_prob_std(self, x):
+        """Standard error that the errors of log Z put on log p(x), (n,)."""
+        share = torch.cat([self.log_members(c).softmax(0) for c in x.split(_CHUNK)], dim=1)
+        return (share * self.log_partition_std_error[:, None]).square().sum(0).sqrt()
+
+    def score(self, x):
+        """Gradient of log p at x, (n, d) -> (n, d)."""
+        parts = []
+        for chunk in x.split(_CHUNK):
+            with torch.enable_grad():
+                leaf = chunk.detach().requires_grad_(True)
+                total = self.log_members(leaf).logsumexp(0).sum()
+                parts.append(torch.autograd.grad(total, leaf)[0])
+        return torch.cat(parts)
+
+    def draw(self, n, rngs):
+        """Draw n rows for every member from its proposal, with their log-weights.
+
+        Parameters
+        ----------
+        n : int
+        rngs : list of K torch.Generator
+
+        Returns
+        -------
+        x : Tensor of shape (K, n, d)
+        log_weights : Tensor of shape (K, n)
+            log of q_k e^{t_k} / proposal_k at x.
+        """
+        pairs = zip(self.proposals, rngs, strict=True)
+        x = torch.stack([p.sample(n, own) for p, own in pairs])
+        return x, self.log_weights(x)
+
+    def log_weights(self, x):
+        """log of q_k e^{t_k} / proposal_k at rows drawn from the proposals, (K, n, d) -> (K, n)."""
+        tilt = torch.cat([self.tilt(c) for c in x.split(_CHUNK, dim=1)], dim=1)
+        return tilt + log_ratio(self.bases, self.proposals, x)
+
+
+def log_ratio(bases, proposals, x):
+    """log q_k - log proposal_k at x[k], (K, n, d) -> (K, n); 0 where the two are the same
+    distribution.
+    """
+    return torch.stack(
+        [
+            rows.new_zeros(len(rows)) if q is p else q.log_prob(rows) - p.log_prob(rows)
+            for q, p, rows in zip(bases, proposals, x, strict=True)
+        ]
+    )
+
+
+def feature_scores(bases, features, z, offsets):
+    r"""Gradients of the log-densities of the bases in the coordinates of the features.
+
+    With several offsets the gradient is that of :math:`\log \sum_o q(z + o)`: with offsets drawn
+    from some noise, of the base smoothed by that noise, by Monte Carlo.
+
+    Parameters
+    ----------
+    bases : list of K distributions on standardised columns
+    features : FeatureMap
+    z : Tensor of shape (n, d)
+        Coordinates, not clipped.
+    offsets : Tensor of shape (n_offsets, n, d)
+
+    Returns
+    -------
+    Tensor of shape (K, n, d)
+        Not finite where a base has no density.
+    """
+
+    def gradient(base, rows, moves):
+        logs = []
+        with torch.enable_grad():
+            leaf = rows.detach().requires_grad_(True)
+            for move in moves:
+                x = features.transform.inverse(leaf + move)
+                logs.append(base.log_prob(x) - features.transform(x)[1])
+            return torch.autograd.grad(torch.stack(logs).logsumexp(0).sum(), leaf)[0]
+
+    chunks = list(zip(z.split(_CHUNK), offsets.split(_CHUNK, dim=1), strict=True))
+    return torch.stack([torch.cat([gradient(base, *chunk) for chunk in chunks]) for base in bases])

@@ -1,0 +1,186 @@
+r"""Weighted draws: how many of them count, how they are tempered, and how rows are kept by weight.
+
+With weights w_i (log-weights l_i, any common factor):
+
+    ess = (sum w)^2 / sum w^2,
+
+which is n for equal weights and 1 where one of them has all the mass (Kong 1992).
+"""
+
+import torch
+
+MAX_COPIES = 10.0
+"""Rows kept by importance: most copies of a proposal, in units of the mean weight."""
+
+MIN_PROPOSED, MAX_PROPOSED = 1024, 65_536
+
+
+def log_sums(log_weights):
+    """log sum w and log sum w^2 over the last axis: (..., n) -> (...), (...)."""
+    return log_weights.logsumexp(-1), (2 * log_weights).logsumexp(-1)
+
+
+def ess(log_weights):
+    """Effective sample size of log-weights.
+
+    Parameters
+    ----------
+    log_weights : Tensor of shape (..., n)
+        -inf is a weight of zero.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        In [1, n]; nan where all weights are zero.
+
+    References
+    ----------
+    Kong, A. (1992). A note on importance sampling using standardized weights. Technical report
+    348, Department of Statistics, University of Chicago.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.partition import ess
+    >>> ess(torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]]).log())
+    tensor([4., 2.])
+    """
+    log_sum, log_sum_of_squares = log_sums(log_weights)
+    return (2 * log_sum - log_sum_of_squares).exp()
+
+
+def largest_power(log_weights, ess_share, *, offset=0.0, most=1.0, n_halvings=20):
+    """Largest power of the weights at which enough of them are effective.
+
+    The b in [0, most] at which the log-weights ``b * log_weights + offset`` have an effective
+    sample size of `ess_share` times n, by bisection; `most` where they have more even there. The
+    effective sample size has to fall with b, as it always does without an offset.
+
+    Parameters
+    ----------
+    log_weights : Tensor of shape (..., n)
+    ess_share : float
+        In (0, 1).
+    offset : float or Tensor that broadcasts to (..., n), default=0.0
+        Part of the log-weights that stays as it is.
+    most : float, default=1.0
+    n_halvings : int, default=20
+        The power is too small by at most ``most / 2**n_halvings``.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        0 where no such b was found.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.partition import ess, largest_power
+    >>> log_weights = torch.linspace(0.0, 50.0, 1000, dtype=torch.float64)
+    >>> b = largest_power(log_weights, 0.5)
+    >>> ess(b * log_weights).item()
+    500.0
+    """
+    enough = ess_share * log_weights.shape[-1]
+
+    def holds(power):
+        return ess(power[..., None] * log_weights + offset) >= enough
+
+    low = torch.zeros_like(log_weights[..., 0])
+    high = whole = torch.full_like(low, most)
+    fine = holds(whole)
+    for _ in range(n_halvings):
+        middle = 0.5 * (low + high)
+        keeps = holds(middle)
+        low, high = torch.where(keeps, middle, low), torch.where(keeps, high, middle)
+    return torch.where(fine, whole, low)
+
+
+def systematic_resampling(weights, offset, n=None):
+    """Draw n of m rows, each as often as its weight says, to one.
+
+    Row i is drawn floor(n w_i / sum w) or one more time, n w_i / sum w times on average over the
+    offset: the points (0 + U) / n, (1 + U) / n, ... are looked up in the cumulative weights.
+
+    Parameters
+    ----------
+    weights : Tensor of shape (..., m)
+        Not negative, with a positive sum.
+    offset : Tensor of shape (..., 1)
+        The one random number U in [0, 1) that this takes; a tensor of shape (1,) is shared.
+    n : int, optional
+        By default m.
+
+    Returns
+    -------
+    LongTensor of shape (..., n)
+        Indices, rising.
+
+    References
+    ----------
+    Kitagawa, G. (1996). Monte Carlo filter and smoother for non-Gaussian nonlinear state space
+    models. *JCGS* 5.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.partition import systematic_resampling
+    >>> systematic_resampling(torch.tensor([0.5, 0.1, 0.4]), torch.tensor([0.7]), 4)
+    tensor([0, 0, 2, 2])
+    """
+    n = weights.shape[-1] if n is None else n
+    edges = weights.cumsum(-1)
+    points = (torch.arange(n, dtype=weights.dtype, device=weights.device) + offset) / n
+    points = points.expand(*weights.shape[:-1], n).contiguous()
+    # the last edge is one but for rounding, and a point above it belongs to the last row
+    picks = torch.searchsorted(edges / edges[..., -1:], points)
+    return picks.clamp_max(weights.shape[-1] - 1)
+
+
+def rows_by_importance(propose, sizes, uniform):
+    """Draw rows of K weighted distributions, by importance.
+
+    A proposal of weight w is kept floor(w / c + U) times, with U uniform: w / c times on average.
+    With c ten times the mean weight (less where the weights are bounded by less), few rows are
+    repeated. Proposals are drawn until there are enough.
+
+    Parameters
+    ----------
+    propose : callable
+        ``propose(n)`` -> rows (K, n, ...) and their weights (K, n), of mean 1 (about).
+    sizes : LongTensor of shape (K,)
+        How many rows of each distribution.
+    uniform : callable
+        ``uniform(shape)`` -> Tensor of uniform numbers in [0, 1).
+
+    Returns
+    -------
+    list of K tensors of shape (sizes[k], ...)
+        Repeated rows follow each other.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.partition import rows_by_importance
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> def uniform(shape):
+    ...     return torch.rand(shape, rng=rng)
+    >>> def propose(n):  # uniform, with the weight of the density 2 x
+    ...     x = uniform((1, n))
+    ...     return x, 2 * x
+    >>> (x,) = rows_by_importance(propose, torch.tensor([10_000]), uniform)
+    >>> round(x.mean().item(), 2)
+    0.67
+    """
+    kept = [[] for _ in sizes]
+    missing, cap = sizes.clone(), None
+    while (missing > 0).any():
+        n = int(1.1 * missing.max() * (cap or 2.0))  # one in cap is kept
+        rows, weights = propose(max(MIN_PROPOSED, min(n, MAX_PROPOSED)))
+        if cap is None:
+            cap = weights.max().clamp(1.0, MAX_COPIES).item()
+        copies = (weights / cap + uniform(weights.shape)).floor().long()
+        for k, parts in enumerate(kept):
+            parts.append(rows[k].repeat_interleave(copies[k], dim=0)[: int(missing[k])])
+            missing[k] -= len(parts[-1])
+    return [torch.cat(parts) for parts in kept]

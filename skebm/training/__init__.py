@@ -1,0 +1,29 @@
+"""Training: a fit as data, and the functions that turn a task into a model.
+
+`Task` is what a method is given, `Trained` what it hands back, `fit_tilted` shows the way from one
+to the other from top to bottom. Nothing here knows an estimator.
+"""
+
+from skebm.training.columns import Columns, relative_precision
+from skebm.training.device import resolve_device
+from skebm.training.fit import Recipe, fit_blend, fit_tilted
+from skebm.training.progress import Progress
+from skebm.training.task import Task, make_task
+from skebm.training.tilted_task import TiltedTask
+from skebm.training.trained import Candidate, Fitted, Trained
+
+__all__ = [
+    "Candidate",
+    "Columns",
+    "Fitted",
+    "Progress",
+    "Recipe",
+    "Task",
+    "TiltedTask",
+    "Trained",
+    "fit_blend",
+    "fit_tilted",
+    "make_task",
+    "relative_precision",
+    "resolve_device",
+]

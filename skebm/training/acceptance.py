@@ -1,0 +1,215 @@
+"""Whether a tilt is kept: held-out gain, recalibration, a guard on the effective sample size."""
+
+import math
+
+import torch
+
+from skebm.bases import MAX_FIT_ROWS, fit_gaussian_mixture
+from skebm.models import ModesAndBackground, TiltedMixture
+from skebm.partition import ess, largest_power
+
+MAX_MODES, ROWS_PER_MODE, ROWS_PER_COLUMN = 8, 50, 10
+"""Size of the mixture whose components recalibration may weight: so many rows for each mode, and so
+many more for each column."""
+
+MIN_ESS = 0.02
+"""Effective sample size, as a fraction, below which importance sampling is not trusted."""
+
+
+def accept(task, trained, *, recalibrates, always):
+    """The tilted bases where held-out likelihood favours them; else a candidate or the bases.
+
+    Parameters
+    ----------
+    task : TiltedTask
+    trained : Trained
+    recalibrates : bool
+    always : bool
+        Whether a tilt is kept without a test: where there is no base to fall back on.
+
+    Returns
+    -------
+    model : TiltedMixture
+    accepted : bool
+        Whether it is tilted by the energies that were trained.
+    """
+    model, accepted = _tilted(task, trained, recalibrates, always)
+    reached = task.mean_gain(trained.held, trained.pool).item() if accepted else 0.0
+    for candidate in trained.candidates:
+        gain, error = mean_and_error(task, candidate.gain)
+        if gain > max(reached, 2.0 * error):
+            model, accepted, reached = candidate.model, False, gain
+    return model, accepted
+
+
+def _tilted(task, trained, recalibrates, always):
+    """The tilted bases, or the bases, and whether the first."""
+    untilted = TiltedMixture(task.bases, task.proposals, task.features, None)
+    # a warm start that finds nothing better stays at the tilt it came with, and the weights of
+    # modes may be wrong where training found nothing
+    changes = (
+        trained.n_iter > 0
+        or (task.start is not None and not task.start.is_untilted)
+        or task.weights_data_modes
+    )
+    if trained.energy is None or not changes:
+        return untilted, False
+    inverse_temperature, mode_weights = 1.0, torch.zeros(0, dtype=torch.float64)
+    pool, gain = trained.pool, task.gain(trained.held, trained.pool)
+    if recalibrates:
+        inverse_temperature, mode_weights, gain = recalibrate(task, trained.held, trained.pool)
+        pool = inverse_temperature * trained.pool
+        if len(mode_weights):
+            pool = pool + task.responsibilities()[1] @ mode_weights
+    if not always and not is_gain(task, gain, pool):
+        return untilted, False
+    model = TiltedMixture(task.bases, task.proposals, task.features, trained.energy)
+    factor = guard(task, pool)
+    model.calibrate(factor * inverse_temperature, factor * mode_weights, task.modes)
+    return model, True
+
+
+def mean_and_error(task, values):
+    """Weighted mean of values at the held-out rows, and its standard error over the rows."""
+    share = task.held_weight
+    share = share / share.sum()
+    mean = (share @ values).item()
+    return mean, (share.square() @ (values - mean).square()).sqrt().item()
+
+
+def is_gain(task, gain, pool_tilt):
+    """Whether the mean gain exceeds two of its standard errors (rows and log Z)."""
+    mean, error = mean_and_error(task, gain)
+    weight = task.held_weight
+    masses = torch.stack([task.weight[held].sum() for held in task.held]) / weight.sum()
+    n = pool_tilt.shape[-1]
+    share = ess(pool_tilt + task.pool_log_ratio) / n
+    # rounding makes the share of equal weights a little more than one
+    log_z = (masses.square() * (1 / share - 1).clamp(min=0.0) / n).sum().item()
+    return mean > 2.0 * math.sqrt(error**2 + log_z)
+
+
+def guard(task, pool_tilt):
+    """Largest factor in (0, 1] that keeps the effective sample size of every member honest.
+
+    Parameters
+    ----------
+    task : TiltedTask
+    pool_tilt : Tensor of shape (K, m)
+
+    Returns
+    -------
+    float
+    """
+    return largest_power(pool_tilt, MIN_ESS, offset=task.pool_log_ratio).min().item()
+
+
+def recalibrate(task, held_f, pool_f, *, ridge=(1e-2, 1e-3)):
+    """Exponential tilt on [f, responsibilities of modes] by maximum likelihood on held-out rows.
+
+    Convex: maximises the mean over held-out rows of theta . phi(x) - log E_q exp(theta . phi),
+    with a ridge towards theta = (1, 0), by L-BFGS. Kept only if it raises the likelihood in a
+    two-fold check, each half judged with the theta of the other half.
+
+    Parameters
+    ----------
+    task : TiltedTask
+    held_f : list of K tensors (n_k,)
+    pool_f : Tensor (K, m)
+    ridge : (float, float), default=(1e-2, 1e-3)
+        For the factor on f and for the weights of the modes.
+
+    Returns
+    -------
+    inverse_temperature : float
+        Factor on f; at least 1 with several members.
+    mode_weights : Tensor of shape (n_components,), or (0,) if they are not needed
+    gain : Tensor of shape (n_held,)
+        Held-out log p - log q of every row, with the theta of the half that the row is not in.
+    """
+    parts = task.responsibilities()
+    if parts is None:
+        held = [f[:, None] for f in held_f]
+        pool = pool_f[..., None]
+    else:
+        held = [torch.cat([f[:, None], r], 1) for f, r in zip(held_f, parts[0], strict=True)]
+        pool = torch.cat([pool_f[..., None], parts[1]], dim=-1)
+    n_features = pool.shape[-1]
+    identity = torch.zeros(n_features, dtype=torch.float64)
+    identity[0] = 1.0
+    penalty = torch.full((n_features,), ridge[1], dtype=torch.float64)
+    penalty[0] = ridge[0]
+
+    def gain(theta):
+        return task.gain([h @ theta for h in held], pool @ theta)
+
+    def solve(row_weight, columns):
+        theta = identity.clone().requires_grad_(True)
+        optimizer = torch.optim.LBFGS([theta], max_iter=100, line_search_fn="strong_wolfe")
+        mask = torch.zeros(n_features, dtype=torch.float64)
+        mask[columns] = 1.0
+
+        def closure():
+            optimizer.zero_grad()
+            change = mask * (theta - identity)
+            loss = penalty @ change.square() - row_weight @ gain(identity + change)
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+        return identity + mask * (theta.detach() - identity)
+
+    def fit(row_weight, columns):
+        row_weight = row_weight / row_weight.sum()
+        theta = solve(row_weight, columns)
+        if len(task) > 1 and theta[0] < 1.0:
+            # held-out rows see one member; the average of K is less sure of itself already
+            theta = solve(row_weight, [c for c in columns if c])
+        return theta
+
+    weight = task.held_weight
+    share = weight / weight.sum()
+    half = torch.arange(len(weight)) % 2
+    best, best_columns = gain(identity), None
+    for columns in ([0], list(range(n_features))):
+        value = torch.where(
+            half == 0, gain(fit(weight * half, columns)), gain(fit(weight * (1 - half), columns))
+        )
+        rise = (share @ (value - best)).item()
+        if rise > 0.0 and math.isfinite(rise):
+            best, best_columns = value, columns
+    theta = identity if best_columns is None else fit(weight, best_columns)
+    return theta[0].item(), theta[1:] if theta[1:].any() else theta[:0], best
+
+
+def data_modes(task, bases):
+    """Mixtures whose components recalibration may weight, where training hardly sees modes.
+
+    Parameters
+    ----------
+    task : Task
+    bases : list of K distributions
+
+    Returns
+    -------
+    list of K ModesAndBackground, or None where there are too few rows for two modes
+    """
+    n_modes = min(MAX_MODES, task.n_rows // (ROWS_PER_MODE + ROWS_PER_COLUMN * task.n_features))
+    if n_modes < 2:
+        return None
+
+    def fit(rows, rng, start=None):
+        rows = rows[torch.randperm(len(rows), generator=rng)[:MAX_FIT_ROWS]]
+        return fit_gaussian_mixture(
+            task.x[rows], n_modes, rng, diagonal=True, sample_weight=task.weight[rows],
+            start=start,
+        )  # fmt: skip
+
+    # one start, so that components mean the same; then each from its own rows, because a mixture
+    # that has seen the held-out rows would favour them
+    shared = fit(torch.arange(len(task.x)), task.seeds.rng("modes, shared"))
+    return [
+        ModesAndBackground(fit(train, task.seeds.rng("modes", k), shared), base)
+        for k, ((train, _), base) in enumerate(zip(task.splits, bases, strict=True))
+    ]

@@ -1,0 +1,350 @@
+"""Markov chains under a model, in the coordinates z of its energies.
+
+The target of member k is q_k e^{t_k}. A base may cost more than the energy, and does not change in
+training; so while chains move a mixture of Gaussians stands in for it, and a final decision puts
+that right (`skebm.samplers.delayed_acceptance`).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from skebm.bases import fit_gaussian_mixture
+from skebm.derivatives import value_and_gradient
+from skebm.diagnostics import split_r_hat
+from skebm.models import CLIP, log_ratio
+from skebm.samplers import State, delayed_acceptance, hmc, independence, mala, random_walk, ula
+
+SAMPLERS = {"hmc": hmc, "mala": mala, "random_walk": random_walk, "ula": ula}
+OPTIONS = {"hmc": {"n_leapfrog_steps": 5}}
+
+MAX_COMPONENTS, MAX_FULL_FEATURES = 16, 50
+"""Of the mixture that stands in for the bases; diagonal covariances in more columns."""
+
+ADAPTATION_RATE = 0.2
+"""How fast the log of a step size follows what the acceptance lacks to its target."""
+
+RESERVE = 8192
+"""Draws of the proposals, per member, that are made at once."""
+
+WARM_UP_CHAINS, WARM_UP_MOVES = 64, 20
+"""Chains per member, and moves of each, that find a first step size."""
+
+DIAGNOSED_CHAINS, DIAGNOSED_MOVES = 16, 100
+"""Chains per member, and moves of each, behind R-hat."""
+
+
+class Walkers(NamedTuple):
+    """Where chains are: n of every member, side by side.
+
+    Attributes
+    ----------
+    z : Tensor of shape (K, n, d)
+        In the coordinates of the energies.
+    log_weight : Tensor of shape (K, n)
+        Log-ratio there of the model without its energy (base, and modes that recalibration weights)
+        to the stand-in.
+    """
+
+    z: torch.Tensor
+    log_weight: torch.Tensor
+
+    def __getitem__(self, index):
+        """Some of them, or what they are made of where `index` is 0 or 1."""
+        if isinstance(index, int):
+            return tuple.__getitem__(self, index)
+        return Walkers(self.z[index], self.log_weight[index])
+
+
+@dataclass(frozen=True)
+class Moves:
+    """How chains move.
+
+    Attributes
+    ----------
+    sampler : str
+        A name of `SAMPLERS`.
+    n_steps : int
+        Steps of the sampler per move.
+    step_size : float or "auto"
+        In units of z; "auto" adapts it to the acceptance rate that the sampler aims at.
+    reinit_fraction : float
+        Share of the chains that are offered a jump to a draw of the proposals before a move.
+    """
+
+    sampler: str
+    n_steps: int
+    step_size: float | str
+    reinit_fraction: float
+
+    @property
+    def adapts(self):
+        """Whether step sizes follow the acceptance rate."""
+        return isinstance(self.step_size, str)
+
+
+def fit_stand_in(x, features, rng):
+    """Mixture of Gaussians in the coordinates z, for rows of the proposals (n, d)."""
+    diagonal = x.shape[1] > MAX_FULL_FEATURES
+    z = features.transform(x)[0]
+    return fit_gaussian_mixture(z, MAX_COMPONENTS, rng, diagonal=diagonal)
+
+
+class CheapTarget:
+    """log q' + alpha f for all members: q' stands in for the bases, alpha is the model's factor.
+
+    Rows of member 0 come first, then those of member 1, ...
+    """
+
+    def __init__(self, model, stand_in):
+        self.model, self.stand_in = model, stand_in
+
+    def _per_member(self, z):
+        return z.clamp(-CLIP, CLIP).unflatten(0, (self.model.n_members, -1))
+
+    def scaled_energy(self, z):
+        """alpha f, (K n, d) -> (K n,)."""
+        return (
+            self.model.inverse_temperature.to(z) * self.model.energy(self._per_member(z)).flatten()
+        )
+
+    def __call__(self, z):
+        """Log-density, not normalised, (K n, d) -> (K n,)."""
+        return self.stand_in.log_prob(z) + self.scaled_energy(z)
+
+    def value_and_gradient(self, z):
+        """Log-density and gradient, as samplers ask for them."""
+        f, slope = value_and_gradient(self.model.energy, self._per_member(z))
+        alpha = self.model.inverse_temperature.to(z)
+        value, gradient = self.stand_in.value_and_gradient(z)
+        slope = slope.flatten(0, 1) * (z.abs() < CLIP)
+        return value + alpha * f.flatten(), gradient + alpha * slope
+
+
+class Chains:
+    """Chains of all members under a model.
+
+    Parameters
+    ----------
+    model : TiltedMixture
+        Its energy is read afresh at every move, so that it may be trained in between.
+    stand_in : GaussianMixtureBase
+    moves : Moves
+    step_size : Tensor of shape (n_members,)
+        In units of z, to begin with.
+    dtype : torch.dtype
+        Of the chains; the bases compute in doubles.
+    rng : torch.Generator
+        Its device is that of the chains.
+
+    Attributes
+    ----------
+    record : list of tuples
+        Acceptance rates of all moves so far: of the steps, of the moves as wholes, (K,) each, and
+        of the jumps to the proposals, (K,) or None.
+    """
+
+    def __init__(self, model, stand_in, moves, *, step_size, dtype, rng):
+        self.model, self.moves, self.rng = model, moves, rng
+        self.dtype, self.device = dtype, rng.device
+        # the model may be elsewhere: doubles are not for every device
+        exact_device = model.log_partition.device
+        self._exact_rng = rng
+        if exact_device.type != self.device.type:
+            self._exact_rng = torch.Generator(exact_device).manual_seed(rng.initial_seed())
+        self.kernel, self.options = SAMPLERS[moves.sampler], OPTIONS.get(moves.sampler, {})
+        self.step_size = step_size.to(self.device, dtype)
+        self.target = CheapTarget(model, stand_in.to(self.device, dtype))
+        self.record = []
+        self._reserve = torch.empty(model.n_members, 0, model.n_features, device=self.device)
+        # then jumps to the proposals are decided on by the energy alone
+        self._energy_decides = len(model.mode_weights) == 0 and all(
+            q is p for q, p in zip(model.bases, model.proposals, strict=True)
+        )
+
+    # ------------------------------------------------------------------ where chains are
+
+    def at(self, z):
+        """Walkers at given points, (K, n, d)."""
+        z = z.to(self.device, self.dtype)
+        return Walkers(z, torch.stack(self._log_weights(z)))
+
+    def start(self, n):
+        """Walkers at draws of the proposals, n of every member."""
+        return self.at(self._draw(n))
+
+    def columns(self, walkers):
+        """Rows on standardised columns, K tensors (n, d) where the model computes."""
+        return [self._columns(z) for z in walkers.z]
+
+    def log_density(self, walkers):
+        """Log-density in the coordinates z, not normalised, (K, n)."""
+        shape = walkers.log_weight.shape
+        return self.target(walkers.z.flatten(0, 1)).view(shape) + walkers.log_weight
+
+    def scaled_energy(self, walkers):
+        """alpha f, (K, n)."""
+        f = self.target.scaled_energy(walkers.z.flatten(0, 1))
+        return f.view(walkers.log_weight.shape)
+
+    def _log_weights(self, points):
+        """Log-weights of every member at its points, K tensors (n_k, d) -> K tensors (n_k,)."""
+        model, weights = self.model, []
+        for k, z in enumerate(points):
+            x = self._columns(z)
+            exact = model.bases[k].log_prob(x) + model.mode_tilt_of(k, x)
+            exact = exact - model.features.transform(x)[1]
+            weights.append(exact.to(z) - self.target.stand_in.log_prob(z))
+        return weights
+
+    def _columns(self, z):
+        return self.model.features.transform.inverse(z.to(self.model.log_partition))
+
+    def _draw(self, n):
+        """Points drawn from the proposals, never the same twice, (K, n, d)."""
+        if self._reserve.shape[1] < n:
+            size = max(n, RESERVE)
+            x = (p.sample(size, self._exact_rng) for p in self.model.proposals)
+            z = torch.stack([self.model.features.transform(rows)[0] for rows in x])
+            self._reserve = z.to(self.device, self.dtype)
+        drawn, self._reserve = self._reserve[:, :n], self._reserve[:, n:]
+        return drawn
+
+    # ------------------------------------------------------------------ moves
+
+    def jump(self, walkers):
+        """Let chains jump to draws of the proposals, where the model accepts that.
+
+        Returns
+        -------
+        walkers : Walkers
+        acceptance_rate : Tensor of shape (K,)
+        """
+        z = walkers.z
+
+        def log_weight(flat):
+            ratio = self._log_ratio(flat.view_as(z)).flatten()
+            return self.target.scaled_energy(flat) + ratio
+
+        state, info = independence.step(
+            independence.init(z.flatten(0, 1), log_weight), log_weight, self.rng,
+            propose=lambda n, rng: self._draw(z.shape[1]).flatten(0, 1),
+        )  # fmt: skip
+        accepted = info.accepted.view(z.shape[:2])
+        z, weight = state.position.view_as(z), walkers.log_weight.clone()
+        jumped = [points[mask] for points, mask in zip(z, accepted, strict=True)]
+        weight[accepted] = torch.cat(self._log_weights(jumped))
+        return Walkers(z, weight), accepted.float().mean(1)
+
+    def _log_ratio(self, z):
+        """log of base and modes to proposal, (K, n, d) -> (K, n)."""
+        if self._energy_decides:
+            return z.new_zeros(z.shape[:2])
+        x = torch.stack([self._columns(points) for points in z])
+        ratio = log_ratio(self.model.bases, self.model.proposals, x) + self.model.mode_tilt(x)
+        return ratio.to(z)
+
+    def move(self, walkers, n_steps=None):
+        """Move chains by `n_steps` steps of the sampler, those of `moves` by default.
+
+        Returns
+        -------
+        walkers : Walkers
+        acceptance_rate, move_acceptance_rate : Tensors of shape (K,)
+            Of the steps, and of the moves as wholes.
+        """
+        shape = walkers.log_weight.shape
+        state, info = delayed_acceptance.step(
+            State(walkers.z.flatten(0, 1), walkers.log_weight.flatten()),
+            lambda z: torch.cat(self._log_weights(z.unflatten(0, shape))),
+            self.rng,
+            kernel=self.kernel, cheap_log_density=self.target,
+            n_steps=self.moves.n_steps if n_steps is None else n_steps,
+            step_size=self.step_size.repeat_interleave(shape[1])[:, None], **self.options,
+        )  # fmt: skip
+        moved = Walkers(state.position.view_as(walkers.z), state.log_density.view(shape))
+        acceptance = info.cheap_acceptance_probability.view(shape).mean(1)
+        return moved, acceptance, info.accepted.view(shape).float().mean(1)
+
+    def advance(self, walkers, jump_rate=None):
+        """Move chains as training does: step sizes adapt, and the move is recorded."""
+        walkers, acceptance, move_acceptance = self.move(walkers)
+        if self.moves.adapts:
+            self._adapt(acceptance)
+        self.record.append((acceptance, move_acceptance, jump_rate))
+        return walkers
+
+    def advance_some(self, buffer, n):
+        """The same for n chains of `buffer`, in place, with jumps first; returns these n."""
+        shape = buffer.log_weight.shape
+        order = torch.rand(shape, generator=self.rng, device=self.device)
+        index = order.argsort(1)[:, :n]
+        across = index[..., None].expand(-1, -1, buffer.z.shape[-1])
+        walkers = Walkers(buffer.z.gather(1, across), buffer.log_weight.gather(1, index))
+        jump_rate, share = None, self.moves.reinit_fraction
+        if share > 0:
+            n_jumps = max(1, round(share * index.shape[1]))
+            jumped, jump_rate = self.jump(walkers[:, :n_jumps])
+            walkers.z[:, :n_jumps], walkers.log_weight[:, :n_jumps] = jumped
+        walkers = self.advance(walkers, jump_rate)
+        buffer.z.scatter_(1, across, walkers.z)
+        buffer.log_weight.scatter_(1, index, walkers.log_weight)
+        return walkers
+
+    def run(self, walkers, n_steps):
+        """Take `n_steps` steps in moves of at most the usual length, with jumps; recorded."""
+        while n_steps:
+            jump_rate = None
+            if self.moves.reinit_fraction > 0:
+                shape = walkers.log_weight.shape
+                offered = torch.rand(shape, generator=self.rng, device=self.device)
+                offered = offered < self.moves.reinit_fraction
+                jumped, jump_rate = self.jump(walkers)
+                walkers = Walkers(
+                    torch.where(offered[..., None], jumped.z, walkers.z),
+                    torch.where(offered, jumped.log_weight, walkers.log_weight),
+                )
+            n_now = min(n_steps, self.moves.n_steps)
+            walkers, acceptance, move_acceptance = self.move(walkers, n_now)
+            self.record.append((acceptance, move_acceptance, jump_rate))
+            n_steps -= n_now
+        return walkers
+
+    def _adapt(self, acceptance, rate=ADAPTATION_RATE):
+        """Change step sizes towards the acceptance rate that the sampler aims at."""
+        excess = acceptance - self.kernel.TARGET_ACCEPTANCE
+        self.step_size = self.step_size * (rate * excess).exp()
+
+    def warm_up(self):
+        """Find step sizes for the energy as it is."""
+        walkers = self.start(WARM_UP_CHAINS)
+        for t in range(WARM_UP_MOVES):
+            walkers, acceptance, _ = self.move(walkers)
+            self._adapt(acceptance, rate=(1 + t) ** -0.5)
+
+    # ------------------------------------------------------------------ diagnostics
+
+    def rates(self, last=1.0):
+        """Mean acceptance rates of a last share of the moves so far, and the step sizes."""
+        record = self.record[-max(1, int(len(self.record) * last)) :]
+        steps, moves, jumps = zip(*record, strict=True)
+        jumps = [rate for rate in jumps if rate is not None]
+        return {
+            "step_size": self.step_size.cpu().numpy(),
+            "acceptance_rate": torch.stack(steps).mean(0).cpu().numpy(),
+            "move_acceptance_rate": torch.stack(moves).mean().item(),
+            "restart_acceptance_rate": torch.stack(jumps).mean().item() if jumps else np.nan,
+        }
+
+    @torch.no_grad()
+    def r_hat(self):
+        """Split R-hat, the largest over members, columns and f, of chains as in training."""
+        walkers, draws = self.start(DIAGNOSED_CHAINS), []
+        for _ in range(DIAGNOSED_MOVES):
+            walkers = self.run(walkers, self.moves.n_steps)
+            draws.append(torch.cat([walkers.z, self.scaled_energy(walkers)[..., None]], dim=-1))
+        # (moves, members, chains, d + 1) -> (moves, chains, members * (d + 1))
+        draws = torch.stack(draws).transpose(1, 2).flatten(2)
+        return float(np.nanmax(split_r_hat(draws)))

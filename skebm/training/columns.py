@@ -1,0 +1,195 @@
+"""Columns before the model: constant columns, robust scales, ties, smoothing."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+ROUNDING = 1e-9
+"""Values so far outside of the unit interval are taken to be 0 or 1."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How columns of X become standardised columns, and back.
+
+    Attributes
+    ----------
+    varying : ndarray of bool of shape (n_features,)
+        Columns that the density is about. The others are constant: a point mass.
+    constants : ndarray of shape (n_features,)
+        Value of the constant columns (unused for the others).
+    precision : ndarray of shape (n_features,)
+        Relative precision of the values that `constants` were read from.
+    center, scale : ndarray of shape (n_varying,)
+        Median and robust standard deviation (interquartile range / 1.349; where that is 0, the
+        standard deviation).
+    spread : ndarray of shape (n_varying,)
+        Standard deviation of the standardised columns.
+    half_steps : tuple of (values, half_widths) or None, one per varying column
+        Resolution of a column with ties: each distinct value and how far it is spread.
+    unit_interval : bool
+        Whether columns lie in [0, 1], and keep their units.
+    """
+
+    varying: np.ndarray
+    constants: np.ndarray
+    precision: np.ndarray
+    center: np.ndarray
+    scale: np.ndarray
+    spread: np.ndarray
+    half_steps: tuple
+    unit_interval: bool = False
+
+    @classmethod
+    def learn(cls, X, names, precision=2.0**-52):
+        """Read center, scale and resolution off the rows of X.
+
+        `precision` is that of :func:`relative_precision`, of X as it was given.
+
+        Raises
+        ------
+        ValueError
+            When no column varies, or one varies beyond the range of floating-point numbers.
+        """
+        varying = X.min(axis=0) < X.max(axis=0)
+        if not varying.any():
+            raise ValueError(
+                f"every column of X is constant ({len(X)} sample(s)): there is no density to learn."
+            )
+        kept = X[:, varying]
+        with np.errstate(over="ignore", invalid="ignore"):
+            low, center, high = np.quantile(kept, [0.25, 0.5, 0.75], axis=0)
+            deviation = kept.std(axis=0)
+            scale = (high - low) / 1.349
+        too_wide = ~np.isfinite(deviation + scale)
+        if too_wide.any():
+            column = names[np.flatnonzero(varying)[too_wide.argmax()]]
+            raise ValueError(
+                f"column {column!r} spans more than floating-point numbers can square; rescale it."
+            )
+        tiny = np.finfo(np.float64).tiny
+        scale = np.where(scale > tiny, scale, deviation)
+        if (scale <= tiny).any():
+            column = names[np.flatnonzero(varying)[(scale <= tiny).argmax()]]
+            raise ValueError(f"column {column!r} varies by less than {tiny:g}; rescale it.")
+        x = (kept - center) / scale
+        return cls(
+            varying=varying,
+            constants=X[0].copy(),
+            precision=np.broadcast_to(precision, X.shape[1]).copy(),
+            center=center,
+            scale=scale,
+            spread=x.std(axis=0),
+            half_steps=tuple(_half_steps(column) for column in x.T),
+        )
+
+    def in_unit_interval(self):
+        """The same columns in their own units, which have to be the unit interval."""
+        n_varying = int(self.varying.sum())
+        return replace(
+            self, center=np.zeros(n_varying), scale=np.ones(n_varying),
+            half_steps=(None,) * n_varying, unit_interval=True,
+        )  # fmt: skip
+
+    @property
+    def log_det(self):
+        """log |d standardised / d X|, added to a log-density of standardised columns."""
+        return -np.log(self.scale).sum()
+
+    def snap(self, X, precision):
+        """X, with the value of a constant column wherever it is met within its precision.
+
+        In the unit interval also 0 and 1 where scaling has left values outside by a rounding error.
+
+        A value counts as met where fit or `precision`, that of these rows as they were given, is
+        too coarse to tell it from the constant: .1 of a float32 file and .1 of a float64 service.
+        """
+        coarser = 4.0 * np.maximum(self.precision, precision)  # a few roundings
+        met = ~self.varying & (np.abs(X - self.constants) <= coarser * np.abs(self.constants))
+        X = np.where(met, self.constants, X)
+        if self.unit_interval:
+            near = (X >= -ROUNDING) & (X <= 1.0 + ROUNDING)
+            X = np.where(near, X.clip(0.0, 1.0), X)
+        return X
+
+    def standardize(self, X):
+        """Return the varying columns, standardised, and whether the constant ones are met."""
+        met = (X[:, ~self.varying] == self.constants[~self.varying]).all(axis=1)
+        return (X[:, self.varying] - self.center) / self.scale, met
+
+    def restore(self, x):
+        """Rows in the units of X, constant columns put back."""
+        X = np.tile(self.constants, (len(x), 1))
+        X[:, self.varying] = self.center + self.scale * x
+        return X
+
+    def perturb(self, x, smoothing, rng):
+        """Rows spread over the resolution of their columns, plus `smoothing` standard deviations.
+
+        A value of a column with ties is spread evenly over the cell that it stands for, so that
+        the likelihood does not pay for spikes.
+        """
+        x = x.copy()
+        for column, steps in zip(x.T, self.half_steps, strict=True):
+            if steps is not None:
+                half = steps[1][np.searchsorted(steps[0], column).clip(max=len(steps[0]) - 1)]
+                column += half * rng.uniform(-1.0, 1.0, len(column))
+        if smoothing:
+            x += smoothing * self.spread * rng.standard_normal(x.shape)
+        return x
+
+    @property
+    def has_ties(self):
+        """Whether any column repeats a value."""
+        return any(steps is not None for steps in self.half_steps)
+
+
+def relative_precision(X):
+    """Relative precision that the columns of X were given with, a float or one per column.
+
+    Parameters
+    ----------
+    X : array-like
+        As a user passes it: an array, tensor or frame; lists count as float64.
+
+    Returns
+    -------
+    float or ndarray of shape (n_features,)
+    """
+
+    def of(dtype):
+        name = str(dtype).lower()
+        for kind, precision in _PRECISIONS.items():
+            if kind in name:
+                return precision
+        return 2.0**-52
+
+    if hasattr(X, "columns") and hasattr(X, "dtypes"):
+        return np.array([of(dtype) for dtype in X.dtypes])
+    return of(getattr(X, "dtype", ""))
+
+
+_PRECISIONS = {
+    "bfloat16": 2.0**-7,
+    "float16": 2.0**-10,
+    "halffloat": 2.0**-10,
+    "float32": 2.0**-23,
+    "float[pyarrow]": 2.0**-23,
+}
+
+
+def _half_steps(column):
+    """Distinct values and half the gap to the nearest one, at most half the median gap."""
+    values = np.unique(column)
+    if len(values) == len(column):
+        return None
+    gaps = np.diff(values)
+    padded = np.r_[np.inf, gaps, np.inf]
+    gap = np.minimum(np.minimum(padded[1:], padded[:-1]), np.median(gaps))
+    return values, 0.5 * gap
+
+
+def scott(x):
+    """Scott's rule, in standard deviations, for rows of shape (n, d)."""
+    n, d = x.shape
+    return n ** (-1.0 / (d + 4))

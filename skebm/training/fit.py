@@ -1,0 +1,325 @@
+"""A fit of tilted bases, from top to bottom."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+
+from skebm._warnings import warn
+from skebm.bases import Coordinates, StackedBase
+from skebm.exceptions import LowEffectiveSampleSizeWarning
+from skebm.models import FeatureMap, ScaleAverage, TiltedMixture
+from skebm.partition import MIN_ESS_SHARE, LogPartition, adaptive_importance_sampling, estimate
+
+from .acceptance import accept, data_modes
+from .columns import scott
+from .distributions import (
+    Distributions,
+    gaussianization,
+    make_distributions,
+    make_flows,
+    on_flows,
+    resolve,
+)
+from .tilted_task import tilted_task
+from .trained import Fitted, Trained
+
+TARGET_STD_ERROR = 0.01
+"""Standard error of log Z, in nats, that ``n_partition_samples="auto"`` aims at."""
+
+MAX_PARTITION_SAMPLES, MAX_BLEND_SAMPLES = 400_000, 32_768
+
+MAX_LEARNED_GAP = 0.5
+"""Nats by which a learned log Z may differ from the measured one before a warning."""
+
+COARSE_SMOOTHING = 0.5
+"""Coarsest scale of ``smoothing="multiscale"``; the others are 0 and Scott's."""
+
+
+def leave_results(task, trained, model):
+    """Attributes that a method leaves behind, by default: its results."""
+    return trained.results
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is particular to a method.
+
+    Attributes
+    ----------
+    train : callable or None
+        ``train(task)`` -> Trained. None: the bases alone.
+    base, noise : as the user gives them
+    flow : str, flow, callable or None
+        What the bases are made of where they are flows.
+    flow_batch_size : int
+        Rows per step, in the training of those.
+    data_modes : bool
+        Whether recalibration may weight modes of the data, because training hardly sees them.
+    recalibrates : bool
+        Whether inverse temperature and mode weights are set by held-out likelihood.
+    n_partition_samples : int or "auto"
+    finish : callable
+        ``finish(task, trained, model)`` -> attributes of the estimator, by name, once it is known
+        which model is kept; those that begin with an underscore are for its own use. The model is
+        still on the CPU, and its log Z not measured yet; it will move, so that its parts are copied
+        where they are to stay. By default the results of the training.
+    """
+
+    train: Callable | None
+    base: Any
+    noise: Any = None
+    flow: Any = None
+    flow_batch_size: int = 256
+    data_modes: bool = False
+    recalibrates: bool = True
+    n_partition_samples: Any = "auto"
+    finish: Callable = leave_results
+
+
+def fit_tilted(task, recipe):
+    """Fit tilted bases: distributions, training, acceptance, log Z, out-of-fold scores.
+
+    Parameters
+    ----------
+    task : Task
+    recipe : Recipe
+
+    Returns
+    -------
+    Fitted
+    """
+    with torch.no_grad():
+        task = prepare(task, recipe)
+        trained = Trained.nothing(task)
+        if recipe.train is not None:
+            with torch.enable_grad():
+                trained = recipe.train(task)
+        model, accepted = accept(
+            task, trained, recalibrates=recipe.recalibrates, always=recipe.base is None
+        )
+        if not accepted:
+            trained = replace(trained, n_iter=0, log_partition=None)
+        left = recipe.finish(task, trained, model)
+        partition = measure(model, task, recipe.n_partition_samples)
+        return finished(task, trained, model, partition, left)
+
+
+def prepare(task, recipe):
+    """Fit the distributions of all members and draw the pool, or take them from a warm start."""
+    start = task.start
+    if start is None:
+        distributions = _distributions(task, recipe)
+        rng = task.seeds.rng("features")
+        features = FeatureMap(gaussianization(task.x, task.weight, rng))
+    else:
+        features, distributions = start.features, _distributions_of(task, recipe)
+    weights_modes = recipe.data_modes and recipe.recalibrates and recipe.train is not None
+    modes = data_modes(task, distributions.bases) if weights_modes else None
+    return tilted_task(task, distributions, features, modes)
+
+
+def _distributions(task, recipe):
+    if recipe.flow is not None:
+        return make_flows(task, recipe.flow, recipe.base, recipe.flow_batch_size)
+    return make_distributions(task, recipe.base, recipe.noise)
+
+
+def _distributions_of(task, recipe):
+    """Those of a warm start."""
+    bases, proposals = list(task.start.bases), list(task.start.proposals)
+    if recipe.flow is not None:
+        flows = bases if recipe.base is not None else [p.components[0] for p in proposals]
+        coordinates, flow = Coordinates.of(flows)
+        return replace(
+            on_flows(task, flow, coordinates, recipe.base), bases=bases, proposals=proposals
+        )
+    noise = proposals if recipe.noise is None else resolve(task, recipe.noise, "noise")
+    return Distributions(bases, proposals, noise)
+
+
+def fit_blend(task_at, recipe):
+    """Fit the geometric mean of the bases at several scales, ``smoothing="multiscale"``.
+
+    Parameters
+    ----------
+    task_at : callable
+        ``task_at(smoothing=h)`` -> Task.
+    recipe : Recipe
+
+    Returns
+    -------
+    Fitted
+    """
+    if recipe.base is None or recipe.noise is not None:
+        raise ValueError('smoothing="multiscale" blends bases: it needs a base, and noise=None.')
+    with torch.no_grad():
+        plain = task_at(smoothing=0.0)
+        scales = []
+        for h in (0.0, scott(plain.x), COARSE_SMOOTHING):
+            scales.append(_distributions(task_at(smoothing=h), recipe).bases)
+        # their arithmetic mean is normalised, easy to sample, and nowhere below the geometric one
+        bases = [StackedBase(at, [1.0] * len(at)) for at in zip(*scales, strict=True)]
+        features = torch.nn.Identity()
+        task = tilted_task(plain, Distributions(bases, bases, bases), features)
+        model = TiltedMixture(bases, bases, features, ScaleAverage(bases))
+        trained = Trained.nothing(task)
+        left = recipe.finish(task, trained, model)
+        partition = measure(model, task, recipe.n_partition_samples, for_ranking=True)
+        return finished(task, trained, model, partition, left)
+
+
+def measure(model, task, n_partition_samples, *, for_ranking=False):
+    """Log Z of every member by importance sampling, on fresh samples; kept in the model.
+
+    Parameters
+    ----------
+    model : TiltedMixture
+    task : TiltedTask
+    n_partition_samples : int or "auto"
+    for_ranking : bool, default=False
+        Whether log Z is not worth much time, because scores are only compared.
+
+    Returns
+    -------
+    LogPartition
+    """
+    task.progress.stage("log Z")
+    n_members = model.n_members
+    if model.is_untilted:
+        exact = torch.zeros(n_members, dtype=torch.float64)
+        return LogPartition(exact, exact, torch.full_like(exact, math.inf), 0, "exact")
+    # the errors of the members are independent and average out
+    target = TARGET_STD_ERROR * math.sqrt(n_members)
+    automatic = isinstance(n_partition_samples, str)
+    if automatic:
+        most = MAX_BLEND_SAMPLES if for_ranking else MAX_PARTITION_SAMPLES
+        options = {"target_std_error": target, "max_samples": most}
+    else:
+        options = {"target_std_error": 0.0, "max_samples": n_partition_samples}
+        options["batch_size"] = max(1, min(8192, n_partition_samples // 2))
+    rngs = task.seeds.rngs("log Z", n_members)
+    partition = adaptive_importance_sampling(
+        lambda n, _: model.draw(n, rngs)[1], rngs[0], **options
+    )
+    if automatic:
+        # gradients of a blend of kernel densities are slow
+        fewer = {"n_particles": 512, "max_particles": 512} if for_ranking else {}
+        partition = _anneal_where_needed(model, partition, target, task, fewer)
+    model.log_partition = partition.value
+    model.log_partition_std_error = partition.std_error
+    _warn_of_errors(partition)
+    return partition
+
+
+def _anneal_where_needed(model, partition, target, task, options):
+    """Measure again, by sequential Monte Carlo and bridge sampling, where the ESS is too low.
+
+    The model then goes on as before; its samples are still proposed by the base.
+    """
+    low = (partition.ess < MIN_ESS_SHARE * partition.n_samples).nonzero()[:, 0].tolist()
+    method = partition.method
+    for done, k in enumerate(low):
+        task.progress.stage("log Z, annealed", done, len(low))
+        single = model.member(k)
+
+        def log_density(x, single=single):
+            return single.bases[0].log_prob(x) + single.tilt(x[None])[0]
+
+        try:
+            again = estimate(
+                log_density, model.proposals[k], task.seeds.rng("log Z, annealed", k),
+                target_std_error=target, max_samples=0, **options,
+            )  # fmt: skip
+        except ValueError:  # no path from the proposal to the model
+            continue
+        # importance sampling is unbiased: far above means that annealing has missed a region
+        missed = (partition.value[k] - again.value).item()
+        error = again.std_error
+        if missed > 3.0 * math.hypot(error, partition.std_error[k].item()):
+            error = max(error, missed)
+        partition.value[k], partition.std_error[k] = again.value, error
+        partition.ess[k], method = again.ess, "annealed"
+    return partition._replace(method=method)
+
+
+def _warn_of_errors(partition):
+    """Warn where the standard error of log Z is large, or not to be trusted."""
+    error = partition.std_error.square().sum().sqrt().item() / len(partition.value)
+    share = (partition.ess / partition.n_samples).min().item()
+    if partition.method == "importance sampling" and share < MIN_ESS_SHARE:
+        warn(
+            f"log Z rests on an effective sample size of {share:.2%}: its standard error "
+            f'({error:.3g} nats) is not to be trusted. Take n_partition_samples="auto", which '
+            "anneals where the base covers the data badly, or another base.",
+            LowEffectiveSampleSizeWarning,
+        )
+    elif error > TARGET_STD_ERROR * 1.05:
+        warn(
+            f"the standard error of log Z is {error:.3g} nats, above {TARGET_STD_ERROR}"
+            + (
+                ", although it was annealed; another base would help."
+                if partition.method == "annealed"
+                else f", after {partition.n_samples} samples per member; raise n_partition_samples."
+            ),
+            LowEffectiveSampleSizeWarning,
+        )
+
+
+def finished(task, trained, model, partition, left):
+    """Bring the model to its device, score the held-out rows, and gather the attributes.
+
+    Parameters
+    ----------
+    task : TiltedTask
+    trained : Trained
+        With neither iterations nor log Z where its energies were not accepted.
+    model : TiltedMixture
+    partition : LogPartition
+    left : dict
+        What the method leaves behind.
+
+    Returns
+    -------
+    Fitted
+    """
+    base = np.average(task.held_log_prob(task.bases).numpy(), weights=task.held_weight.numpy())
+    history = dict(trained.history)
+    gain = history.pop("gain")
+    history["held_out_log_likelihood"] = base + task.columns.log_det + gain
+    attributes = {
+        "history_": history,
+        "n_iter_": trained.n_iter,
+        "log_partition_": partition.value.numpy(),
+        "log_partition_std_error_": partition.std_error.numpy(),
+        "effective_sample_size_": partition.ess.numpy(),
+    }
+    if trained.log_partition is not None:
+        attributes["log_partition_learned_"] = trained.log_partition.numpy()
+        # before recalibration: that is the f whose log Z was learned
+        measured = task.log_partition(trained.pool)
+        gap = (trained.log_partition - measured).abs().max().item()
+        if gap > MAX_LEARNED_GAP:
+            warn(
+                f"the learned log Z differs from the measured one by {gap:.2f} nats; the measured "
+                "one is used. Train longer, or with a lower learning rate, by "
+                "energy_model=Network(max_epochs=..., learning_rate=...).",
+                ConvergenceWarning,
+            )
+    model = model.to(task.model_device)
+    attributes["out_of_fold_members_"] = task.judges
+    return Fitted(model, held_out_scores(task, model), attributes | left)
+
+
+def held_out_scores(task, model):
+    """Log-density of every row, in the units of X, under the member that has not seen it."""
+    scores = np.full(task.n_rows, np.nan)
+    x = task.given.to(model.log_partition.device)
+    for k, held in enumerate(task.held):
+        log_density = model.log_member(k, x[held.to(x.device)])
+        scores[held.numpy()] = log_density.cpu().numpy() + task.columns.log_det
+    return scores

@@ -1,0 +1,140 @@
+"""Training by flow-contrastive estimation: a game, a refinement, a correction by trees."""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from skebm.models import CLIP, TiltedMixture
+from skebm.objectives import nce_losses
+
+from .classifiers import MANY_ROWS, train_classifiers
+from .distributions import halves
+from .games import BUDGET, HEAD_START, log_partition_to_go_on_from, play
+from .noise_contrastive import train_against_noise
+from .trained import Candidate, Trained
+
+LEARNING_RATE = 3e-3
+
+ACCURACY_MEMORY = 0.9
+"""Of the moving average of the discriminator's accuracy, per step."""
+
+STAGES = (
+    "flow", "flow_after_game", "energy_after_game", "energy_refined", "energy_boosted",
+    "flow_boosted",
+)  # fmt: skip
+
+
+def train_by_flow_contrast(
+    task, network, *, generator_learning_rate, accuracy_threshold, refinement, correction
+):
+    """Train energies in a game with copies of the flows, then against those, then by trees.
+
+    Parameters
+    ----------
+    task : TiltedTask
+        On flows.
+    network : Network
+    generator_learning_rate : float
+    accuracy_threshold : float
+        The flow takes a step whenever the discriminator is at least so accurate.
+    refinement : bool
+        Whether the energy learns once more, against the flow at rest.
+    correction : Boosting or None
+
+    Returns
+    -------
+    Trained
+        Its results: ``flows``, distributions of all members after the game, and ``stages``, gains
+        over the base by name, in nats per row. The flows are a candidate where they started as the
+        base.
+    """
+    flow = copy.deepcopy(task.flow).requires_grad_(True)
+    best = _play(task, network, flow, generator_learning_rate, accuracy_threshold)
+    flows = task.coordinates.distributions(flow)
+    gain = task.held_log_prob(flows) - task.held_log_prob(task.bases)
+    stages = {
+        "flow_after_game": task.mean(gain).item(),
+        "energy_after_game": task.mean_gain(best.held, best.pool).item(),
+    }
+    keeps_best = network.patience is not None
+    if refinement:
+        # where only the confining distribution has mass, f is learned, too
+        noise = flows if task.tilts_its_proposal else halves(flows, task.bases)
+        refined = train_against_noise(
+            task, network, noise=noise, budget=BUDGET, stage="refinement", embedding="periodic",
+            start=log_partition_to_go_on_from(task),
+        )  # fmt: skip
+        best, stages["energy_refined"] = _better(task, best, refined, keeps_best)
+    if correction is not None:
+        starts = {"energy_boosted": best}
+        few = task.n_rows <= MANY_ROWS
+        if few and correction.early_stopping and task.mean_gain(best.held, best.pool) > 0:
+            # in many columns, what the networks learned of few rows spoils it for the trees
+            starts["flow_boosted"] = Trained.nothing(task)
+        for stage, first in starts.items():
+            boosted = train_classifiers(task, correction, stage=stage, start=first)
+            # what the classifiers take for one is the integral of what they correct
+            boosted = replace(boosted, log_partition=task.log_partition(first.pool))
+            best, stages[stage] = _better(task, best, boosted, correction.early_stopping)
+    candidates = ()
+    if task.tilts_its_proposal:
+        model = TiltedMixture(flows, flows, task.features, None)
+        candidates = (Candidate(model, gain),)
+    return replace(best, results={"flows": flows, "stages": stages}, candidates=candidates)
+
+
+def _play(task, network, flow, generator_learning_rate, accuracy_threshold):
+    accuracy = torch.zeros((), device=task.device)
+
+    def loss(game, y, z, log_base, weight, drawn):
+        nonlocal accuracy
+        points, log_flow, log_base_there = drawn()
+        f = game.energy(torch.cat([z, points], dim=1).clamp(-CLIP, CLIP))
+        f_data, f_flow = f.split([z.shape[1], points.shape[1]], dim=1)
+        of_data = log_base + f_data - game.generator.log_prob(y)
+        of_flow = log_base_there + f_flow - log_flow
+        data, drawn_ones = nce_losses(of_data, of_flow, game.log_partition)
+        with torch.no_grad():
+            c = game.log_partition[:, None]
+            right = ((of_data > c).float().mean() + (of_flow < c).float().mean()) / 2
+            accuracy = ACCURACY_MEMORY * accuracy + (1 - ACCURACY_MEMORY) * right
+        return ((weight * data).mean(1) + drawn_ones.mean(1)).sum()
+
+    def plays(n_steps):
+        return n_steps > HEAD_START and bool(accuracy >= accuracy_threshold)
+
+    trained, game = play(
+        task, network, flow, loss, plays, learning_rate=LEARNING_RATE,
+        generator_learning_rate=generator_learning_rate,
+    )  # fmt: skip
+    losses = trained.history["train_loss"] / len(task)
+    trained.history["jensen_shannon"] = math.log(2.0) - 0.5 * losses
+    return replace(trained, log_partition=game.log_partition.detach().cpu().double())
+
+
+def _better(task, before, after, keeps_best):
+    """The better one of two energies (the second unless `keeps_best`), and its gain.
+
+    It has the history of both.
+    """
+    history, n_before = _one_after_the_other(before.history, after.history)
+    gain = task.mean_gain(after.held, after.pool).item()
+    level = task.mean_gain(before.held, before.pool).item()
+    if keeps_best and gain <= level:
+        return replace(before, history=history), level
+    return replace(after, n_iter=n_before + after.n_iter, history=history), gain
+
+
+def _one_after_the_other(first, second):
+    """Histories of two stages of training as one, and the epochs of the first."""
+    n_first = int(first["n_iter"][-1])
+    rest = second | {"n_iter": n_first + second["n_iter"]}
+    nothing = np.full(len(second["gain"]), np.nan)
+    whole = {
+        name: np.concatenate([values, rest.get(name, nothing)[1:]])
+        for name, values in first.items()
+    }
+    return whole, n_first

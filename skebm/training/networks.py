@@ -1,0 +1,158 @@
+"""Training of neural energies on the rows of a task: K nets side by side in one engine run."""
+
+import math
+
+import torch
+from torch import nn
+
+from skebm._engine import Budget, evaluations_every, train
+from skebm._threads import limit_threads
+from skebm.energies import StackedEnergy
+
+from .trained import Trained
+
+BUDGET = Budget(epochs=100, steps=2000)
+"""``max_epochs="auto"``: whichever lasts longer."""
+
+
+class EnergyAlone(nn.Module):
+    """What is trained where a loss learns nothing beside the energy."""
+
+    def __init__(self, energy):
+        super().__init__()
+        self.energy = energy
+
+
+class EnergyWithPartition(nn.Module):
+    """An energy and the learned log Z of its members, (K,)."""
+
+    def __init__(self, energy, log_partition=None):
+        super().__init__()
+        self.energy = energy
+        self.log_partition = nn.Parameter(torch.zeros(energy.n_members))
+        if log_partition is not None:
+            with torch.no_grad():
+                self.log_partition.copy_(log_partition)
+
+
+def energy_to_go_on_from(task):
+    """Networks of a warm start, without the trees that may correct them; None if there are none."""
+    energy = None if task.start is None else task.start.energy
+    energy = getattr(energy, "first", energy)
+    return energy if isinstance(energy, StackedEnergy) else None
+
+
+def build_energy(task, network, embedding, stage="energy"):
+    """Stack of K energies, f = 0 at the start.
+
+    If the task goes on from a model with such a stack of the same shape, from its weights.
+
+    Parameters
+    ----------
+    task : TiltedTask
+    network : Network
+    embedding : str
+        The method's own, where the network leaves the choice to it.
+    stage : str, default="energy"
+        Of the seeds.
+
+    Returns
+    -------
+    StackedEnergy
+    """
+    rows = [task.z[train] for train in task.train]
+    energy = network.build(rows, embedding=embedding, seed=task.seeds.of(f"{stage}, network"))
+    kept, new = energy_to_go_on_from(task), energy.state_dict()
+    old = {} if kept is None else kept.state_dict()
+    if {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()}:
+        energy.load_state_dict(old)
+    return energy
+
+
+def train_networks(
+    task, module, batch_loss, batches, *, network, learning_rate, evaluation_cost, budget=BUDGET,
+    opponent=None,
+):  # fmt: skip
+    """Train the K energies of ``module.energy`` and judge them on held-out rows and pool.
+
+    Parameters
+    ----------
+    task : TiltedTask
+    module : nn.Module
+        Whatever the loss learns; its ``energy`` maps (K, n, d) -> (K, n).
+    batch_loss : callable
+        ``batch_loss(module, batch)`` -> scalar tensor.
+    batches : MemberBatches
+        On the device.
+    network : Network
+        How to train: its weight decay, epochs, patience and callbacks.
+    learning_rate : float
+        The method's own, where the network leaves the choice to it.
+    evaluation_cost : float
+        Cost of judging as a share of the cost of an epoch; it decides how often that happens.
+    budget : Budget
+    opponent : Opponent, optional
+        As in the engine.
+
+    Returns
+    -------
+    Trained
+    """
+    device = task.device
+    held_z, lengths = padded([task.z[held] for held in task.held])
+    held_z, pool_z = held_z.float().to(device), task.pool_z.float().to(device)
+
+    def judge(module):
+        f = in_blocks(module.energy, torch.cat([held_z, pool_z], dim=1)).cpu().double()
+        held = [row[:n] for row, n in zip(f, lengths, strict=True)]
+        return held, f[:, held_z.shape[1] :]
+
+    def evaluate(module):
+        return task.mean_gain(*judge(module)).item()
+
+    every = evaluations_every(evaluation_cost)
+    max_epochs = budget.max_epochs(network.max_epochs, len(batches))
+    patience = budget.patience(network.patience, len(batches), every)
+    stops_early = patience is not None
+    if not stops_early:  # nothing is judged then but the start, and the end below
+        module.to(device)
+        with torch.no_grad():
+            first_gain = evaluate(module)
+    with limit_threads(task.n_threads):
+        history = train(
+            module, batch_loss, batches, evaluate if stops_early else None,
+            learning_rate=network.setting("learning_rate", learning_rate),
+            weight_decay=network.weight_decay, max_epochs=max_epochs, patience=patience,
+            evaluate_every=every, callbacks=network.callbacks, device=device, opponent=opponent,
+            progress=lambda state: task.progress.stage(
+                "energy", state["epoch"], max_epochs, gain=f"{state['best_gain']:.3f} nats"
+            ),
+        )  # fmt: skip
+    with torch.no_grad():
+        held, pool = judge(module)
+    gain, epochs = history["validation_gain"], history["epoch"]
+    if stops_early:
+        best = int(epochs[torch.as_tensor(gain).nan_to_num(nan=-math.inf).argmax()])
+    else:
+        gain[0], best = first_gain, int(epochs[-1])
+    return Trained(
+        energy=module.energy.cpu().double().eval(),
+        held=held,
+        pool=pool,
+        n_iter=best,
+        history={"n_iter": epochs, "gain": gain, "train_loss": history["train_loss"]},
+    )
+
+
+def padded(tensors):
+    """Stack (n_k, d) tensors of slightly different lengths, the last row repeated."""
+    lengths = [len(t) for t in tensors]
+    longest = max(lengths)
+    return torch.stack(
+        [torch.cat([t, t[-1:].expand(longest - len(t), -1)]) for t in tensors]
+    ), lengths
+
+
+def in_blocks(energy, z, size=1024):
+    """Evaluate an energy, (K, n, d) -> (K, n), on so few rows at a time that they stay in cache."""
+    return torch.cat([energy(block) for block in z.split(size, dim=1)], dim=1)

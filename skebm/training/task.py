@@ -1,0 +1,261 @@
+"""A fit as data: its rows, the members that share them, and where to compute.
+
+A row is what its `Columns` make of it (today one number per varying column). Which rows belong
+together is known to the splits alone, and every random draw has a seed of its stage and member.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from skebm._engine import MemberBatches
+from skebm._random import Seeds, draw_seed
+
+from .columns import Columns, scott
+from .progress import Progress
+
+MAX_HELD_OUT = 50_000
+"""A member is judged on at most this many held-out rows."""
+
+SMOOTHED_ROWS = 4_000
+"""Smoothing makes perturbed copies of few rows, until there are about this many."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One fit: its rows, the members that share them, and where to compute.
+
+    Attributes
+    ----------
+    columns : Columns
+    given : Tensor of shape (n_rows, n_features), float64
+        Rows on standardised columns, as they were given.
+    x : Tensor of shape (n_copies * n_rows, n_features), float64
+        The same, spread over the resolution of their columns and smoothed. With
+        smoothing there are several perturbed copies of few rows; the first copy comes first.
+    weight : Tensor of shape (n_copies * n_rows,)
+        Of mean one.
+    splits : list of K (train, held_out) index tensors
+        All copies of a row are in one fold; the first alone is held out.
+    draw : callable
+        ``draw(seed)`` -> rows like `x`, perturbed by another seed.
+    changes : bool
+        Whether those differ from `x`: whether columns have ties, or are smoothed.
+    seeds : Seeds
+    device : torch.device
+        Of the training, and of the model in the end.
+    n_threads : int
+        For training; all else is made of small steps, and uses one.
+    progress : Progress
+    start : nn.Module or None
+        Model of a warm start, on the CPU.
+    """
+
+    columns: Columns
+    given: torch.Tensor
+    x: torch.Tensor
+    weight: torch.Tensor
+    splits: list
+    draw: Callable
+    changes: bool
+    seeds: Seeds
+    device: torch.device
+    n_threads: int = 1
+    progress: Progress = field(default_factory=lambda: Progress(0))
+    start: torch.nn.Module | None = None
+
+    def __len__(self):
+        """Return the number of members K."""
+        return len(self.splits)
+
+    @property
+    def model_device(self):
+        """Where the model is to compute: doubles are not for every device."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
+
+    @property
+    def n_rows(self):
+        """Number of rows, of which `x` may hold several copies."""
+        return len(self.given)
+
+    @property
+    def n_features(self):
+        """Number of varying columns."""
+        return self.x.shape[1]
+
+    @property
+    def n_train(self):
+        """Training rows of a member, at most."""
+        return max(len(train) for train, _ in self.splits)
+
+    @property
+    def train(self):
+        """Training rows of every member, a list of K index tensors."""
+        return [train for train, _ in self.splits]
+
+    @property
+    def held(self):
+        """Held-out rows of every member, a list of K index tensors."""
+        return [held for _, held in self.splits]
+
+    @property
+    def held_weight(self):
+        """Weights of the held-out rows of all members, one after the other, (n_held,)."""
+        return torch.cat([self.weight[held] for held in self.held])
+
+    @property
+    def judges(self):
+        """Member that each row is held out from, -1 where there is none, (n_rows,)."""
+        judges = np.full(self.n_rows, -1)
+        for k, held in enumerate(self.held):
+            judges[held.numpy()] = k
+        return judges
+
+    def mean(self, values):
+        """Weighted mean of values at the held-out rows of all members, (..., n_held) -> (...)."""
+        weight = self.held_weight
+        return values @ weight / weight.sum()
+
+    def fresh(self, rng):
+        """Rows like `x` with fresh jitter, where they have any."""
+        return self.draw(draw_seed(rng)) if self.changes else self.x
+
+    def row_weight(self):
+        """Weights as losses take them, float32 on the device, (n_copies * n_rows,)."""
+        return (self.weight / self.weight.mean()).float().to(self.device)
+
+    def batches(
+        self, make, stage, *, batch_size, copies=None, rows=None, noise=(), noise_ratio=1.0
+    ):
+        """Minibatches of what a method makes of the rows, for all members at once.
+
+        Parameters
+        ----------
+        make : callable
+            ``make(x, rng)`` -> tuple of tensors (K, n, ...) on the device.
+        stage : str
+            Of the seeds.
+        batch_size : int
+        copies : int, optional
+            Rows with fresh jitter are made so often, and then one of those is taken again: a few
+            are enough to learn from, where they are dear to make. By default anew every epoch, and
+            once where rows have no jitter.
+        rows : list of K index tensors, optional
+            The training rows by default.
+        noise : tuple of tensors of shape (K, m, ...), default=()
+        noise_ratio : float, default=1.0
+
+        Returns
+        -------
+        MemberBatches
+        """
+        rng = self.seeds.rng(f"{stage}, batches")
+        if copies is None and not self.changes:
+            copies = 1
+
+        def data(rng):
+            return make(self.fresh(rng), rng)
+
+        if copies is not None:
+            data = data(rng) if copies == 1 else few_copies(data, copies)
+        return MemberBatches(
+            data,
+            self.train if rows is None else rows,
+            noise,
+            batch_size=batch_size,
+            noise_ratio=noise_ratio,
+            rng=rng,
+        )
+
+
+def few_copies(make, n_copies):
+    """Return ``make(rng)``, called anew `n_copies` times, and then one of those again."""
+    copies = []
+
+    def draw(rng):
+        if len(copies) < n_copies:
+            copies.append(make(rng))
+            return copies[-1]
+        return copies[int(torch.randint(n_copies, (), generator=rng))]
+
+    return draw
+
+
+def make_task(
+    rows, weight, columns, *, n_members, validation_fraction, smoothing, seeds, **context
+):  # fmt: skip
+    """Split and perturb the rows of a table.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n_rows, n_features)
+        In the units of X.
+    weight : ndarray of shape (n_rows,)
+        Positive, of mean one.
+    columns : Columns
+    n_members : int
+    validation_fraction : float
+        Share of the rows that is held out where there is one member.
+    smoothing : float or "scott"
+        In standard deviations of the columns.
+    seeds : Seeds
+    **context
+        `device`, `n_threads`, `progress` and `start` of the task.
+
+    Returns
+    -------
+    Task
+    """
+    x, _ = columns.standardize(rows)
+    h = scott(x) if isinstance(smoothing, str) else float(smoothing)
+    n = len(x)
+    folds = make_splits(n, n_members, validation_fraction, seeds.rng("folds"))
+    n_copies = -(-SMOOTHED_ROWS // n) if h > 0 else 1
+    starts = n * torch.arange(n_copies)[:, None]
+
+    def draw(seed):
+        tiled = np.tile(x, (n_copies, 1))
+        return torch.as_tensor(columns.perturb(tiled, h, np.random.RandomState(seed)))
+
+    return Task(
+        columns=columns,
+        given=torch.as_tensor(x),
+        x=draw(seeds.of("jitter")),
+        weight=torch.as_tensor(weight).repeat(n_copies),
+        splits=[((train + starts).flatten(), held) for train, held in folds],
+        draw=draw,
+        changes=h > 0 or columns.has_ties,
+        seeds=seeds,
+        **context,
+    )
+
+
+def make_splits(n, n_members, validation_fraction, rng):
+    """Rows that each member is trained on, and rows that it is judged on.
+
+    Parameters
+    ----------
+    n : int
+    n_members : int
+        With one member, a validation split; with more, member k is judged on fold k.
+    validation_fraction : float
+    rng : torch.Generator
+
+    Returns
+    -------
+    list of (train, held_out) index tensors
+    """
+    order = torch.randperm(n, generator=rng)
+    if n_members == 1:
+        n_held = min(max(1, round(validation_fraction * n)), n - 1)
+        return [(order[n_held:].sort().values, order[:n_held][:MAX_HELD_OUT].sort().values)]
+    folds = order.tensor_split(min(n_members, n))
+    keep = torch.ones(n, dtype=torch.bool)
+    splits = []
+    for held in folds:
+        keep[held] = False
+        splits.append((torch.where(keep)[0], held[:MAX_HELD_OUT].sort().values))
+        keep[held] = True
+    return splits

@@ -1,0 +1,147 @@
+"""The task of tilting bases: distributions, a common pool, and gains over the bases."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from skebm.bases import StackedBase
+from skebm.models import FeatureMap, log_ratio
+
+from .task import Task
+
+POOL_SIZE = 8192
+"""Base samples per member on which every choice is made: common random numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class TiltedTask(Task):
+    """A task of tilting bases: distributions, coordinates of the energies, and a common pool.
+
+    Attributes
+    ----------
+    bases, proposals, noise : lists of K distributions
+        On standardised columns. The proposals cover base and data; networks are trained against
+        the noise.
+    flow : StackedFlow or None
+        What the bases are made of where they are flows, or what proposes where they are not.
+    coordinates : Coordinates or None
+        Where that flow lives.
+    modes : list of K distributions or None
+        With `responsibilities`; their components mean the same in every member, so that
+        recalibration may weight them.
+    features : FeatureMap
+        To what the energies see.
+    z : Tensor of shape (n_copies * n_rows, n_features)
+        The rows as the energies see them.
+    pool : Tensor of shape (K, POOL_SIZE, n_features)
+        Samples of the proposals.
+    pool_z : Tensor of the same shape
+    pool_log_ratio : Tensor of shape (K, POOL_SIZE)
+        log base - log proposal at the pool.
+    """
+
+    bases: list = field(kw_only=True)
+    proposals: list = field(kw_only=True)
+    noise: list = field(kw_only=True)
+    flow: torch.nn.Module | None = field(kw_only=True, default=None)
+    coordinates: torch.nn.Module | None = field(kw_only=True, default=None)
+    modes: list | None = field(kw_only=True)
+    features: FeatureMap = field(kw_only=True)
+    z: torch.Tensor = field(kw_only=True)
+    pool: torch.Tensor = field(kw_only=True)
+    pool_z: torch.Tensor = field(kw_only=True)
+    pool_log_ratio: torch.Tensor = field(kw_only=True)
+
+    @property
+    def flow_distributions(self):
+        """Distributions of the flows that maximum likelihood left."""
+        return self.bases if self.tilts_its_proposal else self.coordinates.distributions(self.flow)
+
+    @property
+    def tilts_its_proposal(self):
+        """Whether the proposals are the bases, so that log-ratios vanish."""
+        return all(q is p for q, p in zip(self.bases, self.proposals, strict=True))
+
+    @property
+    def weights_data_modes(self):
+        """Whether `modes` are those of the data, and not the components of stacked bases."""
+        return self.modes is not None and self.modes is not self.bases
+
+    @property
+    def n_judged(self):
+        """How many points an evaluation looks at, per member."""
+        return max(len(held) for held in self.held) + self.pool.shape[1]
+
+    def held_log_prob(self, distributions):
+        """Log-densities of the held-out rows of all members, (n_held,), on standardised columns."""
+        pairs = zip(distributions, self.held, strict=True)
+        return torch.cat([q.log_prob(self.x[held]) for q, held in pairs])
+
+    def log_partition(self, pool_tilt):
+        """log Z of every member on the pool, (..., K, m) -> (..., K)."""
+        return (pool_tilt + self.pool_log_ratio).logsumexp(-1) - math.log(pool_tilt.shape[-1])
+
+    def gain(self, held_tilt, pool_tilt):
+        """Held-out log p - log q of every row, in nats.
+
+        Parameters
+        ----------
+        held_tilt : list of K tensors of shape (..., n_k)
+            t_k at the held-out rows of member k.
+        pool_tilt : Tensor of shape (..., K, m)
+            t_k at the pool of member k.
+
+        Returns
+        -------
+        Tensor of shape (..., n_held)
+        """
+        log_z = self.log_partition(pool_tilt)
+        return torch.cat([t - log_z[..., k, None] for k, t in enumerate(held_tilt)], dim=-1)
+
+    def mean_gain(self, held_tilt, pool_tilt):
+        """Weighted mean of `gain` over the held-out rows, shape (...)."""
+        return self.mean(self.gain(held_tilt, pool_tilt))
+
+    def responsibilities(self):
+        """Responsibilities of the components of `modes` at held-out rows and pool, or None."""
+        if self.modes is None:
+            return None
+        held = [q.responsibilities(self.x[h]) for q, h in zip(self.modes, self.held, strict=True)]
+        pool = [q.responsibilities(x) for q, x in zip(self.modes, self.pool, strict=True)]
+        return held, torch.stack(pool)
+
+
+def tilted_task(task, distributions, features, modes=None):
+    """Complete a task by the distributions of its members, and draw the pool.
+
+    Parameters
+    ----------
+    task : Task
+    distributions : Distributions
+    features : FeatureMap
+    modes : list of K distributions or None
+        Modes of the data that recalibration may weight. By default it weights the components of
+        the bases, where these are stacks or one distribution for all members.
+
+    Returns
+    -------
+    TiltedTask
+    """
+    bases, proposals = distributions.bases, distributions.proposals
+    first = bases[0]
+    shared = isinstance(first, StackedBase) or all(q is first for q in bases)
+    if modes is None and shared and getattr(first, "n_components", 1) > 1:
+        modes = bases
+    own = task.seeds.rngs("pool", len(task))
+    pool = torch.stack([p.sample(POOL_SIZE, g) for p, g in zip(proposals, own, strict=True)])
+    return TiltedTask(
+        **vars(task),
+        **vars(distributions),
+        modes=modes,
+        features=features,
+        z=features(task.x),
+        pool=pool,
+        pool_z=torch.stack([features(rows) for rows in pool]),
+        pool_log_ratio=log_ratio(bases, proposals, pool),
+    )

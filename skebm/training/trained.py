@@ -1,0 +1,86 @@
+"""What a method hands back, and what a fit ends with."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from skebm.models import TiltedMixture
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a method hands back: energies, and their values where they are judged.
+
+    Attributes
+    ----------
+    energy : nn.Module or None
+        (K, n, d) -> (K, n); None if nothing was trained.
+    held : list of K tensors of shape (n_k,)
+        f at the held-out rows.
+    pool : Tensor of shape (K, POOL_SIZE)
+        f at the pool.
+    n_iter : int
+        Epochs or boosting iterations of the state that was kept.
+    history : dict of ndarrays
+        ``n_iter``, ``gain`` (held-out, nats per row) and, for networks, ``train_loss``.
+    log_partition : Tensor of shape (K,) or None
+        Learned log Z of the objective, where it learns one.
+    results : dict
+        What else the method leaves behind.
+    candidates : tuple of Candidate
+        Other models that may be better than the tilted bases.
+    """
+
+    energy: torch.nn.Module | None
+    held: list
+    pool: torch.Tensor
+    n_iter: int
+    history: dict
+    log_partition: torch.Tensor | None = None
+    results: dict = field(default_factory=dict)
+    candidates: tuple = ()
+
+    @classmethod
+    def nothing(cls, task):
+        """No training: f = 0."""
+        held = [torch.zeros(len(h), dtype=torch.float64) for h in task.held]
+        history = {"n_iter": np.zeros(1, dtype=int), "gain": np.zeros(1)}
+        return cls(None, held, torch.zeros_like(task.pool_log_ratio), 0, history)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A normalised model that a method has found beside its energies.
+
+    Attributes
+    ----------
+    model : TiltedMixture
+        Untilted.
+    gain : Tensor of shape (n_held,)
+        Its log-density minus that of the base, at the held-out rows, in nats.
+    """
+
+    model: TiltedMixture
+    gain: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What a fit ends with.
+
+    Attributes
+    ----------
+    model : nn.Module
+        On standardised columns, where it is to compute.
+    scores : ndarray of shape (n_rows,)
+        Log-density of every row, in the units of X, under the member that has not seen it; NaN for
+        rows that were never held out.
+    attributes : dict
+        What else the estimator gets, by name; names that begin with an underscore are for its own
+        use.
+    """
+
+    model: torch.nn.Module
+    scores: np.ndarray
+    attributes: dict
