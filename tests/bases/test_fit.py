@@ -151,8 +151,7 @@ def test_flow(monkeypatch):
 
 def test_flow_of_a_split_has_not_seen_its_held_out_rows(monkeypatch):
     """Neither has its map; they decide how long it is trained, which is fixed here."""
-    for name, value in (("EPOCHS", 3), ("STEPS", 1)):
-        monkeypatch.setattr(_flow_training, f"FLOW_{name}", value)
+    monkeypatch.setattr(_flow_training, "FLOW_BUDGET", Budget(3, 1, patience_steps=300))
     x, other, split = rows(), rows(), folds(360)[:1]
     (train, held) = split[0]
     other[held] = 0.9 * x[held].flip(0)

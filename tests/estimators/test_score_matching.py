@@ -221,7 +221,7 @@ def test_module_of_a_user():
 
 def test_kinks_are_told_but_not_for_denoising():
     for method in ("exact", "sliced"):
-        with pytest.warns(UserWarning, match=f'method="{method}" does not see the kinks') as seen:
+        with pytest.warns(UserWarning, match=f'has kinks, and method="{method}" does not') as seen:
             density(method=method, embedding="piecewise_linear", max_epochs=1).fit(moons()[:100])
         assert seen[0].filename == __file__
     with warnings.catch_warnings():
