@@ -70,7 +70,7 @@ def train_flows(
     >>> import torch
     >>> from skebm.bases import build_flow, train_flows
     >>> rng = torch.Generator().manual_seed(0)
-    >>> y = torch.randn(200, 2, rng=rng)
+    >>> y = torch.randn(200, 2, generator=rng)
     >>> y[:, 1] += y[:, 0] ** 2 - 1
     >>> one, two = torch.arange(200).split(100)
     >>> flow = build_flow("coupling", 2, 2, rng=rng)
@@ -160,7 +160,7 @@ def fit_flow(
     >>> import torch
     >>> from skebm.bases import fit_flow
     >>> rng = torch.Generator().manual_seed(0)
-    >>> x = torch.randn(200, 2, rng=rng)
+    >>> x = torch.randn(200, 2, generator=rng)
     >>> distribution = fit_flow(x, rng=rng, max_epochs=5)
     >>> distribution.sample(3, rng).shape
     torch.Size([3, 2])

@@ -96,7 +96,7 @@ def summarize(run):
     ...     return -0.5 * (x**2).sum(1)
     >>> rng = torch.Generator().manual_seed(0)
     >>> result = run(
-    ...     mala, torch.randn(4, 2, rng=rng), log_density, rng,
+    ...     mala, torch.randn(4, 2, generator=rng), log_density, rng,
     ...     n_steps=1000, n_burn_in=200, n_keep=500, step_size=1.0,
     ... )
     >>> print(summarize(result))

@@ -85,7 +85,7 @@ def entropy_surrogates(u: Tensor, score: Tensor) -> Tensor:
     >>> import torch
     >>> from skebm.objectives import entropy_surrogates
     >>> s = torch.tensor(2.0, requires_grad=True)
-    >>> noise = torch.randn(100_000, 1, rng=torch.Generator().manual_seed(0))
+    >>> noise = torch.randn(100_000, 1, generator=torch.Generator().manual_seed(0))
     >>> entropy_surrogates(s * noise, -s * noise / s**2).mean().backward()
     >>> round(s.grad.item(), 2)
     0.5
@@ -211,7 +211,7 @@ def stein_scores(u: Tensor, *, mass: float = 0.99) -> Tensor:
     --------
     >>> import torch
     >>> from skebm.objectives import stein_scores
-    >>> u = torch.randn(500, 1, rng=torch.Generator().manual_seed(0))
+    >>> u = torch.randn(500, 1, generator=torch.Generator().manual_seed(0))
     >>> error = stein_scores(u) - (-u)
     >>> bool(error.square().mean() < 0.1)
     True

@@ -59,8 +59,8 @@ def bridge_sampling(log_ratio_proposal, log_ratio_model, *, model_ess=None):
     >>> import torch
     >>> from skebm.partition import bridge_sampling
     >>> rng = torch.Generator().manual_seed(0)
-    >>> x = torch.randn(10_000, rng=rng)  # q = N(0, 1)
-    >>> y = torch.randn(10_000, rng=rng) + 2.0  # p = N(2, 1), Z = e^5
+    >>> x = torch.randn(10_000, generator=rng)  # q = N(0, 1)
+    >>> y = torch.randn(10_000, generator=rng) + 2.0  # p = N(2, 1), Z = e^5
     >>> def log_ratio(x):
     ...     return 0.5 * x**2 - 0.5 * (x - 2.0) ** 2 + 5.0
     >>> result = bridge_sampling(log_ratio(x), log_ratio(y))

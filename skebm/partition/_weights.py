@@ -164,7 +164,7 @@ def rows_by_importance(propose, sizes, uniform):
     >>> from skebm.partition import rows_by_importance
     >>> rng = torch.Generator().manual_seed(0)
     >>> def uniform(shape):
-    ...     return torch.rand(shape, rng=rng)
+    ...     return torch.rand(shape, generator=rng)
     >>> def propose(n):  # uniform, with the weight of the density 2 x
     ...     x = uniform((1, n))
     ...     return x, 2 * x

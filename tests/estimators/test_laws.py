@@ -661,7 +661,8 @@ def test_auto_contamination_flags_a_twentieth_of_new_rows(name):
 def test_decision_function_is_the_score_minus_the_offset(name):
     estimator, rows = fitted(name), fresh(2)[:500]
     decision = estimator.decision_function(rows)
-    np.testing.assert_array_equal(decision, scores_of(name)[:500] - estimator.offset_)
+    # two calls may differ by a rounding: sums of torch depend on where memory begins
+    np.testing.assert_allclose(decision, scores_of(name)[:500] - estimator.offset_, rtol=1e-12)
     np.testing.assert_array_equal(estimator.predict(rows), np.where(decision < 0, -1, 1))
     assert estimator.predict(np.full((1, 2), 50.0)) == -1
 
