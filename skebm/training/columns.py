@@ -1,5 +1,6 @@
 """Columns before the model: constant columns, robust scales, ties, smoothing."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +21,8 @@ class Columns:
         Value of the constant columns (unused for the others).
     precision : ndarray of shape (n_features,)
         Relative precision of the values that `constants` were read from.
+    n_rows : int
+        How many rows they were read from.
     center, scale : ndarray of shape (n_varying,)
         Median and robust standard deviation (interquartile range / 1.349; where that is 0, the
         standard deviation).
@@ -34,6 +37,7 @@ class Columns:
     varying: np.ndarray
     constants: np.ndarray
     precision: np.ndarray
+    n_rows: int
     center: np.ndarray
     scale: np.ndarray
     spread: np.ndarray
@@ -41,10 +45,11 @@ class Columns:
     unit_interval: bool = False
 
     @classmethod
-    def learn(cls, X, names, precision=2.0**-52):
-        """Read center, scale and resolution off the rows of X.
+    def learn(cls, X, names, weight=None, precision=2.0**-52):
+        """Read center, scale and resolution off the rows of X, of positive weight.
 
-        `precision` is that of :func:`relative_precision`, of X as it was given.
+        `precision` is that of :func:`relative_precision`, of X as it was given. Weights are equal
+        by default.
 
         Raises
         ------
@@ -57,9 +62,11 @@ class Columns:
                 f"every column of X is constant ({len(X)} sample(s)): there is no density to learn."
             )
         kept = X[:, varying]
+        weight = np.ones(len(X)) if weight is None else weight
         with np.errstate(over="ignore", invalid="ignore"):
-            low, center, high = np.quantile(kept, [0.25, 0.5, 0.75], axis=0)
-            deviation = kept.std(axis=0)
+            quartiles = [weighted_quantile(column, weight, [0.25, 0.5, 0.75]) for column in kept.T]
+            low, center, high = np.transpose(quartiles)
+            deviation = _deviation(kept, weight)
             scale = (high - low) / 1.349
         too_wide = ~np.isfinite(deviation + scale)
         if too_wide.any():
@@ -77,9 +84,10 @@ class Columns:
             varying=varying,
             constants=X[0].copy(),
             precision=np.broadcast_to(precision, X.shape[1]).copy(),
+            n_rows=len(X),
             center=center,
             scale=scale,
-            spread=x.std(axis=0),
+            spread=_deviation(x, weight),
             half_steps=tuple(_half_steps(column) for column in x.T),
         )
 
@@ -95,6 +103,25 @@ class Columns:
     def log_det(self):
         """log |d standardised / d X|, added to a log-density of standardised columns."""
         return -np.log(self.scale).sum()
+
+    @property
+    def log_mass(self):
+        """Log-probability that every constant column shows its constant, in nats."""
+        n_constant = int((~self.varying).sum())
+        return n_constant * math.log((self.n_rows + 1) / (self.n_rows + 2))
+
+    def log_states(self, X):
+        """Log-probability of the states of the constant columns, (n, n_features) -> (n,).
+
+        A column that n rows have shown constant may still be elsewhere in the next one: with
+        probability 1 / (n + 2), Laplace's rule of succession for two states. Where it is then is
+        not modelled.
+        """
+        return self.log_mass - math.log(self.n_rows + 1) * self.elsewhere(X).sum(axis=1)
+
+    def elsewhere(self, X):
+        """Where constant columns do not show their constant, of the shape of X."""
+        return ~self.varying & (X != self.constants)
 
     def snap(self, X, precision):
         """X, with the value of a constant column wherever it is met within its precision.
@@ -113,9 +140,8 @@ class Columns:
         return X
 
     def standardize(self, X):
-        """Return the varying columns, standardised, and whether the constant ones are met."""
-        met = (X[:, ~self.varying] == self.constants[~self.varying]).all(axis=1)
-        return (X[:, self.varying] - self.center) / self.scale, met
+        """Return the varying columns, standardised."""
+        return (X[:, self.varying] - self.center) / self.scale
 
     def restore(self, x):
         """Rows in the units of X, constant columns put back."""
@@ -176,6 +202,33 @@ _PRECISIONS = {
     "float32": 2.0**-23,
     "float[pyarrow]": 2.0**-23,
 }
+
+
+def weighted_quantile(values, weight, level):
+    """Quantiles of weighted values; with equal weights those of ``np.quantile``.
+
+    Parameters
+    ----------
+    values, weight : ndarray of shape (n,)
+        Weights are positive.
+    level : float or array-like
+
+    Returns
+    -------
+    float or ndarray
+    """
+    order = np.argsort(values, kind="stable")
+    values, weight = values[order], weight[order]
+    # each value stands for the middle of its weight; the first is at level 0, the last at 1
+    middle = np.cumsum(weight) - 0.5 * weight
+    position = (middle - middle[0]) / max(middle[-1] - middle[0], np.finfo(float).tiny)
+    return np.interp(level, position, values)
+
+
+def _deviation(X, weight):
+    """Weighted standard deviation of every column."""
+    share = weight / weight.sum()
+    return np.sqrt(share @ np.square(X - share @ X))
 
 
 def _half_steps(column):
