@@ -4,7 +4,7 @@ Everything here may move between scikit-learn releases; the rest of the package 
 here, so that such a move is repaired in one place.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import _fit_context
@@ -54,7 +54,7 @@ class BoostedNodes(NamedTuple):
     baseline: float
 
 
-def hist_gradient_boosting_nodes(clf, n_trees=None):
+def hist_gradient_boosting_nodes(clf: Any, n_trees: int | None = None) -> BoostedNodes:
     """Read the trees of a fitted binary ``HistGradientBoostingClassifier``.
 
     Parameters

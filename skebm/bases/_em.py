@@ -17,9 +17,18 @@ _ROUNDING = 1e-13
 
 
 def fit_gaussian_mixture(
-    x, n_components, rng, *, diagonal=False, sample_weight=None, start=None,
-    prior_strength=1.0, reg_covar=1e-6, max_iter=80, tol=1e-3,
-):  # fmt: skip
+    x: torch.Tensor,
+    n_components: int,
+    rng: torch.Generator,
+    *,
+    diagonal: bool = False,
+    sample_weight: torch.Tensor | None = None,
+    start: GaussianMixtureBase | None = None,
+    prior_strength: float = 1.0,
+    reg_covar: float = 1e-6,
+    max_iter: int = 80,
+    tol: float = 1e-3,
+) -> GaussianMixtureBase:
     """Fit a Gaussian mixture by expectation-maximisation.
 
     Parameters

@@ -11,6 +11,7 @@ sweep, and J the derivatives along the directions that are summed over,
 so that second derivatives are never streamed, and nothing is after the last nonlinear layer.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -27,7 +28,9 @@ from skebm.energies import ModuleStack
 __all__ = ["derivatives"]
 
 
-def derivatives(energy, z, directions=None):
+def derivatives(
+    energy: Callable[[Tensor], Tensor], z: Tensor, directions: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     r"""Value, gradient and Laplacian (or second derivatives along directions) of an energy.
 
     All three can be differentiated once more with respect to the parameters of the energy, not

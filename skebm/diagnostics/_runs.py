@@ -1,9 +1,11 @@
 """Runs of chains at a glance, and for ArviZ."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from skebm.samplers import Run
 
@@ -46,7 +48,7 @@ class RunSummary(NamedTuple):
     ess_tail: float
     r_hat: float
 
-    def __str__(self):
+    def __str__(self) -> str:
         lowest, highest = self.acceptance_range
         lines = [
             f"{self.n_draws:,} draws x {self.n_chains:,} chains x {self.n_columns:,} columns",
@@ -66,7 +68,7 @@ class RunSummary(NamedTuple):
         return "\n".join(lines)
 
 
-def summarize(run):
+def summarize(run: Run) -> RunSummary:
     """Acceptance, divergences, effective sample size and R-hat of a run of chains.
 
     Parameters
@@ -124,7 +126,7 @@ def summarize(run):
     )
 
 
-def to_datatree(samples, names=None):
+def to_datatree(samples: Run | ArrayLike, names: Sequence[str] | None = None) -> Any:
     """Draws as the ``DataTree`` that ArviZ takes, for its plots, summaries and files.
 
     Parameters

@@ -1,10 +1,14 @@
 """The kernel Stein discrepancy."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.spatial.distance import pdist
 from sklearn.utils import check_random_state
+
+from skebm._typing import RandomState
 
 from ._draws import as_array
 
@@ -32,15 +36,15 @@ class SteinTest(NamedTuple):
 
 
 def kernel_stein_discrepancy(
-    x,
-    score,
+    x: ArrayLike,
+    score: Callable | ArrayLike,
     *,
-    kernel="imq",
-    bandwidth="median",
-    n_bootstrap=1000,
-    change_probability=0.5,
-    random_state=None,
-):
+    kernel: str = "imq",
+    bandwidth: float | str = "median",
+    n_bootstrap: int = 1000,
+    change_probability: float = 0.5,
+    random_state: RandomState = None,
+) -> SteinTest:
     r"""Test whether rows are draws of a distribution of which only the score is known.
 
     With s the gradient of the log-density, the Stein kernel

@@ -32,6 +32,9 @@ class MLPEnergy(StackedEnergy):
         Source of the initial weights.
     """
 
+    hidden: nn.ModuleList
+    output: nn.Parameter
+
     def __init__(
         self,
         n_features: int,

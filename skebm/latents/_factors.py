@@ -117,6 +117,9 @@ class AffinePlus(nn.Module):
     network : nn.Module
     """
 
+    weight: nn.Parameter
+    bias: nn.Parameter
+
     def __init__(self, weight: Tensor, bias: Tensor, network: nn.Module):
         super().__init__()
         self.weight = nn.Parameter(weight.float())

@@ -1,5 +1,7 @@
 """Adversarial training of energies: a variational bound on log Z in place of samples."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -48,7 +50,7 @@ def variational_bound_terms(f: Tensor, log_base: Tensor, log_generator: Tensor) 
     return f + log_base - log_generator
 
 
-def gradient_penalties(energy, z: Tensor) -> Tensor:
+def gradient_penalties(energy: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     r"""Squared gradients of f, :math:`\|\nabla_z f\|^2`, differentiable in the parameters.
 
     Parameters

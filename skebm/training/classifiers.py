@@ -6,6 +6,7 @@ f(x) - log nu at its optimum, so f is the logit plus log nu.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from skebm.energies import (
 from skebm.partition import systematic_resampling
 
 from .networks import in_blocks
+from .tilted_task import TiltedTask
 from .trained import Trained
 
 MAX_ROWS = 200_000
@@ -73,7 +75,14 @@ class _Contrast:
         return classifier.fit(self.z, self.y, sample_weight=self.weight)
 
 
-def train_classifiers(task, model, *, noise_ratio="auto", stage="energy", start=None):
+def train_classifiers(
+    task: TiltedTask,
+    model: Any,
+    *,
+    noise_ratio: float | str = "auto",
+    stage: str = "energy",
+    start: Trained | None = None,
+) -> Trained:
     """Fit one classifier per member: its rows against samples of its base, or of its base tilted.
 
     Parameters

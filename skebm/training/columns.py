@@ -1,8 +1,15 @@
 """Columns before the model: constant columns, robust scales, ties, smoothing."""
 
 from dataclasses import dataclass, replace
+from typing import Any, Self, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
+
+from skebm._typing import FloatArray
+
+Precision: TypeAlias = float | FloatArray
+"""Relative precision of the values of X, a float or one per column."""
 
 ROUNDING = 1e-9
 """Values so far outside of the unit interval are taken to be 0 or 1."""
@@ -37,11 +44,11 @@ class Columns:
     center: np.ndarray
     scale: np.ndarray
     spread: np.ndarray
-    half_steps: tuple
+    half_steps: tuple[tuple[np.ndarray, np.ndarray] | None, ...]
     unit_interval: bool = False
 
     @classmethod
-    def learn(cls, X, names, precision=2.0**-52):
+    def learn(cls, X: np.ndarray, names: Any, precision: Precision = 2.0**-52) -> Self:
         """Read center, scale and resolution off the rows of X.
 
         `precision` is that of :func:`relative_precision`, of X as it was given.
@@ -83,7 +90,7 @@ class Columns:
             half_steps=tuple(_half_steps(column) for column in x.T),
         )
 
-    def in_unit_interval(self):
+    def in_unit_interval(self) -> "Columns":
         """The same columns in their own units, which have to be the unit interval."""
         n_varying = int(self.varying.sum())
         return replace(
@@ -92,11 +99,11 @@ class Columns:
         )  # fmt: skip
 
     @property
-    def log_det(self):
+    def log_det(self) -> float:
         """log |d standardised / d X|, added to a log-density of standardised columns."""
         return -np.log(self.scale).sum()
 
-    def snap(self, X, precision):
+    def snap(self, X: np.ndarray, precision: Precision) -> FloatArray:
         """X, with the value of a constant column wherever it is met within its precision.
 
         In the unit interval also 0 and 1 where scaling has left values outside by a rounding error.
@@ -112,18 +119,18 @@ class Columns:
             X = np.where(near, X.clip(0.0, 1.0), X)
         return X
 
-    def standardize(self, X):
+    def standardize(self, X: np.ndarray) -> tuple[FloatArray, NDArray[np.bool_]]:
         """Return the varying columns, standardised, and whether the constant ones are met."""
         met = (X[:, ~self.varying] == self.constants[~self.varying]).all(axis=1)
         return (X[:, self.varying] - self.center) / self.scale, met
 
-    def restore(self, x):
+    def restore(self, x: np.ndarray) -> FloatArray:
         """Rows in the units of X, constant columns put back."""
         X = np.tile(self.constants, (len(x), 1))
         X[:, self.varying] = self.center + self.scale * x
         return X
 
-    def perturb(self, x, smoothing, rng):
+    def perturb(self, x: np.ndarray, smoothing: float, rng: np.random.RandomState) -> FloatArray:
         """Rows spread over the resolution of their columns, plus `smoothing` standard deviations.
 
         A value of a column with ties is spread evenly over the cell that it stands for, so that
@@ -139,12 +146,12 @@ class Columns:
         return x
 
     @property
-    def has_ties(self):
+    def has_ties(self) -> bool:
         """Whether any column repeats a value."""
         return any(steps is not None for steps in self.half_steps)
 
 
-def relative_precision(X):
+def relative_precision(X: Any) -> Precision:
     """Relative precision that the columns of X were given with, a float or one per column.
 
     Parameters
@@ -189,7 +196,7 @@ def _half_steps(column):
     return values, 0.5 * gap
 
 
-def scott(x):
+def scott(x: Any) -> float:
     """Scott's rule, in standard deviations, for rows of shape (n, d)."""
     n, d = x.shape
     return n ** (-1.0 / (d + 4))
