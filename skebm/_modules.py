@@ -78,6 +78,7 @@ class PrivateStream:
     forward pass in training mode is `_next_seed`, to be set by the constructor.
     """
 
+    training: bool
     _next_seed: int
 
     def _stream(self, device: torch.device):

@@ -1,7 +1,7 @@
 """The training loop as a net of skorch: the only file that imports it."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -29,7 +29,7 @@ class EngineNet(NeuralNet):
         self,
         module: nn.Module,
         loss: Callable,
-        batches: Iterable,
+        batches: Any,
         evaluate: Callable | None,
         *,
         learning_rate: float,
@@ -46,16 +46,16 @@ class EngineNet(NeuralNet):
         super().__init__(
             module,
             criterion=nn.Identity(),
-            optimizer=torch.optim.AdamW,
+            optimizer=torch.optim.AdamW,  # pyright: ignore[reportArgumentType]
             optimizer__fused=True,
             optimizer__weight_decay=weight_decay,
             optimizer__param_groups=[("*log_partition", {"weight_decay": 0.0})],
             lr=learning_rate,
             max_epochs=max_epochs,
-            train_split=None,
+            train_split=None,  # pyright: ignore[reportArgumentType]
             callbacks=list(callbacks or []),
             verbose=0,
-            device=device,
+            device=device,  # pyright: ignore[reportArgumentType]
         )
         self.loss, self.batches, self.evaluate, self.progress = loss, batches, evaluate, progress
         self.patience, self.evaluate_every, self.opponent = patience, evaluate_every, opponent
@@ -109,7 +109,7 @@ class EngineNet(NeuralNet):
         return self
 
     def run_single_epoch(
-        self, iterator: Iterable, training: bool, prefix: str, step_fn: Callable, **fit_params: Any
+        self, iterator: Any, training: bool, prefix: str, step_fn: Callable, **fit_params: Any
     ) -> None:
         self._set_training(training)
         total = torch.zeros((), device=self.device)

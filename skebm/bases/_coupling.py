@@ -126,6 +126,8 @@ class _CouplingLayer(nn.Module):
     With rows last, sums and softmax over the bins run along the rows, many times as fast on a CPU.
     """
 
+    permutation: torch.Tensor
+
     def __init__(self, n_features, hidden, n_bins, bound, shuffle, rngs):
         super().__init__()
         self.n_bins, self.bound = n_bins, bound

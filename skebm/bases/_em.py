@@ -134,7 +134,7 @@ def _start(x, weight, n_components, rng, features, maximise):
 
     seed = int(torch.randint(2**31 - 1, (), generator=rng))
     subset = np.random.RandomState(seed).permutation(len(x))[:4000]
-    means = KMeans(n_components, n_init=1, max_iter=5, random_state=seed).fit(
+    means = KMeans(n_components, n_init=1, max_iter=5, random_state=seed).fit(  # pyright: ignore[reportArgumentType]
         x[subset].numpy(), sample_weight=weight[subset].numpy()
     )
     labels = torch.as_tensor(means.predict(x.numpy())).long()

@@ -46,7 +46,7 @@ class _Rows:
 
     x: torch.Tensor
     weight: torch.Tensor
-    box: tuple[torch.Tensor, torch.Tensor] | None = None  # lowest and highest values of *all* rows
+    box: Any = None  # lowest and highest values of *all* rows
 
     def mapped(self, transform: MarginalGaussianization) -> tuple["_Rows", torch.Tensor]:
         z, log_det = transform(self.x)
@@ -265,7 +265,10 @@ class _Flow:
         # only these rows: every member sees them in coordinates of its own
         used = torch.cat([rows for split in splits for rows in split]).unique()
         x, weight = x[used], weight[used]
-        splits = [tuple(torch.searchsorted(used, rows) for rows in split) for split in splits]
+        splits = [
+            (torch.searchsorted(used, train), torch.searchsorted(used, held))
+            for train, held in splits
+        ]
         coordinates = Coordinates(
             [_gaussianization(_Rows(x[train], weight[train]), _WIDE) for train, _ in splits]
         )
@@ -291,7 +294,7 @@ class SklearnDensity(_Candidate):
             raise ValueError(
                 f"{self.estimator!r} takes no sample_weight in fit; choose a base that does."
             )
-        return SklearnDensityBase(clone(self.estimator).fit(rows.x.numpy(), **options))
+        return SklearnDensityBase(clone(self.estimator).fit(rows.x.numpy(), **options))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _Gaussianized(_Candidate):

@@ -59,7 +59,7 @@ class ZukoFlows(StackedFlow):
         elif not callable(flow):
             raise ValueError(f"flow must be a name, a flow of zuko or a factory, got {flow!r}.")
         with seeded_global_rng(draw_seed(rng)):
-            flows = [
+            flows: list[Any] = [
                 copy.deepcopy(flow) if isinstance(flow, nn.Module) else flow(n_features, **options)
                 for _ in range(n_members)
             ]

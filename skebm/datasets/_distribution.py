@@ -1,6 +1,7 @@
 """What all distributions share, and Gaussian mixtures."""
 
-from typing import ClassVar, Self
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,8 +14,8 @@ LOG_2PI = np.log(2.0 * np.pi)
 
 
 def log_normal(
-    x: np.ndarray, mean: float | np.ndarray = 0.0, scale: float | np.ndarray = 1.0
-) -> np.ndarray:
+    x: float | np.ndarray, mean: float | np.ndarray = 0.0, scale: float | np.ndarray = 1.0
+) -> Any:
     """Log-density of N(mean, scale^2), element by element."""
     return -0.5 * ((x - mean) / scale) ** 2 - np.log(scale) - 0.5 * LOG_2PI
 
@@ -36,6 +37,8 @@ class Distribution:
 
     name: ClassVar[str]
     n_features: int = 2
+    _draw: Callable[[int, np.random.RandomState], FloatArray]
+    _log_density: Callable[[np.ndarray], FloatArray]
 
     def sample(self, n_samples: int, random_state: RandomState = None) -> FloatArray:
         """Draw independent rows.
@@ -67,10 +70,10 @@ class Distribution:
         log_density : ndarray of shape (n_samples,)
             In nats; minus infinity outside the support.
         """
-        X = check_array(X, dtype=np.float64)
-        if X.shape[1] != self.n_features:
-            raise ValueError(f"{self.name} has {self.n_features} features, X has {X.shape[1]}.")
-        return self._log_density(X)
+        rows = check_array(X, dtype=np.float64)  # pyright: ignore[reportArgumentType]
+        if rows.shape[1] != self.n_features:
+            raise ValueError(f"{self.name} has {self.n_features} features, X has {rows.shape[1]}.")
+        return self._log_density(rows)
 
 
 class Mixture:
@@ -107,6 +110,8 @@ class Mixture:
 
 class MixtureDistribution(Distribution):
     """A distribution that is a Gaussian mixture, given by ``_mixture``."""
+
+    _mixture: Mixture
 
     def _draw(self, n_samples, rng):
         return self._mixture.draw(n_samples, rng)

@@ -35,7 +35,7 @@ class Jet:
     does not drop the dependence.
     """
 
-    __hash__ = None
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ Effective sample size and Monte-Carlo errors are those of arviz-stats. Split R-h
 because estimators need it and arviz-stats is optional.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -64,7 +64,7 @@ def effective_sample_size(samples: ArrayLike, kind: str = "bulk") -> float | np.
     """
     if kind not in ("bulk", "tail", "mean"):
         raise ValueError(f"kind must be 'bulk', 'tail' or 'mean', got {kind!r}.")
-    options = {"prob": (0.05, 0.95)} if kind == "tail" else {}
+    options: dict[str, Any] = {"prob": (0.05, 0.95)} if kind == "tail" else {}
     array_stats = _array_stats("effective_sample_size")
 
     def measure(x):
@@ -149,7 +149,7 @@ def mcse(samples: ArrayLike, *, quantile: float | None = None) -> float | np.nda
     0.010
     """
     if quantile is None:
-        options = {"method": "mean"}
+        options: dict[str, Any] = {"method": "mean"}
     elif 0 < quantile < 1:
         options = {"method": "quantile", "prob": quantile}
     else:
@@ -229,7 +229,7 @@ def rank_data(samples: ArrayLike, n_bins: int = 20) -> RankCounts:
 def _array_stats(name):
     """The functions of arviz-stats for arrays; `name` is that of the function that needs them."""
     try:
-        from arviz_stats.base import array_stats
+        from arviz_stats.base import array_stats  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
     except ImportError as error:
         raise ImportError(f'{name} needs arviz-stats: pip install "skebm[diagnostics]"') from error
     return array_stats

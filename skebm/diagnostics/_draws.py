@@ -1,6 +1,7 @@
 """What the measures take: draws of chains, as arrays or tensors."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,9 +37,7 @@ def as_draws(samples: ArrayLike) -> tuple[np.ndarray, bool]:
     return (x[:, :, None], True) if x.ndim == 2 else (x, False)
 
 
-def by_columns(
-    statistic: Callable[[np.ndarray], np.ndarray], samples: ArrayLike
-) -> float | np.ndarray:
+def by_columns(statistic: Callable[[np.ndarray], Any], samples: ArrayLike) -> float | np.ndarray:
     """(n_draws, n_chains, k) -> (k,), for as many columns at a time as memory should hold."""
     x, single = as_draws(samples)
     width = max(1, BLOCK // (x.shape[0] * x.shape[1]))

@@ -113,16 +113,19 @@ def summarize(run: Run) -> RunSummary:
         raise ValueError(
             f"run must hold at least {MIN_DRAWS} draws per chain, got n_keep={len(run.samples)}."
         )
+    n_draws, n_chains, n_columns = run.samples.shape
     return RunSummary(
-        *run.samples.shape,
+        n_draws,
+        n_chains,
+        n_columns,
         run.acceptance_rate,
         (run.acceptance_rates.min().item(), run.acceptance_rates.max().item()),
         int(run.n_diverged.sum()),
         run.step_size,
         None if run.swap_rates is None else run.swap_rates.min().item(),
-        float(effective_sample_size(run.samples).min()),
-        float(effective_sample_size(run.samples, "tail").min()),
-        float(split_r_hat(run.samples).max()),
+        float(np.min(effective_sample_size(run.samples))),
+        float(np.min(effective_sample_size(run.samples, "tail"))),
+        float(np.max(split_r_hat(run.samples))),
     )
 
 
@@ -166,7 +169,7 @@ def to_datatree(samples: Run | ArrayLike, names: Sequence[str] | None = None) ->
     except ImportError as error:
         raise ImportError('to_datatree needs arviz-base: pip install "skebm[arviz]"') from error
     run = samples if isinstance(samples, Run) else None
-    x, _ = as_draws(samples if run is None else run.samples)
+    x, _ = as_draws(samples.samples if isinstance(samples, Run) else samples)
     d = x.shape[2]
     names = [f"x{j}" for j in range(d)] if names is None else list(names)
     if len(names) != d:

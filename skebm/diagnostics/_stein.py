@@ -131,7 +131,8 @@ def kernel_stein_discrepancy(
     if not 0 < change_probability <= 0.5:
         raise ValueError(f"change_probability must lie in (0, 0.5], got {change_probability}.")
     if isinstance(bandwidth, str) and bandwidth == "median":
-        bandwidth = np.median(pdist(x[np.linspace(0, n - 1, min(n, 1000)).astype(int)]))
+        chosen = x[np.linspace(0, n - 1, min(n, 1000)).astype(int)]
+        bandwidth = float(np.median(pdist(chosen)))
         if bandwidth == 0:
             raise ValueError("bandwidth='median' is zero, most rows are equal; give a number.")
     elif isinstance(bandwidth, str) or not 0 < bandwidth < np.inf:

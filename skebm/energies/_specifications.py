@@ -10,7 +10,7 @@ fit is a parameter of the estimator, which calls `validate` and then `Network.bu
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral, Real
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Literal, Protocol, Self, TypeAlias
 
 import torch
 from sklearn.base import BaseEstimator, is_classifier
@@ -158,11 +158,11 @@ class Network(_Specification):
         module: nn.Module | Callable[..., nn.Module] | None = None,
         *,
         hidden_layer_sizes: Sequence[int] = (128, 128),
-        embedding: str | None = "auto",
-        learning_rate: float | str = "auto",
+        embedding: Literal["auto", "periodic", "piecewise_linear"] | None = "auto",
+        learning_rate: float | Literal["auto"] = "auto",
         weight_decay: float = 1e-3,
         batch_size: int = 256,
-        max_epochs: int | str = "auto",
+        max_epochs: int | Literal["auto"] = "auto",
         patience: int | None = 20,
         callbacks: Sequence[Any] | None = None,
         **module_parameters: Any,
@@ -375,7 +375,7 @@ class Boosting(_Specification):
     def __init__(
         self,
         *,
-        learning_rate: float | str = "auto",
+        learning_rate: float | Literal["auto"] = "auto",
         max_iter: int = 600,
         max_leaf_nodes: int = 31,
         min_samples_leaf: int = 20,
@@ -415,7 +415,7 @@ class Boosting(_Specification):
             min_samples_leaf=self.min_samples_leaf,
             l2_regularization=self.l2_regularization,
             max_features=float(self.max_features),  # scikit-learn refuses the integer 1
-            early_stopping=False,
+            early_stopping=False,  # pyright: ignore[reportArgumentType]
             random_state=seed,
         )
 
@@ -477,7 +477,7 @@ def resolve_energy_model(energy_model: EnergyModel, default: Network | Boosting)
     elif isinstance(energy_model, _Specification):
         return energy_model
     elif _makes_module(energy_model):
-        return Network(energy_model)
+        return Network(energy_model)  # pyright: ignore[reportArgumentType]
     elif not isinstance(energy_model, type) and hasattr(energy_model, "predict_proba"):
         if is_classifier(energy_model):
             return energy_model
@@ -546,7 +546,7 @@ class EnergyModelMixin:
             model = params.get(field, getattr(self, field, None))
             if isinstance(model, type) or not hasattr(model, "set_params"):
                 raise ValueError(_without_parameters(field, model))
-        return super().set_params(**params)
+        return super().set_params(**params)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _without_parameters(field, model):

@@ -71,7 +71,7 @@ class StackedEnergy(nn.Module, ABC):
         """Member k alone, an energy (n, d) -> (n,) with its own copy of the weights."""
         single = copy.deepcopy(self)
         for part in single.modules():
-            part.n_members = 1
+            part.n_members = 1  # pyright: ignore[reportArgumentType]
             for name, parameter in part._parameters.items():
                 row = parameter.detach()[k : k + 1].clone()
                 part._parameters[name] = nn.Parameter(row, parameter.requires_grad)

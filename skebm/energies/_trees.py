@@ -250,7 +250,8 @@ class SoftTrees(nn.Module):
             levels.append((cell, width, weight, value, again))
             alive, tree, row = _take(alive, again), _take(tree, again), _take(row, again)
 
-        below, differences = None, []
+        below: Any = None
+        differences = []
         for _, _, weight, value, again in reversed(levels):
             if below is not None:
                 value[again] = below

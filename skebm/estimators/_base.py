@@ -40,8 +40,8 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
     columns, and for itself `_columns` and `_seed`.
     """
 
-    smoothing: float | str = 0.0
-    contamination: float | str = "auto"
+    smoothing: float | Literal["scott", "multiscale"] = 0.0
+    contamination: float | Literal["auto"] = "auto"
     device: str | torch.device = "auto"
     random_state: RandomState = None
     warm_start: bool = False
@@ -148,12 +148,12 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
                 self._keep(fitted, columns, seeds)
                 self.offset_ = self._threshold(rows, weight)
         except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
+            self.__dict__.clear()  # pyright: ignore[reportAttributeAccessIssue]
+            self.__dict__.update(before)  # pyright: ignore[reportAttributeAccessIssue]
             raise
         return self
 
-    def _read(self, X, sample_weight, *, reset):
+    def _read(self, X: Any, sample_weight: Any, *, reset: bool) -> tuple[Any, Any, Any]:
         """The rows of positive weight, their weights of mean one, and the precision of X."""
         precision = relative_precision(X)
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, reset=reset)
@@ -189,9 +189,9 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
     # ------------------------------------------------------------------ density
 
-    def _validate(self, X):
+    def _validate(self, X: Any) -> FloatArray:
         check_is_fitted(self)
-        checked = validate_data(self, X, dtype=np.float64, reset=False)
+        checked: Any = validate_data(self, X, dtype=np.float64, reset=False)
         return self._columns.snap(checked, relative_precision(X))
 
     @property
@@ -250,11 +250,10 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             In nats per row, in the units of X (a mean, as for GaussianMixture).
         """
         scores = self.score_samples(X)
-        if sample_weight is not None:
-            sample_weight = _check_sample_weight(
-                sample_weight, scores[:, None], ensure_non_negative=True
-            )
-        return float(np.average(scores, weights=sample_weight))
+        weight: Any = sample_weight
+        if weight is not None:
+            weight = _check_sample_weight(weight, scores[:, None], ensure_non_negative=True)
+        return float(np.average(scores, weights=weight))
 
     # ------------------------------------------------------------------ sampling
 
@@ -314,7 +313,7 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
     # ------------------------------------------------------------------ pickling
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
+        state: Any = super().__getstate__()
         if "model_" in state and self._device.type != "cpu":
             # so that a machine without that device can load it
             state = state | {"model_": copy.deepcopy(self.model_).to("cpu")}

@@ -49,13 +49,13 @@ class FlowDensity:
         ndarray of shape (n_samples,), float64
             In nats, in the units of X.
         """
-        X = check_array(X, dtype=np.float64)
-        if X.shape[1] != len(self._columns.varying):
+        rows = check_array(X, dtype=np.float64)  # pyright: ignore[reportArgumentType]
+        if rows.shape[1] != len(self._columns.varying):
             raise ValueError(
-                f"X has {X.shape[1]} features, but the flow is expecting "
+                f"X has {rows.shape[1]} features, but the flow is expecting "
                 f"{len(self._columns.varying)} features."
             )
-        x, met = self._columns.standardize(X)
+        x, met = self._columns.standardize(rows)
         with torch.no_grad(), limit_threads(1):
             values = [self._mixture.log_prob(c) for c in torch.as_tensor(x).split(JUDGED_AT_ONCE)]
         values = torch.cat(values).numpy() + self._columns.log_det

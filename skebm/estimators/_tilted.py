@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import field
 from functools import partial
 from numbers import Integral
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -67,6 +67,14 @@ def _has_gradient(estimator):
     return not any(isinstance(f, ClassifierEnergy) for f in members)
 
 
+_Method = TypeVar("_Method")
+
+
+def _if_differentiable(method: _Method) -> _Method:
+    """The method, where the energy has a gradient."""
+    return available_if(_has_gradient)(method)  # pyright: ignore[reportReturnType]
+
+
 @parameters
 class TiltedDensity(EnergyModelMixin, BaseDensity):
     """Bases tilted by energies; an estimator adds its fields and `_recipe`.
@@ -77,7 +85,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
     base: DistributionLike = "auto"
     energy_model: EnergyModel | None = "auto"
     n_members: int = 4
-    n_partition_samples: int | str = "auto"
+    n_partition_samples: int | Literal["auto"] = "auto"
     recalibration: bool = True
 
     # what a fit sets
@@ -112,7 +120,9 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
             **particular,
         )
 
-    def _resolve_energy_model(self, default, *, network_only=False):
+    def _resolve_energy_model(
+        self, default: Network | Boosting, *, network_only: bool = False
+    ) -> Any:
         """What `energy_model` says, checked: a specification, a classifier, or None for no energy.
 
         Parameters
@@ -204,7 +214,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         """
         return -(self.score_samples(X) + self.log_partition_.mean())
 
-    @available_if(_has_gradient)
+    @_if_differentiable
     def stein_score(self, X: ArrayLike) -> FloatArray:
         """Gradient of the log-density at every row.
 

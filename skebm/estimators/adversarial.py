@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import field
 from functools import partial
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -160,11 +160,11 @@ class AdversarialEBM(TiltedDensity):
     (3, 2)
     """
 
-    generator: str = "flow"
-    generator_learning_rate: float | str = "auto"
+    generator: Literal["flow", "implicit"] = "flow"
+    generator_learning_rate: float | Literal["auto"] = "auto"
     gradient_penalty: float = 0.05
     flow: str | nn.Module | Callable[..., nn.Module] = "coupling"
-    base: str | None = "flow"
+    base: Literal["flow"] | None = "flow"
 
     # what a fit sets
     generator_: FlowDensity | ImplicitSampler = field(init=False)
@@ -213,7 +213,7 @@ class AdversarialEBM(TiltedDensity):
         random_state: RandomState = None,
         *,
         n_steps: int | None = None,
-        start: str = "base",
+        start: Literal["base", "generator"] = "base",
     ) -> FloatArray:
         """Draw new rows from the model.
 
@@ -261,7 +261,7 @@ class AdversarialEBM(TiltedDensity):
 
         def propose(n):
             rows = self.generator_.sample(n, rng)
-            log_weights = self._log_density(rows) - self.generator_.score_samples(rows)
+            log_weights = self._log_density(rows) - self.generator_.score_samples(rows)  # pyright: ignore[reportAttributeAccessIssue]
             weights = torch.as_tensor(np.exp(log_weights - log_weights.max()))
             return torch.as_tensor(rows)[None], (weights / weights.mean())[None]
 

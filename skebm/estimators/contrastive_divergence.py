@@ -4,7 +4,7 @@ import copy
 from dataclasses import field, replace
 from functools import partial
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from skebm._sklearn_compat import Interval, StrOptions
 from skebm._threads import limit_threads
 from skebm._typing import FloatArray, RandomState
 from skebm._warnings import warn
-from skebm.bases import GaussianMixtureBase
 from skebm.energies import Network
 from skebm.training import Recipe
 from skebm.training.chains import SAMPLERS, Chains, Moves
@@ -186,16 +185,16 @@ class ContrastiveDivergenceEBM(TiltedDensity):
 
     n_steps: int = 5
     persistent: bool = True
-    sampler: str = "mala"
-    step_size: float | str = "auto"
+    sampler: Literal["mala", "hmc", "random_walk", "ula"] = "mala"
+    step_size: float | Literal["auto"] = "auto"
     reinit_fraction: float = 1.0
 
     # what a fit sets
     persistent_chains_: FloatArray = field(init=False)
     chain_diagnostics_: dict[str, Any] = field(init=False)
     sample_diagnostics_: dict[str, Any] = field(init=False)
-    _fitted_moves: Moves | None = field(init=False)
-    _stand_in: GaussianMixtureBase | None = field(init=False)
+    _fitted_moves: Any = field(init=False)
+    _stand_in: Any = field(init=False)
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **TiltedDensity._parameter_constraints,
@@ -260,7 +259,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         random_state: RandomState = None,
         *,
         n_steps: int | None = None,
-        start: str = "base",
+        start: Literal["base", "buffer"] = "base",
     ) -> FloatArray:
         """Draw new rows from the model, by chains of the sampler it was trained with.
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import field
 from functools import partial
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -170,8 +170,8 @@ class FlowContrastiveDensity(TiltedDensity):
     generator_learning_rate: float = 3e-4
     accuracy_threshold: float = 0.5
     refinement: bool = True
-    correction: Boosting | str | None = "auto"
-    base: str | None = "flow"
+    correction: Boosting | Literal["auto"] | None = "auto"
+    base: Literal["flow"] | None = "flow"
 
     # what a fit sets
     log_partition_learned_: FloatArray = field(init=False)

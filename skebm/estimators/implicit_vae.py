@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import field, fields
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -168,19 +168,19 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     (3, 2)
     """
 
-    n_components: int | str = "auto"
-    encoder: str = "implicit"
-    likelihood: str = "gaussian"
+    n_components: int | Literal["auto"] = "auto"
+    encoder: Literal["implicit", "stein", "gaussian"] = "implicit"
+    likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
     kl_weight_start: float = 1.0
     n_posterior_samples: int = 64
     n_importance_samples: int = 500
-    encoder_model: str | torch.nn.Module | Callable[..., torch.nn.Module] = "mlp"
-    decoder_model: str | torch.nn.Module | Callable[..., torch.nn.Module] = "mlp"
+    encoder_model: Literal["mlp"] | torch.nn.Module | Callable[..., torch.nn.Module] = "mlp"
+    decoder_model: Literal["mlp"] | torch.nn.Module | Callable[..., torch.nn.Module] = "mlp"
     hidden_layer_sizes: Sequence[int] = (128, 128)
-    learning_rate: float | str = "auto"
+    learning_rate: float | Literal["auto"] = "auto"
     weight_decay: float = 1e-3
     batch_size: int = 128
-    max_epochs: int | str = "auto"
+    max_epochs: int | Literal["auto"] = "auto"
     validation_fraction: float = 0.1
     patience: int | None = 20
     callbacks: Sequence[Any] | None = None
@@ -323,7 +323,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
             In the units of the rows that were fitted.
         """
         check_is_fitted(self)
-        z = check_array(X, dtype=np.float64)
+        z = check_array(X, dtype=np.float64)  # pyright: ignore[reportArgumentType]
         if z.shape[1] != self.n_components_:
             raise ValueError(
                 f"X has {z.shape[1]} columns, but there are {self.n_components_} latent variables."

@@ -3,7 +3,7 @@
 from dataclasses import field
 from functools import partial
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from skebm._sklearn_compat import Interval, StrOptions
 from skebm._typing import FloatArray
@@ -154,8 +154,8 @@ class NCEDensity(TiltedDensity):
     (3, 2)
     """
 
-    objective: str = "nce"
-    noise_ratio: float | str = "auto"
+    objective: Literal["nce", "ranking", "self_normalized"] = "nce"
+    noise_ratio: float | Literal["auto"] = "auto"
     noise: DistributionLike = None
 
     # what a fit sets

@@ -3,7 +3,7 @@
 from dataclasses import field
 from functools import partial
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from numpy.typing import ArrayLike
 
@@ -161,9 +161,9 @@ class ScoreMatchingEBM(TiltedDensity):
     (2, 2)
     """
 
-    method: str = "auto"
+    method: Literal["auto", "exact", "sliced", "denoising"] = "auto"
     n_projections: int = 1
-    sigma: float | ArrayLike | str = "auto"
+    sigma: float | ArrayLike | Literal["auto"] = "auto"
 
     # what a fit sets
     method_: str = field(init=False)

@@ -79,7 +79,8 @@ class LatentVariableModel(nn.Module):
         noise = antithetic_noise(self.encoder, MOMENT_DRAWS, rng, x.dtype)
         n_rows = max(1, MOMENT_ELEMENTS // (MOMENT_DRAWS * (x.shape[1] + noise.shape[1])))
         parts = [self.encoder.moments(rows, noise) for rows in x.split(n_rows)]
-        return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+        means, covariances = zip(*parts, strict=True)
+        return torch.cat(means), torch.cat(covariances)
 
     @torch.no_grad()
     def log_likelihoods(self, x: Tensor, seed: int, **options: Any) -> Marginals:

@@ -8,7 +8,7 @@ from torch import Tensor
 __all__ = ["gradient_penalties", "variational_bound_terms"]
 
 
-def variational_bound_terms(f: Tensor, log_base: Tensor, log_generator: Tensor) -> Tensor:
+def variational_bound_terms(f: Tensor | float, log_base: Tensor, log_generator: Tensor) -> Tensor:
     r"""Terms whose mean over samples of a generator is a lower bound on log Z.
 
     For any density g, with equality where g is the model :math:`q e^f / Z`,
@@ -23,7 +23,7 @@ def variational_bound_terms(f: Tensor, log_base: Tensor, log_generator: Tensor) 
 
     Parameters
     ----------
-    f : Tensor of shape (..., n)
+    f : Tensor of shape (..., n), or 0.0
         Minus the residual energy at samples of the generator.
     log_base, log_generator : Tensor of shape (..., n)
         Log-densities of base and generator at the samples.

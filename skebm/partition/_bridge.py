@@ -103,7 +103,7 @@ def solve(l_q: torch.Tensor, l_p: torch.Tensor, weights: torch.Tensor, odds: flo
     low, high = logs.min().item() + odds - margin, logs.max().item() + odds + margin
     if not excess(low) > 0 > excess(high):
         raise ValueError(NO_OVERLAP)
-    return brentq(excess, low, high, xtol=1e-10)
+    return brentq(excess, low, high, xtol=1e-10)  # pyright: ignore[reportReturnType]
 
 
 def _checked(values, name, sign):

@@ -44,7 +44,7 @@ MAX_EVALUATIONS = 2**16
 """Latent vectors that are evaluated at once."""
 
 # (multiples of five: the prior's share is then exact)
-ANNEALING = {"n_particles": 250, "n_temperatures": 40, "n_pilot": 250}
+ANNEALING: dict[str, Any] = {"n_particles": 250, "n_temperatures": 40, "n_pilot": 250}
 
 
 class Marginals(NamedTuple):
@@ -169,7 +169,7 @@ class Proposal(nn.Module):
 
     @classmethod
     def of_moments(
-        cls, location: torch.Tensor, covariance: torch.Tensor, n_effective: torch.Tensor
+        cls, location: torch.Tensor, covariance: torch.Tensor, n_effective: float | torch.Tensor
     ) -> Self:
         """Proposal around moments taken from so many draws."""
         k = location.shape[-1]
@@ -254,11 +254,9 @@ def marginal_likelihoods(
     block = max(1, MAX_EVALUATIONS // max(n_samples, n_adaptation))
     # rows so far out that their moments have overflown have no density to speak of
     usable = location.isfinite().all(-1) & covariance.isfinite().all(-1).all(-1)
-    result = Marginals(
-        torch.full((n,), -math.inf, dtype=torch.float64, device=location.device),
-        *torch.zeros(2, n, dtype=torch.float64, device=location.device),
-        torch.zeros(n, dtype=torch.bool, device=location.device),
-    )
+    value = torch.full((n,), -math.inf, dtype=torch.float64, device=location.device)
+    nothing = torch.zeros(n, dtype=torch.bool, device=location.device)
+    result = Marginals(value, torch.zeros_like(value), torch.zeros_like(value), nothing)
     for rows in usable.nonzero()[:, 0].split(block):
         proposal = Proposal.of_moments(location[rows], covariance[rows], math.inf)
         if n_adaptation:

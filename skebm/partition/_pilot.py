@@ -55,8 +55,9 @@ def pilot_run(
             adapt=True,
         )  # fmt: skip
         step_sizes.append(step_size)
-    numbers = (torch.tensor(values, dtype=torch.float64) for values in (temperatures, step_sizes))
-    return Tuning(*numbers, torch.stack(scale_trils)), kernel
+    levels = torch.tensor(temperatures, dtype=torch.float64)
+    sizes = torch.tensor(step_sizes, dtype=torch.float64)
+    return Tuning(levels, sizes, torch.stack(scale_trils)), kernel
 
 
 def _next_temperature(b, log_ratio, ess_share):

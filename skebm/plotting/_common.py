@@ -36,7 +36,7 @@ def column_names(estimator: Any, X: Any = None, n_features: int | None = None) -
     if names is None:
         names = getattr(estimator, "feature_names_in_", None)
     if names is None:
-        names = [f"x{j}" for j in range(n_features)]
+        names = [f"x{j}" for j in range(n_features)]  # pyright: ignore[reportArgumentType]
     return [str(name) for name in names]
 
 

@@ -50,7 +50,7 @@ class AnomalyScoreDisplay:
 
     ax_: Any
     figure_: Any
-    n_outliers_: int
+    n_outliers_: int | None
 
     def __init__(
         self,

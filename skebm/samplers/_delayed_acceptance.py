@@ -70,7 +70,7 @@ def step(
     State, DelayedInfo
     """
     cheap = kernel.init(state.position, cheap_log_density)
-    acceptance = 0.0
+    acceptance: Any = 0.0
     for _ in range(n_steps):
         cheap, info = kernel.step(cheap, cheap_log_density, rng, **options)
         acceptance = acceptance + info.acceptance_probability

@@ -46,11 +46,11 @@ def leapfrog(
         The end, and the momentum there.
     """
     s = step_size * scale
-    momentum = add_scaled(momentum, state.gradient, s, 0.5)
+    momentum = add_scaled(momentum, state.gradient, s, 0.5)  # pyright: ignore[reportArgumentType]
     for left in reversed(range(n_leapfrog_steps)):
         state = init(add_scaled(state.position, momentum, s), log_density)
         # the half step that ends one leapfrog and the half that begins the next are one
-        add_scaled(momentum, state.gradient, s, 1.0 if left else 0.5, out=momentum)
+        add_scaled(momentum, state.gradient, s, 1.0 if left else 0.5, out=momentum)  # pyright: ignore[reportArgumentType]
     return state, momentum
 
 

@@ -252,13 +252,13 @@ class ParallelTempering:
         source[:-1] += n * swapped
         source[1:] -= n * swapped
         source = source.flatten()
-        parts = Parts(*(None if part is None else part[source] for part in parts))
+        parts: Any = Parts._make(None if part is None else part[source] for part in parts)
         replicas = path.mix(replicas.position[source], parts)
 
         cold = (field[:n] for field in info)
         rate = info.acceptance_probability.view(len(b), n, 1).mean(1, keepdim=True)
         new = self._state(replicas, parts, n, odd=not state.odd)
-        return new, TemperedInfo(*cold, rate, probability)
+        return new, TemperedInfo(*cold, rate, probability)  # pyright: ignore[reportCallIssue]
 
     def _path(self, x, n_chains, log_density):
         levels = self.inverse_temperatures.to(x)[:, None, None]
@@ -266,7 +266,7 @@ class ParallelTempering:
 
     def _state(self, replicas, parts, n, odd):
         cold = (None if field is None else field[:n] for field in replicas)
-        return TemperedState(*cold, replicas, parts, odd)
+        return TemperedState(*cold, replicas, parts, odd)  # pyright: ignore[reportCallIssue]
 
 
 class _Path:

@@ -281,6 +281,10 @@ class Adaptation:
 class Moments:
     """Standard deviations of all rows seen, from merged batches (Chan, Golub & LeVeque 1983)."""
 
+    n: int
+    mean: Any
+    squares: Any
+
     def __init__(self):
         self.n, self.mean, self.squares = 0, 0.0, 0.0
 

@@ -67,8 +67,9 @@ def evaluate_with_gradient(x: torch.Tensor, log_density: LogDensity) -> State:
     Honours ``log_density.value_and_gradient``, as `skebm.samplers` describes it.
     """
     x = x.detach()
-    if hasattr(log_density, "value_and_gradient"):
-        return State(x, *log_density.value_and_gradient(x))
+    own = getattr(log_density, "value_and_gradient", None)
+    if own is not None:
+        return State(x, *own(x))
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
         value = log_density(leaf)

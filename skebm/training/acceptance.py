@@ -10,6 +10,7 @@ from skebm.bases import MAX_FIT_ROWS, fit_gaussian_mixture
 from skebm.models import ModesAndBackground, TiltedMixture
 from skebm.partition import ess, largest_power
 
+from .task import Task
 from .tilted_task import TiltedTask
 from .trained import Trained
 
@@ -196,7 +197,7 @@ def recalibrate(
     return theta[0].item(), theta[1:] if theta[1:].any() else theta[:0], best
 
 
-def data_modes(task: TiltedTask, bases: Sequence[Distribution]) -> list[ModesAndBackground] | None:
+def data_modes(task: Task, bases: Sequence[Distribution]) -> list[ModesAndBackground] | None:
     """Mixtures whose components recalibration may weight, where training hardly sees modes.
 
     Parameters

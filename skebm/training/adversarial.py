@@ -198,7 +198,7 @@ def _settle(task, generator, model, kind, n_settled):
 def _follow(task, generator, model, n_steps, kind, stage, n_settled):
     """Train the generator alone: it follows a model, or the bases."""
     log_base, features = views(task)
-    energy = None
+    energy, factor = None, 1.0
     if model is not None and not model.is_untilted:
         energy = copy.deepcopy(model.energy).float().to(task.device).requires_grad_(False)
         factor = model.inverse_temperature.item()

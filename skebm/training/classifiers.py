@@ -153,7 +153,7 @@ def _fit_all(task, model, contrasts, start, stage):
         The same at the pool.
     """
     boosting, n_rows = isinstance(model, Boosting), len(task.x)
-    classifiers = [
+    classifiers: list[Any] = [
         model.classifier(n_rows, task.seeds.of(f"{stage}, trees", k)) if boosting else clone(model)
         for k in range(len(contrasts))
     ]
@@ -166,7 +166,7 @@ def _fit_all(task, model, contrasts, start, stage):
         if boosting:
             for classifier in classifiers:
                 classifier.set_params(max_iter=total, warm_start=True)
-        curves = parallel(
+        curves: Any = parallel(
             delayed(contrast.fit_and_judge)(classifier, stops)
             for classifier, contrast in zip(classifiers, contrasts, strict=True)
         )

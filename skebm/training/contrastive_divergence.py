@@ -73,7 +73,7 @@ def train_by_contrastive_divergence(
         module.eval()  # chains follow f itself: no dropout
         with torch.no_grad():
             if persistent:
-                moved, moved_weight = chains.advance_some(walkers, z.shape[1]), 1.0
+                moved, moved_weight = chains.advance_some(walkers, z.shape[1]), 1.0  # pyright: ignore[reportArgumentType]
             else:
                 moved, moved_weight = chains.advance(Walkers(z, *log_weight)), w
         module.train()

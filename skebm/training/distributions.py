@@ -126,9 +126,7 @@ def gaussianization(
     return MarginalGaussianization.fit(x[some].numpy(), sample_weight=weight[some].numpy())
 
 
-def halves(
-    distributions: Sequence[Distribution], others: Sequence[Distribution]
-) -> list[StackedBase]:
+def halves(distributions: Sequence[Any], others: Sequence[Any]) -> list[StackedBase]:
     """Mixtures of two distributions in equal parts, one per member."""
     pairs = zip(distributions, others, strict=True)
     return [StackedBase([one, other], [0.5, 0.5]) for one, other in pairs]
@@ -186,12 +184,12 @@ def _candidates(given, where, x):
     return None
 
 
-def _fixed(given, where, columns):
+def _fixed(given: Any, where, columns):
     """A distribution in the units of X, seen from standardised columns."""
     if isinstance(given, Distribution):
         base = TorchDistributionBase(given)
     elif isinstance(given, GaussianMixture):
-        base = GaussianMixtureBase(given.weights_, given.means_, _full_covariances(given))
+        base = GaussianMixtureBase(given.weights_, given.means_, _full_covariances(given))  # pyright: ignore[reportArgumentType]
     else:
         base = SklearnDensityBase(given)
     n_varying = int(columns.varying.sum())

@@ -183,7 +183,7 @@ def train_latent(
     """
     device, seeds = task.device, task.seeds
     row_weight, automatic = task.row_weight(), isinstance(settings.learning_rate, str)
-    learning_rate = LEARNING_RATE if automatic else settings.learning_rate
+    learning_rate: Any = LEARNING_RATE if automatic else settings.learning_rate
 
     def data(x, _):
         return x.float().to(device)[None], row_weight[None]

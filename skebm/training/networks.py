@@ -21,7 +21,7 @@ BUDGET = Budget(epochs=100, steps=2000)
 class EnergyAlone(nn.Module):
     """What is trained where a loss learns nothing beside the energy."""
 
-    def __init__(self, energy: nn.Module):
+    def __init__(self, energy: Any):
         super().__init__()
         self.energy = energy
 
@@ -31,7 +31,7 @@ class EnergyWithPartition(nn.Module):
 
     log_partition: torch.nn.Parameter
 
-    def __init__(self, energy: nn.Module, log_partition: torch.Tensor | None = None):
+    def __init__(self, energy: Any, log_partition: torch.Tensor | None = None):
         super().__init__()
         self.energy = energy
         self.log_partition = nn.Parameter(torch.zeros(energy.n_members))
@@ -159,7 +159,7 @@ def train_networks(
     )
 
 
-def padded(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def padded(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
     """Stack (n_k, d) tensors of slightly different lengths, the last row repeated."""
     lengths = [len(t) for t in tensors]
     longest = max(lengths)

@@ -66,7 +66,7 @@ class Task:
     device: torch.device
     n_threads: int = 1
     progress: Progress = field(default_factory=lambda: Progress(0))
-    start: torch.nn.Module | None = None
+    start: Any = None
 
     def __len__(self) -> int:
         """Return the number of members K."""
@@ -165,11 +165,12 @@ class Task:
         if copies is None and not self.changes:
             copies = 1
 
-        def data(rng):
+        def draw(rng):
             return make(self.fresh(rng), rng)
 
+        data = draw
         if copies is not None:
-            data = data(rng) if copies == 1 else few_copies(data, copies)
+            data = draw(rng) if copies == 1 else few_copies(draw, copies)
         return MemberBatches(
             data,
             self.train if rows is None else rows,

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from skebm._typing import Distribution
 from skebm.bases import StackedBase
@@ -120,8 +119,8 @@ class TiltedTask(Task):
 def tilted_task(
     task: Task,
     distributions: Distributions,
-    features: nn.Module,
-    modes: Sequence[Distribution] | None = None,
+    features: Any,
+    modes: list[Any] | None = None,
 ) -> TiltedTask:
     """Complete a task by the distributions of its members, and draw the pool.
 
