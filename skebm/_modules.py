@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from skebm._random import seeded_global_rng
 __all__ = ["PrivateStream", "build_module", "describe", "try_module"]
 
 
-def build_module(model, name: str, *sizes: int) -> nn.Module:
+def build_module(model: Any, name: str, *sizes: int) -> nn.Module:
     """Copy of a user's module, or what the user's class or factory makes of `sizes`.
 
     Parameters
@@ -46,7 +47,7 @@ def build_module(model, name: str, *sizes: int) -> nn.Module:
 
 
 @torch.no_grad()
-def try_module(module: nn.Module, name: str, n_inputs: int):
+def try_module(module: nn.Module, name: str, n_inputs: int) -> Any:
     """Return what a module makes of three rows of zeros, and leave it in training mode.
 
     It is tried in evaluation mode, so that it learns nothing.
@@ -65,7 +66,7 @@ def try_module(module: nn.Module, name: str, n_inputs: int):
     return values
 
 
-def describe(values) -> str:
+def describe(values: object) -> str:
     """Shape of a tensor, type of anything else, for errors."""
     return str(tuple(values.shape)) if isinstance(values, Tensor) else type(values).__name__
 
@@ -77,6 +78,7 @@ class PrivateStream:
     forward pass in training mode is `_next_seed`, to be set by the constructor.
     """
 
+    training: bool
     _next_seed: int
 
     def _stream(self, device: torch.device):

@@ -7,6 +7,7 @@ distributions of users, scikit-learn, zuko) may draw on the global generators; i
 
 import threading
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ Threads that draw on the global generators outside of this lock are not held bac
 
 
 @contextmanager
-def seeded_global_rng(seed, device=None):
+def seeded_global_rng(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Run a block with the global generators seeded, and put them back as they were.
 
     Parameters
@@ -47,12 +48,12 @@ def seeded_global_rng(seed, device=None):
             np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def draw_seed(rng):
+def draw_seed(rng: torch.Generator) -> int:
     """Draw a seed from a torch.Generator, an int in [0, 2^31)."""
     return int(torch.randint(2**31, (), generator=rng, device=rng.device))
 
 
-def spawn(rng, n):
+def spawn(rng: torch.Generator, n: int) -> list[torch.Generator]:
     """Return n generators, one per member: number k depends on `rng` and k alone.
 
     Parameters
@@ -82,15 +83,17 @@ class Seeds:
 
     seed: int
 
-    def of(self, stage, member=0):
+    def of(self, stage: str, member: int = 0) -> int:
         """Seed of a stage and member, an int in [0, 2^31)."""
         entropy = [self.seed, zlib.crc32(stage.encode()), member]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
 
-    def rng(self, stage, member=0, device="cpu"):
+    def rng(
+        self, stage: str, member: int = 0, device: str | torch.device = "cpu"
+    ) -> torch.Generator:
         """Return a fresh torch.Generator of that seed."""
         return torch.Generator(device).manual_seed(self.of(stage, member))
 
-    def rngs(self, stage, n_members):
+    def rngs(self, stage: str, n_members: int) -> list[torch.Generator]:
         """Return one for each of the members."""
         return [self.rng(stage, k) for k in range(n_members)]

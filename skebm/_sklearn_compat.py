@@ -4,7 +4,7 @@ Everything here may move between scikit-learn releases; the rest of the package 
 here, so that such a move is repaired in one place.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import _fit_context
@@ -54,7 +54,7 @@ class BoostedNodes(NamedTuple):
     baseline: float
 
 
-def hist_gradient_boosting_nodes(clf, n_trees=None):
+def hist_gradient_boosting_nodes(clf: Any, n_trees: int | None = None) -> BoostedNodes:
     """Read the trees of a fitted binary ``HistGradientBoostingClassifier``.
 
     Parameters
@@ -79,7 +79,7 @@ def hist_gradient_boosting_nodes(clf, n_trees=None):
     sizes = np.array([len(nodes) for nodes in trees], dtype=np.int64)
     roots = np.cumsum(sizes) - sizes
     tree = np.repeat(np.arange(n_trees), sizes)
-    nodes = np.concatenate(trees) if trees else np.zeros(0, clf._predictors[0][0].nodes.dtype)
+    nodes: Any = np.concatenate(trees) if trees else np.zeros(0, clf._predictors[0][0].nodes.dtype)
     is_leaf = nodes["is_leaf"].astype(bool)
     if nodes["is_categorical"][~is_leaf].any():
         raise ValueError("trees with categorical splits cannot be read; pass numerical features.")

@@ -5,6 +5,7 @@ OpenMP wait by spinning.
 """
 
 import functools
+from contextlib import AbstractContextManager
 
 from threadpoolctl import ThreadpoolController
 
@@ -14,6 +15,6 @@ def _controller():
     return ThreadpoolController()
 
 
-def limit_threads(n_threads):
+def limit_threads(n_threads: int) -> AbstractContextManager:
     """Context in which numerical libraries use at most `n_threads` threads from this one."""
     return _controller().limit(limits=n_threads)

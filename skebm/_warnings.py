@@ -7,7 +7,7 @@ _PASSED_THROUGH = ("skebm", "sklearn", "joblib", "torch", "contextlib")
 """The package, and what may stand between it and its user."""
 
 
-def warn(message, category=UserWarning):
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn, with the place of the innermost call from outside of the package.
 
     Parameters

@@ -44,6 +44,15 @@ class MemberBatches:
         ``(*data, *noise)``, cut to (K, B, ...) and (K, noise_ratio * B, ...).
     """
 
+    data: tuple[Tensor, ...] | Callable[[torch.Generator], tuple[Tensor, ...]]
+    rows: Sequence[Tensor]
+    noise: tuple[Tensor, ...]
+    rng: torch.Generator
+    rngs: list[torch.Generator]
+    n_batches: int
+    batch_size: int
+    n_noise: int
+
     def __init__(
         self,
         data: tuple[Tensor, ...] | Callable[[torch.Generator], tuple[Tensor, ...]],

@@ -28,19 +28,19 @@ class Budget:
     steps: int
     patience_steps: int = 0
 
-    def max_epochs(self, asked, n_batches):
+    def max_epochs(self, asked: int | str | None, n_batches: int) -> int:
         """Epochs of `n_batches` steps, at most: as asked for, unless that is "auto" or None."""
         if asked is None or isinstance(asked, str):
             return max(self.epochs, math.ceil(self.steps / n_batches))
         return asked
 
-    def patience(self, asked, n_batches, evaluate_every=1):
+    def patience(self, asked: int | None, n_batches: int, evaluate_every: int = 1) -> int | None:
         """Epochs without improvement before training stops: as asked for, or more; None: never."""
         if asked is None:
             return None
         return max(asked, LOOKS * evaluate_every, math.ceil(self.patience_steps / n_batches))
 
 
-def evaluations_every(cost):
+def evaluations_every(cost: float) -> int:
     """Epochs from one evaluation to the next, where one costs this share of an epoch."""
     return max(1, round(cost / EVALUATION_SHARE))

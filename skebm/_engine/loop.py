@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ def train(
     patience: int | None = None,
     evaluate_every: int = 1,
     max_gradient_norm: float = MAX_GRADIENT_NORM,
-    callbacks: Sequence | None = None,
+    callbacks: Sequence[Any] | None = None,
     device: str | torch.device = "cpu",
     progress: Callable[[dict], None] | None = None,
     opponent: Opponent | None = None,

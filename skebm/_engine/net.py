@@ -1,11 +1,14 @@
 """The training loop as a net of skorch: the only file that imports it."""
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
 
 import torch
 from skorch import NeuralNet
 from torch import nn
 
+from skebm._engine import Opponent
 from skebm.exceptions import DivergenceError
 
 from .steps import AveragedWeights, Player
@@ -24,51 +27,53 @@ class EngineNet(NeuralNet):
 
     def __init__(
         self,
-        module,
-        loss,
-        batches,
-        evaluate,
+        module: nn.Module,
+        loss: Callable,
+        batches: Any,
+        evaluate: Callable | None,
         *,
-        learning_rate,
-        weight_decay,
-        max_epochs,
-        patience,
-        evaluate_every,
-        max_gradient_norm,
-        callbacks,
-        device,
-        progress,
-        opponent,
+        learning_rate: float,
+        weight_decay: float,
+        max_epochs: int,
+        patience: int | None,
+        evaluate_every: int,
+        max_gradient_norm: float,
+        callbacks: Sequence[Any] | None,
+        device: str | torch.device,
+        progress: Callable | None,
+        opponent: Opponent | None,
     ):
         super().__init__(
             module,
             criterion=nn.Identity(),
-            optimizer=torch.optim.AdamW,
+            optimizer=torch.optim.AdamW,  # pyright: ignore[reportArgumentType]
             optimizer__fused=True,
             optimizer__weight_decay=weight_decay,
             optimizer__param_groups=[("*log_partition", {"weight_decay": 0.0})],
             lr=learning_rate,
             max_epochs=max_epochs,
-            train_split=None,
+            train_split=None,  # pyright: ignore[reportArgumentType]
             callbacks=list(callbacks or []),
             verbose=0,
-            device=device,
+            device=device,  # pyright: ignore[reportArgumentType]
         )
         self.loss, self.batches, self.evaluate, self.progress = loss, batches, evaluate, progress
         self.patience, self.evaluate_every, self.opponent = patience, evaluate_every, opponent
         self.max_gradient_norm = max_gradient_norm
 
-    def get_default_callbacks(self):
+    def get_default_callbacks(self) -> list:
         return []
 
-    def get_all_learnable_params(self):
+    def get_all_learnable_params(self) -> Iterator:
         """Yield what the first player learns: the optimiser is made of it."""
         theirs = set() if self.opponent is None else set(self.opponent.module.parameters())
         for name, parameter in super().get_all_learnable_params():
             if parameter not in theirs:
                 yield name, parameter
 
-    def fit_loop(self, X, y=None, epochs=None, **fit_params):
+    def fit_loop(
+        self, X: object, y: object = None, epochs: int | None = None, **fit_params: Any
+    ) -> Self:
         self.n_steps, self.n_done = self.max_epochs * len(self.batches), 0
         players = [Player(self.optimizer_, self.n_steps, self.max_gradient_norm)]
         if self.opponent is not None:
@@ -103,7 +108,9 @@ class EngineNet(NeuralNet):
             self.module_.load_state_dict(self.best_state)
         return self
 
-    def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
+    def run_single_epoch(
+        self, iterator: Any, training: bool, prefix: str, step_fn: Callable, **fit_params: Any
+    ) -> None:
         self._set_training(training)
         total = torch.zeros((), device=self.device)
         for batch in iterator:
@@ -138,17 +145,19 @@ class EngineNet(NeuralNet):
         self.history.record(f"{prefix}_loss", mean)
         self.history.record(f"{prefix}_batch_count", len(iterator))
 
-    def raise_by_opponent(self, progress):
+    def raise_by_opponent(self, progress: float) -> None:
         for parameter in self.players[1].parameters:
             parameter.grad.neg_()
         self.players[1].take_step(progress)
 
-    def train_step_single(self, batch, **fit_params):
+    def train_step_single(
+        self, batch: tuple[torch.Tensor, ...], **fit_params: Any
+    ) -> dict[str, Any]:
         loss = self.loss(self.module_, batch)
         loss.backward()
         return {"loss": loss.detach(), "y_pred": None}
 
-    def validation_step(self, epoch, **fit_params):
+    def validation_step(self, epoch: int, **fit_params: Any) -> None:
         due = epoch % self.evaluate_every == 0 or epoch == self.max_epochs
         gain = self.measure_gain(epoch) if due else math.nan
         self.history.record("validation_gain", gain)
@@ -168,7 +177,7 @@ class EngineNet(NeuralNet):
                 }
             )
 
-    def measure_gain(self, epoch):
+    def measure_gain(self, epoch: int) -> float:
         """Held-out gain of the averaged weights; the best state so far is remembered."""
         if self.evaluate is None:
             return math.nan

@@ -48,7 +48,7 @@ class AveragedWeights:
         # a short memory at first, so that the initial weights are soon forgotten
         decay = min(AVERAGING_DECAY, (self.n_updates + 1) / (self.n_updates + 10))
         self.n_updates += 1
-        torch._foreach_lerp_(self.averages, [p.data for p in self.parameters], 1 - decay)
+        torch._foreach_lerp_(self.averages, [p.data for p in self.parameters], 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def swap(self) -> None:
         for i, parameter in enumerate(self.parameters):

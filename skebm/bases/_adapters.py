@@ -8,9 +8,11 @@ import contextlib
 import copy
 import inspect
 import math
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -25,7 +27,11 @@ class UniformBase(nn.Module):
     low, high : array-like of shape (d,)
     """
 
-    def __init__(self, low, high):
+    n_features: int
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def __init__(self, low: ArrayLike, high: ArrayLike):
         super().__init__()
         low, high = (torch.as_tensor(bound, dtype=torch.float64) for bound in (low, high))
         if low.ndim != 1 or low.shape != high.shape:
@@ -39,13 +45,13 @@ class UniformBase(nn.Module):
         self.register_buffer("low", low)
         self.register_buffer("high", high)
 
-    def log_prob(self, x):
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """Log-density, (n, d) -> (n,)."""
         inside = ((x >= self.low) & (x <= self.high)).all(1)
         constant = 0.0 * x.clamp(self.low, self.high).sum(1)  # so that the gradient is there: 0
         return torch.where(inside, constant - (self.high - self.low).log().sum(), -math.inf)
 
-    def sample(self, n, rng):
+    def sample(self, n: int, rng: torch.Generator) -> torch.Tensor:
         """Draw (n, d) points."""
         u = torch.rand(
             n, self.n_features, generator=rng, dtype=torch.float64, device=self.low.device
@@ -64,7 +70,9 @@ class TorchDistributionBase(nn.Module):
         `log_prob` and the device: give float64 ones.
     """
 
-    def __init__(self, distribution):
+    n_features: int
+
+    def __init__(self, distribution: torch.distributions.Distribution):
         super().__init__()
         event_shape = tuple(distribution.event_shape)
         if len(event_shape) > 1 or tuple(distribution.batch_shape):
@@ -84,15 +92,15 @@ class TorchDistributionBase(nn.Module):
         with seeded_global_rng(0):
             self._dtype = distribution.sample().dtype
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_support": None}  # torch's constraints cannot all be pickled
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         with contextlib.suppress(NotImplementedError):
             self._support = self.distribution.support
 
-    def log_prob(self, x):
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """Log-density, (n, d) -> (n,); -inf outside of the support."""
         value = x.to(self._dtype)
         if not self.distribution.event_shape:
@@ -105,7 +113,7 @@ class TorchDistributionBase(nn.Module):
         log_prob[inside] = self.distribution.log_prob(value[inside])
         return log_prob.double()
 
-    def sample(self, n, rng):
+    def sample(self, n: int, rng: torch.Generator) -> torch.Tensor:
         """Draw (n, d) points."""
         with seeded_global_rng(draw_seed(rng), rng.device):
             return self.distribution.sample((n,)).double().reshape(n, self.n_features)
@@ -123,7 +131,10 @@ class SklearnDensityBase(nn.Module):
         Fitted, for instance a GaussianMixture or KernelDensity. It is not changed.
     """
 
-    def __init__(self, estimator):
+    n_features: int
+    _place: torch.Tensor
+
+    def __init__(self, estimator: Any):
         super().__init__()
         for method in ("score_samples", "sample"):
             if not callable(getattr(estimator, method, None)):
@@ -136,11 +147,11 @@ class SklearnDensityBase(nn.Module):
             n_features = self.sample(1, torch.Generator().manual_seed(0)).shape[1]
         self.n_features = n_features
 
-    def log_prob(self, x):
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """Log-density, (n, d) -> (n,)."""
         return _ScoreSamples.apply(x, self.estimator)
 
-    def sample(self, n, rng):
+    def sample(self, n: int, rng: torch.Generator) -> torch.Tensor:
         """Draw (n, d) points."""
         seed = draw_seed(rng)
         with seeded_global_rng(seed):

@@ -1,7 +1,13 @@
 """Distributions made of distributions: change of variables and stacking."""
 
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
+
+from skebm._typing import Distribution, Modules
 
 from ._mixtures import draw_components
 
@@ -17,30 +23,33 @@ class TransformedBase(nn.Module):
         Distribution of z = G(x).
     """
 
-    def __init__(self, transform, base):
+    transform: Any
+    base: Distribution
+
+    def __init__(self, transform: Any, base: Distribution):
         super().__init__()
         self.transform = transform
         self.base = base
 
     @property
-    def n_features(self):
+    def n_features(self) -> int:
         return self.base.n_features
 
-    def log_prob(self, x):
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """Log-density in nats, (n, d) -> (n,)."""
         z, log_det = self.transform(x)
         return self.base.log_prob(z) + log_det
 
-    def sample(self, n, rng):
+    def sample(self, n: int, rng: torch.Generator) -> torch.Tensor:
         """Draw (n, d) rows."""
         return self.transform.inverse(self.base.sample(n, rng))
 
     @property
-    def n_components(self):
+    def n_components(self) -> int:
         """A mixture stays a mixture in other coordinates."""
         return getattr(self.base, "n_components", 1)
 
-    def responsibilities(self, x):
+    def responsibilities(self, x: torch.Tensor) -> torch.Tensor:
         """Posterior probability of each component of `base`, (n, d) -> (n, n_components)."""
         return self.base.responsibilities(self.transform(x)[0])
 
@@ -53,21 +62,23 @@ class Coordinates(nn.Module):
     maps : list of K MarginalGaussianization
     """
 
-    def __init__(self, maps):
+    maps: Modules
+
+    def __init__(self, maps: Iterable[nn.Module]):
         super().__init__()
         self.maps = nn.ModuleList(maps)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Rows on standardised columns as every member sees them, (n, d) -> (K, n, d)."""
         return torch.stack([to(x)[0] for to in self.maps])
 
-    def inverse(self, y):
+    def inverse(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Back to standardised columns, with log |det dy/dx|: (K, n, d) -> (K, n, d), (K, n)."""
         x = torch.stack([to.inverse(p) for to, p in zip(self.maps, y.double(), strict=True)])
         return x, torch.stack([to(rows)[1] for to, rows in zip(self.maps, x, strict=True)])
 
     @classmethod
-    def of(cls, distributions):
+    def of(cls, distributions: Sequence[Distribution]) -> tuple[Self, nn.Module]:
         """Coordinates of distributions that `distributions` has made, and the flow in them,
         trainable, in float32.
         """
@@ -75,7 +86,7 @@ class Coordinates(nn.Module):
         flow = first.beside(others).float().requires_grad_(True)
         return cls([distribution.transform for distribution in distributions]), flow
 
-    def distributions(self, flow):
+    def distributions(self, flow: Any) -> list[TransformedBase]:
         """Distributions on standardised columns, one per member, of flows in these coordinates."""
         return [TransformedBase(to, flow.member(k)) for k, to in enumerate(self.maps)]
 
@@ -89,36 +100,39 @@ class StackedBase(nn.Module):
     weights : array-like of shape (n_components,)
     """
 
-    def __init__(self, components, weights):
+    components: Modules
+    weights: torch.Tensor
+
+    def __init__(self, components: Iterable[Distribution], weights: ArrayLike):
         super().__init__()
         weights = torch.as_tensor(weights, dtype=torch.float64)
         self.components = nn.ModuleList(components)
         self.register_buffer("weights", weights / weights.sum())
 
     @property
-    def n_features(self):
+    def n_features(self) -> int:
         return self.components[0].n_features
 
     @property
-    def n_components(self):
+    def n_components(self) -> int:
         return len(self.components)
 
-    def log_components(self, x):
+    def log_components(self, x: torch.Tensor) -> torch.Tensor:
         """Log-density of every component, (n, d) -> (n, n_components)."""
         return torch.stack([component.log_prob(x) for component in self.components], dim=-1)
 
     def _joint(self, x):
         return self.log_components(x) + self.weights.log()
 
-    def log_prob(self, x):
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """Log-density in nats, (n, d) -> (n,)."""
         return self._joint(x).logsumexp(-1)
 
-    def responsibilities(self, x):
+    def responsibilities(self, x: torch.Tensor) -> torch.Tensor:
         """Posterior probability of each component, (n, d) -> (n, n_components)."""
         return self._joint(x).softmax(-1)
 
-    def sample(self, n, rng):
+    def sample(self, n: int, rng: torch.Generator) -> torch.Tensor:
         """Draw (n, d) rows, in random order."""
         which = draw_components(self.weights, n, rng)
         x = torch.empty(n, self.n_features, dtype=torch.float64, device=self.weights.device)
@@ -137,16 +151,19 @@ class AffineTransform(nn.Module):
         `scale` positive.
     """
 
-    def __init__(self, center, scale):
+    center: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, center: ArrayLike, scale: ArrayLike):
         super().__init__()
         self.register_buffer("center", torch.as_tensor(center, dtype=torch.float64))
         self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float64))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return center + scale * x, (n, d), and its log-determinant, (n,)."""
         log_det = self.scale.log().sum()
         return self.center + self.scale * x, log_det.expand(len(x))
 
-    def inverse(self, z):
+    def inverse(self, z: torch.Tensor) -> torch.Tensor:
         """Return x with center + scale * x = z."""
         return (z - self.center) / self.scale

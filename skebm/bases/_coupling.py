@@ -2,12 +2,14 @@
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from skebm._random import spawn
+from skebm._typing import Modules
 
 from ._spline import Piece
 from ._stacked_flow import StackedFlow
@@ -50,16 +52,18 @@ class CouplingSplineFlow(StackedFlow):
     .. [1] Durkan, Bekasov, Murray and Papamakarios (2019), Neural spline flows, NeurIPS.
     """
 
+    layers: Modules
+
     def __init__(
         self,
-        n_features,
-        n_members=1,
+        n_features: int,
+        n_members: int = 1,
         *,
-        n_layers=5,
-        hidden=(64, 64),
-        n_bins=None,
-        bound=REACH,
-        rng,
+        n_layers: int = 5,
+        hidden: Sequence[int] = (64, 64),
+        n_bins: int | None = None,
+        bound: float = REACH,
+        rng: torch.Generator,
     ):
         super().__init__(n_features, n_members)
         n_bins = min(8, max(5, 32 // n_features)) if n_bins is None else n_bins
@@ -69,14 +73,14 @@ class CouplingSplineFlow(StackedFlow):
             for i in range(n_layers)
         )
 
-    def log_prob(self, z):
+    def log_prob(self, z: torch.Tensor) -> torch.Tensor:
         u, log_det = z.mT, 0.0
         for layer in self.layers:
             u, change = layer(u)
             log_det = log_det + change
         return _log_normal(u) + log_det
 
-    def rsample(self, n, rng):
+    def rsample(self, n: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         place = self.layers[0].bias
         shape = self.n_members, self.n_features, n
         u = torch.randn(shape, generator=rng, device=rng.device, dtype=place.dtype)
@@ -87,7 +91,7 @@ class CouplingSplineFlow(StackedFlow):
             log_prob = log_prob + change
         return z.mT, log_prob
 
-    def alone(self, k):
+    def alone(self, k: int) -> "CouplingSplineFlow":
         single = copy.deepcopy(self)
         single.n_members = 1
         for part in single.modules():
@@ -98,7 +102,7 @@ class CouplingSplineFlow(StackedFlow):
                 part._buffers[name] = buffer[k : k + 1].clone()
         return single
 
-    def beside(self, others):
+    def beside(self, others: "Sequence[CouplingSplineFlow]") -> "CouplingSplineFlow":
         whole = copy.deepcopy(self)
         whole.n_members = 1 + len(others)
         flows = (self, *others)
@@ -121,6 +125,8 @@ class _CouplingLayer(nn.Module):
 
     With rows last, sums and softmax over the bins run along the rows, many times as fast on a CPU.
     """
+
+    permutation: torch.Tensor
 
     def __init__(self, n_features, hidden, n_bins, bound, shuffle, rngs):
         super().__init__()

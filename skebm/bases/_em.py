@@ -17,9 +17,18 @@ _ROUNDING = 1e-13
 
 
 def fit_gaussian_mixture(
-    x, n_components, rng, *, diagonal=False, sample_weight=None, start=None,
-    prior_strength=1.0, reg_covar=1e-6, max_iter=80, tol=1e-3,
-):  # fmt: skip
+    x: torch.Tensor,
+    n_components: int,
+    rng: torch.Generator,
+    *,
+    diagonal: bool = False,
+    sample_weight: torch.Tensor | None = None,
+    start: GaussianMixtureBase | None = None,
+    prior_strength: float = 1.0,
+    reg_covar: float = 1e-6,
+    max_iter: int = 80,
+    tol: float = 1e-3,
+) -> GaussianMixtureBase:
     """Fit a Gaussian mixture by expectation-maximisation.
 
     Parameters
@@ -125,7 +134,7 @@ def _start(x, weight, n_components, rng, features, maximise):
 
     seed = int(torch.randint(2**31 - 1, (), generator=rng))
     subset = np.random.RandomState(seed).permutation(len(x))[:4000]
-    means = KMeans(n_components, n_init=1, max_iter=5, random_state=seed).fit(
+    means = KMeans(n_components, n_init=1, max_iter=5, random_state=seed).fit(  # pyright: ignore[reportArgumentType]
         x[subset].numpy(), sample_weight=weight[subset].numpy()
     )
     labels = torch.as_tensor(means.predict(x.numpy())).long()

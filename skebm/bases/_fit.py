@@ -5,12 +5,15 @@ on the first split and reused on the others.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from skebm._random import spawn
+from skebm._typing import Distribution
 
 from ._adapters import SklearnDensityBase, UniformBase
 from ._combine import Coordinates, StackedBase, TransformedBase
@@ -43,20 +46,27 @@ class _Rows:
 
     x: torch.Tensor
     weight: torch.Tensor
-    box: tuple | None = None  # lowest and highest values of *all* rows
+    box: Any = None  # lowest and highest values of *all* rows
 
-    def mapped(self, transform):
+    def mapped(self, transform: MarginalGaussianization) -> tuple["_Rows", torch.Tensor]:
         z, log_det = transform(self.x)
         return _Rows(z, self.weight), log_det
 
-    def first(self, n):
+    def first(self, n: int) -> "_Rows":
         return _Rows(self.x[:n], self.weight[:n])
 
-    def mean(self, values):
+    def mean(self, values: torch.Tensor) -> float:
         return float(self.weight @ values / self.weight.sum())
 
 
-def fit_bases(x, weight, splits, candidates, rng, progress=lambda text: None):
+def fit_bases(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    splits: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    candidates: dict[str, Any],
+    rng: torch.Generator,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Distribution]:
     """Fit and stack the named candidates on every split.
 
     Parameters
@@ -95,7 +105,9 @@ def fit_bases(x, weight, splits, candidates, rng, progress=lambda text: None):
     ]
 
 
-def stacking_weights(log_prob, sample_weight, *, floor=1e-3, n_iter=500):
+def stacking_weights(
+    log_prob: torch.Tensor, sample_weight: torch.Tensor, *, floor: float = 1e-3, n_iter: int = 500
+) -> torch.Tensor:
     """Mixture weights that maximise a held-out log-likelihood, by expectation-maximisation.
 
     Parameters
@@ -137,14 +149,20 @@ class _Candidate(ABC):
     """A distribution to be fitted on every split."""
 
     @abstractmethod
-    def fit(self, rows, settings, rng):
+    def fit(self, rows: _Rows, settings: Any, rng: torch.Generator) -> Distribution:
         """Distribution of `rows` at the settings that were chosen."""
 
-    def choose(self, rows, held, rng):
+    def choose(self, rows: _Rows, held: _Rows, rng: torch.Generator) -> Any:
         """Settings by the likelihood of the held-out rows."""
         return None
 
-    def fit_splits(self, x, weight, splits, rng):
+    def fit_splits(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        splits: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        rng: torch.Generator,
+    ) -> list[Distribution]:
         """Distributions, one per split."""
         settings, distributions = None, []
         box = x.amin(0), x.amax(0)
@@ -247,7 +265,10 @@ class _Flow:
         # only these rows: every member sees them in coordinates of its own
         used = torch.cat([rows for split in splits for rows in split]).unique()
         x, weight = x[used], weight[used]
-        splits = [tuple(torch.searchsorted(used, rows) for rows in split) for split in splits]
+        splits = [
+            (torch.searchsorted(used, train), torch.searchsorted(used, held))
+            for train, held in splits
+        ]
         coordinates = Coordinates(
             [_gaussianization(_Rows(x[train], weight[train]), _WIDE) for train, _ in splits]
         )
@@ -259,10 +280,10 @@ class _Flow:
 class SklearnDensity(_Candidate):
     """An unfitted scikit-learn density; a clone is fitted per split."""
 
-    def __init__(self, estimator):
+    def __init__(self, estimator: Any):
         self.estimator = estimator
 
-    def fit(self, rows, settings, rng):
+    def fit(self, rows: _Rows, settings: Any, rng: torch.Generator) -> SklearnDensityBase:
         from sklearn.base import clone
         from sklearn.utils.validation import has_fit_parameter
 
@@ -273,7 +294,7 @@ class SklearnDensity(_Candidate):
             raise ValueError(
                 f"{self.estimator!r} takes no sample_weight in fit; choose a base that does."
             )
-        return SklearnDensityBase(clone(self.estimator).fit(rows.x.numpy(), **options))
+        return SklearnDensityBase(clone(self.estimator).fit(rows.x.numpy(), **options))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _Gaussianized(_Candidate):
@@ -293,7 +314,7 @@ class _Gaussianized(_Candidate):
         return self.candidate.choose(rows.mapped(transform)[0], held.mapped(transform)[0], rng)
 
 
-CANDIDATES = {
+CANDIDATES: dict[str, Any] = {
     "gaussian": _Gaussian(),
     "gmm": _Mixture(),
     "gaussianized_gmm": _Gaussianized(_Mixture(), _WIDE),
@@ -307,7 +328,7 @@ CANDIDATES = {
 split."""
 
 
-def auto_candidates(n, d):
+def auto_candidates(n: int, d: int) -> tuple[str, ...]:
     """Names stacked by ``base="auto"``: kernel densities only where they are affordable."""
     names = ("gmm", "gaussianized_gmm", "gaussianized_gmm_narrow")
     if n <= MAX_KERNEL_ROWS or d <= 3:

@@ -1,5 +1,8 @@
 """Training of normalizing flows by maximum likelihood, K of them side by side."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
@@ -7,7 +10,7 @@ from skebm._engine import Budget, MemberBatches, train
 
 from ._coupling import REACH
 from ._flows import build_flow
-from ._stacked_flow import FlowBase
+from ._stacked_flow import FlowBase, StackedFlow
 
 FLOW_LEARNING_RATE = 1e-2
 """Of maximum likelihood: the cosine lets it be high, and high generalises better."""
@@ -19,19 +22,19 @@ JUDGED_AT_ONCE = 4096
 
 
 def train_flows(
-    flow,
-    y,
-    weight,
-    splits,
+    flow: StackedFlow,
+    y: torch.Tensor,
+    weight: torch.Tensor,
+    splits: Sequence[tuple[torch.Tensor, torch.Tensor]],
     *,
-    rng,
-    batch_size=256,
-    learning_rate=FLOW_LEARNING_RATE,
-    max_epochs=None,
-    patience=None,
-    device="cpu",
-    progress=None,
-):
+    rng: torch.Generator,
+    batch_size: int = 256,
+    learning_rate: float = FLOW_LEARNING_RATE,
+    max_epochs: int | None = None,
+    patience: int | None = None,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
     """Train K flows in place, by maximum likelihood, to one pooled stopping time.
 
     Parameters
@@ -123,14 +126,14 @@ def train_flows(
 
 
 def fit_flow(
-    x,
+    x: torch.Tensor,
     *,
-    rng,
-    sample_weight=None,
-    name="coupling",
-    validation_fraction=0.1,
-    **options,
-):
+    rng: torch.Generator,
+    sample_weight: torch.Tensor | None = None,
+    name: Any = "coupling",
+    validation_fraction: float = 0.1,
+    **options: Any,
+) -> FlowBase:
     """Fit one normalizing flow by maximum likelihood, with early stopping on held-out rows.
 
     Parameters

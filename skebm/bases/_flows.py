@@ -1,10 +1,17 @@
 """Normalizing flows by name."""
 
+from typing import Any
+
+import torch
+
 from ._coupling import CouplingSplineFlow
+from ._stacked_flow import StackedFlow
 from ._zuko import ZukoFlows
 
 
-def build_flow(flow, n_features, n_members=1, *, rng, **options):
+def build_flow(
+    flow: Any, n_features: int, n_members: int = 1, *, rng: torch.Generator, **options: Any
+) -> StackedFlow:
     """K flows of one kind, to be trained side by side.
 
     Parameters

@@ -1,6 +1,7 @@
 """A generator without a density."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -46,7 +47,22 @@ class ImplicitGenerator(nn.Module):
     energy-based models. ICLR.
     """
 
-    def __init__(self, n_features, n_members=1, *, hidden=(128, 128), n_contrast=192, rng):
+    n_features: int
+    n_members: int
+    n_contrast: int
+    weights: nn.ParameterList
+    biases: nn.ParameterList
+    log_scale: nn.Parameter
+
+    def __init__(
+        self,
+        n_features: int,
+        n_members: int = 1,
+        *,
+        hidden: Sequence[int] = (128, 128),
+        n_contrast: int = 192,
+        rng: torch.Generator,
+    ):
         super().__init__()
         self.n_features, self.n_members, self.n_contrast = n_features, n_members, n_contrast
         widths = [n_features, *hidden, n_features]
@@ -60,13 +76,13 @@ class ImplicitGenerator(nn.Module):
         self.log_scale = nn.Parameter(torch.full((n_members,), math.log(_MAX_SCALE)))
 
     @property
-    def scale(self):
+    def scale(self) -> torch.Tensor:
         """Sigma, (K,)."""
         free = self.log_scale.exp()
         # the gradient passes the bounds, so that sigma can come back from them
         return free + (free.clamp(_MIN_SCALE, _MAX_SCALE) - free).detach()
 
-    def mean(self, u):
+    def mean(self, u: torch.Tensor) -> torch.Tensor:
         """g(u), (K, n, d) -> (K, n, d)."""
         h = u
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -78,7 +94,7 @@ class ImplicitGenerator(nn.Module):
         draw = torch.randn(shape, generator=rng, device=rng.device, dtype=self.log_scale.dtype)
         return draw.to(self.log_scale.device)
 
-    def rsample(self, n, rng):
+    def rsample(self, n: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw from each generator, differentiable in the parameters.
 
         Returns
@@ -103,7 +119,7 @@ class ImplicitGenerator(nn.Module):
         return z, log_prob
 
     @torch.no_grad()
-    def sample(self, n, rng):
+    def sample(self, n: int, rng: torch.Generator) -> torch.Tensor:
         """Draw (K, n, d) points, n from each generator."""
         scale = self.scale[:, None, None]
         return self.mean(self._normal(n, rng)) + scale * self._normal(n, rng)

@@ -1,7 +1,10 @@
 """Marginal Gaussianisation: one smooth monotone map per column."""
 
+from typing import Self
+
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy.interpolate import PchipInterpolator
 from scipy.special import ndtr, ndtri
 from torch import nn
@@ -29,13 +32,24 @@ class MarginalGaussianization(nn.Module):
         Positive derivatives at the knots.
     """
 
-    def __init__(self, knots, values, slopes):
+    knots: torch.Tensor
+    values: torch.Tensor
+    slopes: torch.Tensor
+
+    def __init__(self, knots: ArrayLike, values: ArrayLike, slopes: ArrayLike):
         super().__init__()
         for name, array in (("knots", knots), ("values", values), ("slopes", slopes)):
             self.register_buffer(name, torch.as_tensor(array, dtype=torch.float64))
 
     @classmethod
-    def fit(cls, x, *, bandwidth=1.0, n_knots=60, sample_weight=None):
+    def fit(
+        cls,
+        x: np.ndarray,
+        *,
+        bandwidth: float = 1.0,
+        n_knots: int = 60,
+        sample_weight: np.ndarray | None = None,
+    ) -> Self:
         """Fit the map to the columns of `x`.
 
         Parameters
@@ -85,7 +99,7 @@ class MarginalGaussianization(nn.Module):
         return cls(knots, values, slopes)
 
     @property
-    def n_features(self):
+    def n_features(self) -> int:
         return self.knots.shape[0]
 
     def _piece(self, at, table):
@@ -98,7 +112,7 @@ class MarginalGaussianization(nn.Module):
         )
         return Piece(x0, z0, x1 - x0, z1 - z0, d0, d1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return G(x), (n, d), and log |det dG/dx|, (n,)."""
         z, log_slope = self._columns(x.mT)
         return z.mT, log_slope.sum(0)
@@ -111,7 +125,7 @@ class MarginalGaussianization(nn.Module):
         # beyond the outer knots (raw != t): straight lines with the slope of the outermost knot
         return z + piece.width * torch.where(raw < 0.0, *piece[-2:]) * (raw - t), log_slope
 
-    def inverse(self, z):
+    def inverse(self, z: torch.Tensor) -> torch.Tensor:
         """Return x with G(x) = z, (n, d)."""
         piece = self._piece(z.mT, self.values)
         raw = (z.mT - piece.bottom) / piece.height

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 
 from ._chunks import in_chunks
@@ -11,7 +12,7 @@ _LOG_2PI = math.log(2.0 * math.pi)
 _FAR = 1e6  # squared distance from the origin, in bandwidths
 
 
-def draw_components(weights, n, rng):
+def draw_components(weights: torch.Tensor, n: int, rng: torch.Generator) -> torch.Tensor:
     """Component of each of `n` rows; `torch.multinomial` itself refuses n = 0."""
     if n == 0:
         return torch.empty(0, dtype=torch.long, device=weights.device)
@@ -31,7 +32,15 @@ class GaussianMixtureBase(nn.Module):
     covariances : array-like of shape (n_components, n_features, n_features)
     """
 
-    def __init__(self, weights, means, covariances):
+    weights: torch.Tensor
+    means: torch.Tensor
+    scale_tril: torch.Tensor
+    whitening: torch.Tensor
+    flat: torch.Tensor
+    shift: torch.Tensor
+    log_constant: torch.Tensor
+
+    def __init__(self, weights: ArrayLike, means: ArrayLike, covariances: ArrayLike):
         super().__init__()
         weights, means, covariances = (
             torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, covariances)
@@ -54,11 +63,11 @@ class GaussianMixtureBase(nn.Module):
         )
 
     @property
-    def n_features(self):
+    def n_features(self) -> int:
         return self.means.shape[1]
 
     @property
-    def n_components(self):
+    def n_components(self) -> int:
         return self.means.shape[0]
 
     def _white(self, x):
@@ -69,22 +78,22 @@ class GaussianMixtureBase(nn.Module):
         """log w_j + log N(x; mu_j, Sigma_j), shape (n, n_components)."""
         return self.log_constant - 0.5 * self._white(x).square().sum(-1)
 
-    def log_prob(self, x):
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """Log-density in nats, (n, d) -> (n,)."""
         return in_chunks(lambda r: self._joint(r).logsumexp(-1), x, self.whitening[..., 0].numel())
 
-    def responsibilities(self, x):
+    def responsibilities(self, x: torch.Tensor) -> torch.Tensor:
         """Posterior probability of each component, (n, d) -> (n, n_components)."""
         return in_chunks(lambda r: self._joint(r).softmax(-1), x, self.whitening[..., 0].numel())
 
-    def value_and_gradient(self, x):
+    def value_and_gradient(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-density (n,) and its gradient (n, d), without autograd: what samplers ask for."""
         white = self._white(x)
         joint = self.log_constant - 0.5 * white.square().sum(-1)
         pull = (white * joint.softmax(-1)[..., None]).flatten(1)
         return joint.logsumexp(-1), (pull @ self.flat.mT).neg_()
 
-    def sample(self, n, rng):
+    def sample(self, n: int, rng: torch.Generator) -> torch.Tensor:
         """Draw (n, d) rows."""
         which = draw_components(self.weights, n, rng)
         x = torch.randn(n, self.n_features, dtype=torch.float64, generator=rng,
@@ -104,7 +113,7 @@ class ConfiningGaussian(GaussianMixtureBase):
     variance : Tensor of shape (n_features,)
     """
 
-    def __init__(self, mean, variance):
+    def __init__(self, mean: torch.Tensor, variance: torch.Tensor):
         super().__init__(torch.ones(1), mean[None], torch.diag(variance)[None])
 
 
@@ -122,7 +131,20 @@ class KernelDensityBase(nn.Module):
         :math:`\Sigma`, the shape of the kernel; the identity by default.
     """
 
-    def __init__(self, centers, bandwidth, weights=None, covariance=None):
+    centers: torch.Tensor
+    weights: torch.Tensor
+    scale_tril: torch.Tensor
+    whitening: torch.Tensor
+    white_centers: torch.Tensor
+    log_heights: torch.Tensor
+
+    def __init__(
+        self,
+        centers: ArrayLike,
+        bandwidth: float,
+        weights: ArrayLike | None = None,
+        covariance: ArrayLike | None = None,
+    ):
         super().__init__()
         centers = torch.as_tensor(centers, dtype=torch.float64)
         n, d = centers.shape
@@ -142,7 +164,7 @@ class KernelDensityBase(nn.Module):
         self.register_buffer("log_heights", self.weights.log() - log_det - 0.5 * d * _LOG_2PI)
 
     @property
-    def n_features(self):
+    def n_features(self) -> int:
         return self.centers.shape[1]
 
     def _rows(self, x):
@@ -159,11 +181,11 @@ class KernelDensityBase(nn.Module):
             logs = logs.index_put((far,), exact)
         return logs
 
-    def log_prob(self, x):
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """Log-density in nats, (n, d) -> (n,)."""
         return in_chunks(self._rows, x, len(self.centers))
 
-    def sample(self, n, rng):
+    def sample(self, n: int, rng: torch.Generator) -> torch.Tensor:
         """Draw (n, d) rows."""
         which = draw_components(self.weights, n, rng)
         noise = torch.randn(n, self.n_features, dtype=torch.float64, generator=rng,

@@ -32,7 +32,7 @@ class Piece(NamedTuple):
     first: Tensor
     last: Tensor
 
-    def at(self, t):
+    def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """y and log dy/dx at the share t of the width."""
         mean = self.height / self.width
         product = t * (1 - t)
@@ -41,7 +41,7 @@ class Piece(NamedTuple):
         slope = self.last * t.square() + 2 * mean * product + self.first * (1 - t).square()
         return y, ((mean / denominator).square() * slope).log()
 
-    def share_of_width(self, r):
+    def share_of_width(self, r: Tensor) -> Tensor:
         """The t at which y is the share r of the height."""
         mean = self.height / self.width
         first, last = self.first / mean, self.last / mean

@@ -2,6 +2,8 @@
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,16 +20,19 @@ class StackedFlow(nn.Module, ABC):
         Number of flows K.
     """
 
-    def __init__(self, n_features, n_members):
+    n_features: int
+    n_members: int
+
+    def __init__(self, n_features: int, n_members: int):
         super().__init__()
         self.n_features, self.n_members = n_features, n_members
 
     @abstractmethod
-    def log_prob(self, z):
+    def log_prob(self, z: torch.Tensor) -> torch.Tensor:
         """Log-density of each flow at its own rows, (K, n, d) -> (K, n)."""
 
     @abstractmethod
-    def rsample(self, n, rng):
+    def rsample(self, n: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw from each flow, differentiable in the parameters.
 
         Returns
@@ -38,19 +43,19 @@ class StackedFlow(nn.Module, ABC):
         """
 
     @abstractmethod
-    def alone(self, k):
+    def alone(self, k: int) -> "StackedFlow":
         """Flow k by itself, trainable, with its own copy of the weights: K = 1."""
 
     @abstractmethod
-    def beside(self, others):
+    def beside(self, others: Sequence[Any]) -> "StackedFlow":
         """Make one flow of this one and others, one member each, with copied weights."""
 
     @torch.no_grad()
-    def sample(self, n, rng):
+    def sample(self, n: int, rng: torch.Generator) -> torch.Tensor:
         """Draw (K, n, d) points, n from each flow."""
         return self.rsample(n, rng)[0]
 
-    def member(self, k):
+    def member(self, k: int) -> "FlowBase":
         """Flow k as a distribution, a `FlowBase`: float64, frozen."""
         return FlowBase(self.alone(k))
 
@@ -64,7 +69,10 @@ class FlowBase(nn.Module):
         It is copied.
     """
 
-    def __init__(self, flow):
+    flow: StackedFlow
+    n_features: int
+
+    def __init__(self, flow: Any):
         super().__init__()
         if not isinstance(flow, StackedFlow):
             from ._zuko import ZukoFlows  # which is a StackedFlow
@@ -74,10 +82,10 @@ class FlowBase(nn.Module):
         self.flow = copy.deepcopy(flow).double().eval().requires_grad_(False)
         self.n_features = flow.n_features
 
-    def log_prob(self, x):
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """Log-density, (n, d) -> (n,)."""
         return self.flow.log_prob(x.double()[None])[0]
 
-    def sample(self, n, rng):
+    def sample(self, n: int, rng: torch.Generator) -> torch.Tensor:
         """Draw (n, d) points."""
         return self.flow.sample(n, rng)[0]

@@ -1,12 +1,15 @@
 """Flows of the package zuko."""
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributions import Distribution
 
 from skebm._random import GLOBAL_RNG_LOCK, draw_seed, seeded_global_rng
+from skebm._typing import Modules
 
 from ._stacked_flow import StackedFlow
 
@@ -32,7 +35,17 @@ class ZukoFlows(StackedFlow):
         Of zuko's class; by default ``transforms=3, hidden_features=(64, 64)`` for a name.
     """
 
-    def __init__(self, flow, n_features, n_members=1, *, rng, **options):
+    flows: Modules
+
+    def __init__(
+        self,
+        flow: Any,
+        n_features: int,
+        n_members: int = 1,
+        *,
+        rng: torch.Generator,
+        **options: Any,
+    ):
         super().__init__(n_features, n_members)
         if isinstance(flow, str) and flow not in _ZUKO_NAMES:
             raise ValueError(
@@ -46,7 +59,7 @@ class ZukoFlows(StackedFlow):
         elif not callable(flow):
             raise ValueError(f"flow must be a name, a flow of zuko or a factory, got {flow!r}.")
         with seeded_global_rng(draw_seed(rng)):
-            flows = [
+            flows: list[Any] = [
                 copy.deepcopy(flow) if isinstance(flow, nn.Module) else flow(n_features, **options)
                 for _ in range(n_members)
             ]
@@ -66,16 +79,16 @@ class ZukoFlows(StackedFlow):
                 ) from error
         self.flows = nn.ModuleList(flows)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         # What makes the object is called before its state is loaded, and with it zuko's classes.
         return _unloaded_zuko_flows, (), self.__dict__
 
-    def log_prob(self, z):
+    def log_prob(self, z: torch.Tensor) -> torch.Tensor:
         return torch.stack(
             [flow().log_prob(rows) for flow, rows in zip(self.flows, z, strict=True)]
         )
 
-    def rsample(self, n, rng):
+    def rsample(self, n: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         distributions = [flow() for flow in self.flows]
         device = next(self.parameters()).device
         with seeded_global_rng(draw_seed(rng), device):
@@ -87,13 +100,13 @@ class ZukoFlows(StackedFlow):
             log_prob.append(distribution.base.log_prob(u) - log_det.reshape(n, -1).sum(1))
         return torch.stack(z), torch.stack(log_prob)
 
-    def alone(self, k):
+    def alone(self, k: int) -> "ZukoFlows":
         single = copy.copy(self)
         single._modules = {"flows": nn.ModuleList([copy.deepcopy(self.flows[k])])}
         single.n_members = 1
         return single
 
-    def beside(self, others):
+    def beside(self, others: "Sequence[ZukoFlows]") -> "ZukoFlows":
         whole = copy.copy(self)
         flows = [copy.deepcopy(flow.flows[0]) for flow in (self, *others)]
         whole._modules = {"flows": nn.ModuleList(flows)}

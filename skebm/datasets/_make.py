@@ -2,11 +2,37 @@
 
 import dataclasses
 import inspect
+from typing import Any, Literal, Protocol, overload
+
+from skebm._typing import FloatArray, RandomState
 
 from . import _plane, _tables
 
 
-def _make(distribution_class):
+class _Make(Protocol):
+    """The type of the functions that draw rows, but for the fields of their distributions."""
+
+    @overload
+    def __call__(
+        self,
+        n_samples: int = ...,
+        *,
+        random_state: RandomState = ...,
+        return_log_density: Literal[False] = ...,
+        **parameters: Any,
+    ) -> FloatArray: ...
+    @overload
+    def __call__(
+        self,
+        n_samples: int = ...,
+        *,
+        random_state: RandomState = ...,
+        return_log_density: Literal[True],
+        **parameters: Any,
+    ) -> tuple[FloatArray, FloatArray]: ...
+
+
+def _make(distribution_class: type[Any]) -> Any:
     """Write the function that draws rows of a distribution, with its fields as parameters."""
 
     def make(n_samples=1000, *, random_state=None, return_log_density=False, **parameters):
@@ -50,16 +76,16 @@ See Also
     return make
 
 
-make_claw = _make(_plane.Claw)
-make_eight_gaussians = _make(_plane.EightGaussians)
-make_two_moons = _make(_plane.TwoMoons)
-make_spirals = _make(_plane.Spirals)
-make_checkerboard = _make(_plane.Checkerboard)
-make_rings = _make(_plane.Rings)
-make_pinwheel = _make(_plane.Pinwheel)
-make_banana = _make(_plane.Banana)
-make_funnel = _make(_tables.Funnel)
-make_gaussian_mixture = _make(_tables.GaussianMixtureDistribution)
-make_multivariate_t = _make(_tables.MultivariateT)
-make_gamma_copula = _make(_tables.GammaCopula)
-make_sheared_gaussian = _make(_tables.ShearedGaussian)
+make_claw: _Make = _make(_plane.Claw)
+make_eight_gaussians: _Make = _make(_plane.EightGaussians)
+make_two_moons: _Make = _make(_plane.TwoMoons)
+make_spirals: _Make = _make(_plane.Spirals)
+make_checkerboard: _Make = _make(_plane.Checkerboard)
+make_rings: _Make = _make(_plane.Rings)
+make_pinwheel: _Make = _make(_plane.Pinwheel)
+make_banana: _Make = _make(_plane.Banana)
+make_funnel: _Make = _make(_tables.Funnel)
+make_gaussian_mixture: _Make = _make(_tables.GaussianMixtureDistribution)
+make_multivariate_t: _Make = _make(_tables.MultivariateT)
+make_gamma_copula: _Make = _make(_tables.GammaCopula)
+make_sheared_gaussian: _Make = _make(_tables.ShearedGaussian)

@@ -118,7 +118,7 @@ class Rings(Distribution):
     ``exp(-(|x|^2 + R^2) / (2 s^2)) I_0(R |x| / s^2) / (2 pi s^2)`` (so that ``|x|`` is Rice).
     """
 
-    radii: tuple = (1.0, 2.0, 3.0)
+    radii: tuple[float, ...] = (1.0, 2.0, 3.0)
     noise: float = 0.1
     name: ClassVar[str] = "rings"
 

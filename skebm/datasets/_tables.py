@@ -102,12 +102,12 @@ class GammaCopula(Distribution):
     introduction to copulas", 2006.
     """
 
-    shapes: tuple = (1.5, 2.0, 3.0, 5.0, 8.0)
+    shapes: tuple[float, ...] = (1.5, 2.0, 3.0, 5.0, 8.0)
     correlation: float = 0.7
     name: ClassVar[str] = "gamma_copula"
 
     @property
-    def n_features(self):
+    def n_features(self) -> int:
         """Number of columns, one per shape."""
         return len(self.shapes)
 

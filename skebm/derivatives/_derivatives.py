@@ -11,7 +11,9 @@ sweep, and J the derivatives along the directions that are summed over,
 so that second derivatives are never streamed, and nothing is after the last nonlinear layer.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +29,9 @@ from skebm.energies import ModuleStack
 __all__ = ["derivatives"]
 
 
-def derivatives(energy, z, directions=None):
+def derivatives(
+    energy: Callable[[Tensor], Tensor], z: Tensor, directions: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     r"""Value, gradient and Laplacian (or second derivatives along directions) of an energy.
 
     All three can be differentiated once more with respect to the parameters of the energy, not
@@ -94,7 +98,10 @@ def derivatives(energy, z, directions=None):
             result = _by_double_backward(energy, z, directions, create_graph)
         else:
             result = _by_records(value, records, z, create_graph)
-    return result if create_graph else tuple(part.detach() for part in result)
+    value, gradient, curvature = result
+    if create_graph:
+        return value, gradient, curvature
+    return value.detach(), gradient.detach(), curvature.detach()
 
 
 def _by_double_backward(energy, z, directions, create_graph):
@@ -151,7 +158,7 @@ def _evaluate(energy, z, directions):
         jet, record = _through_members(energy, z, directions)
     else:
         record = Record(z, directions)
-        jet = energy(Jet.of_input(record))
+        jet: Any = energy(Jet.of_input(record))
     require(isinstance(jet, Jet))
     return _rows(jet.value, record.z).reshape(z.shape[:-1]), [record, *record.members]
 

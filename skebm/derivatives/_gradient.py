@@ -4,13 +4,15 @@ One forward and one backward pass of autograd, which stops at z: gradients in th
 computed.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 __all__ = ["value_and_gradient"]
 
 
-def value_and_gradient(energy, z: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(energy: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
     """Evaluate an energy and its gradient in z, by autograd.
 
     Also under ``torch.no_grad``. Gradients that parameters hold are left alone.

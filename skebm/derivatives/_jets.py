@@ -6,14 +6,16 @@ contributes to the curvature. Elementwise functions need no rule of their own, o
 autograd knows their derivatives. Where there is no rule, `NoRule` ends the attempt.
 """
 
+from collections.abc import Callable, Iterator
 from functools import partialmethod
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from skebm.derivatives._kernels import SiLU, SinCos
-from skebm.derivatives._tangents import Node, Normalise, NoRule, Rows, Tangent, require
+from skebm.derivatives._tangents import Node, Normalise, NoRule, Record, Rows, Tangent, require
 
 __all__ = ["Jet", "normalise"]
 
@@ -33,26 +35,35 @@ class Jet:
     does not drop the dependence.
     """
 
-    __hash__ = None
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
-    def __init__(self, value, tangent, record, n_row_axes=None, is_view=False):
+    def __init__(
+        self,
+        value: Tensor,
+        tangent: Tangent | None,
+        record: Record,
+        n_row_axes: int | None = None,
+        is_view: bool = False,
+    ):
         self.value, self.tangent, self.record, self.is_view = value, tangent, record, is_view
         self.n_row_axes = record.n_row_axes if n_row_axes is None else n_row_axes
         self.waves = None  # sine and cosine of the value, if either was asked for
 
     @classmethod
-    def of_input(cls, record):
+    def of_input(cls, record: Record) -> Self:
         return cls(record.z, record.tangent, record, is_view=True)
 
     @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        cls, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         name = function.__name__
         # without grad mode (an autograd.Function, a no_grad block) dependence on z means no more
         require(torch.is_grad_enabled())
         require(any(getattr(r, name, None) is function for r in (torch, Tensor, functional)))
         return _apply(name, *args, **(kwargs or {}))
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name in ATTRIBUTES:
             return getattr(self.value, name)
         require(callable(getattr(Tensor, name)))
@@ -61,16 +72,16 @@ class Jet:
     def _call(self, name, *args, **kwargs):
         return self.__torch_function__(getattr(Tensor, name), (), (self, *args), kwargs)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.value)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         return iter([self[k] for k in range(len(self))])
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         raise NoRule
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> Any:
         raise NoRule
 
     __add__ = __radd__ = partialmethod(_call, "add")
@@ -524,7 +535,7 @@ def _layer_norm(h, normalized_shape, weight=None, bias=None, eps=1e-5, *_):
     return jet if bias is None else _add(jet, bias)
 
 
-def normalise(x, eps, axes=(-1,)):
+def normalise(x: Any, eps: float, axes: tuple[int, ...] = (-1,)) -> Any:
     """Mean 0 and variance 1 along axes, and one by the standard deviation, in elementary steps.
 
     The third derivative of torch's fused form is silently wrong, up to torch 2.13 at least:

@@ -8,7 +8,8 @@ with J. A record holds the nonlinear layers that an evaluation has passed, and a
 them contributes to the curvature. Autograd differentiates all of it with respect to parameters.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class NoRule(Exception):
     """A jet cannot go on here; the energy is differentiated in the ordinary way instead."""
 
 
-def require(condition):
+def require(condition: object) -> None:
     """End the attempt with jets unless a condition holds."""
     if not condition:
         raise NoRule
@@ -53,17 +54,17 @@ class Node:
     *parents : Node
     """
 
-    def __init__(self, function, *parents):
+    def __init__(self, function: Callable | None, *parents: "Node"):
         self.function, self.parents, self.block = function, parents, None
 
-    def at(self, block):
+    def at(self, block: Block) -> Tensor:
         """The derivatives along the directions of a block."""
         if self.block is not block:
             self.value = self.run(block, *(node.at(block) for node in self.parents))
             self.block = block
         return self.value
 
-    def run(self, block, *derivatives):
+    def run(self, block: Block, *derivatives: Tensor) -> Tensor:
         return self.function(block, *derivatives)
 
 
@@ -81,11 +82,11 @@ class Rows(Node):
         Derivatives of the entries of h.
     """
 
-    def __init__(self, weight, scale=None):
+    def __init__(self, weight: Tensor, scale: Tensor | None = None):
         super().__init__(None)
         self.weight, self.scale = weight, scale
 
-    def run(self, block):
+    def run(self, block: Block) -> Tensor:
         if block.index == 0:
             # cut once: backward, gradients of all blocks are then put together once
             factors = [self.weight] if self.scale is None else [self.scale, self.weight]
@@ -93,7 +94,7 @@ class Rows(Node):
         first, *others = self.parts[block.index]
         return (first @ others[0] if others else first).movedim(-3, 0)
 
-    def reduce(self, n_directions):
+    def reduce(self, n_directions: int) -> int:
         """Of z @ W with fewer columns than rows: go along a basis of the range of W only.
 
         Second derivatives along all other directions are zero, and so is their change with the
@@ -117,15 +118,15 @@ class Normalise(Node):
         What came out, and one by the standard deviation of h.
     """
 
-    def __init__(self, node, y, k):
+    def __init__(self, node: Node, y: Tensor, k: Tensor):
         super().__init__(None, node)
         self.y, self.k = y, k
 
-    def run(self, block, J):
+    def run(self, block: Block, J: Tensor) -> Tensor:
         result, self.bent = Normalised.apply(J, self.y, self.k, self.delta)
         return result
 
-    def share(self, delta):
+    def share(self, delta: Tensor) -> Callable[[Tensor], Tensor]:
         self.delta = delta
         return lambda J: self.bent
 
@@ -140,19 +141,19 @@ class Tangent:
     factor : Tensor or float
     """
 
-    def __init__(self, base, factor=1.0):
+    def __init__(self, base: Any, factor: Tensor | float = 1.0):
         self.base, self.factor = base, factor
 
     @property
-    def is_by_column(self):
+    def is_by_column(self) -> bool:
         return isinstance(self.base, Tensor)
 
-    def has_base_of(self, other):
+    def has_base_of(self, other: "Tangent") -> bool:
         if self.is_by_column and other.is_by_column:
             return torch.equal(self.base, other.base)
         return self.base is other.base
 
-    def dense(self, n_row_axes):
+    def dense(self, n_row_axes: int) -> Node:
         """The node of factor times base; values have so many axes up to that of the rows."""
         base, factor = self.base, self.factor
         if self.is_by_column:
@@ -177,7 +178,7 @@ class Record:
         All unit vectors by default.
     """
 
-    def __init__(self, z, directions=None):
+    def __init__(self, z: Tensor, directions: Tensor | None = None):
         self.z, self.directions, self.layers, self.members = z, directions, [], []
         self.n_row_axes = z.ndim - 1
         if directions is None:
@@ -187,14 +188,14 @@ class Record:
             self.n_directions, directions = directions.shape[-3], directions.movedim(-3, 0)
             self.tangent = Tangent(Node(lambda block: directions[block.start : block.stop]))
 
-    def member(self, k):
+    def member(self, k: int) -> "Record":
         """The record of rows k of a stack, as an input of their own."""
         if not self.members:
             directions = [None] * len(self.z) if self.directions is None else self.directions
             self.members = [Record(z, v) for z, v in zip(self.z, directions, strict=True)]
         return self.members[k]
 
-    def bend(self, y, share, *nodes):
+    def bend(self, y: Any, share: Callable, *nodes: Node) -> None:
         """Note the output y of a nonlinear layer.
 
         Parameters
@@ -208,7 +209,7 @@ class Record:
         """
         self.layers.append((y, share, nodes))
 
-    def curvature(self, deltas):
+    def curvature(self, deltas: Sequence[Tensor]) -> Tensor:
         """Sum over nonlinear layers and directions, (..., n), from df/dy of each layer."""
         total, dense, n_directions = torch.zeros_like(self.z[..., 0]), [], self.n_directions
         for (_, share, nodes), delta in zip(self.layers, deltas, strict=True):

@@ -4,9 +4,10 @@ Effective sample size and Monte-Carlo errors are those of arviz-stats. Split R-h
 because estimators need it and arviz-stats is optional.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
@@ -15,7 +16,7 @@ from ._draws import as_draws, by_columns
 AXES = {"chain_axis": 1, "draw_axis": 0}
 
 
-def effective_sample_size(samples, kind="bulk"):
+def effective_sample_size(samples: ArrayLike, kind: str = "bulk") -> float | np.ndarray:
     """Number of independent draws that would tell as much as these correlated ones.
 
     Chains are split in halves, so that a drift counts as disagreement; the autocorrelation is
@@ -63,7 +64,7 @@ def effective_sample_size(samples, kind="bulk"):
     """
     if kind not in ("bulk", "tail", "mean"):
         raise ValueError(f"kind must be 'bulk', 'tail' or 'mean', got {kind!r}.")
-    options = {"prob": (0.05, 0.95)} if kind == "tail" else {}
+    options: dict[str, Any] = {"prob": (0.05, 0.95)} if kind == "tail" else {}
     array_stats = _array_stats("effective_sample_size")
 
     def measure(x):
@@ -72,7 +73,7 @@ def effective_sample_size(samples, kind="bulk"):
     return by_columns(measure, samples)
 
 
-def split_r_hat(samples):
+def split_r_hat(samples: ArrayLike) -> float | np.ndarray:
     """Rank-normalised split R-hat: how much the chains, cut in halves, disagree.
 
     The square root of (variance of all draws) / (variance within half-chains), of the
@@ -112,7 +113,7 @@ def split_r_hat(samples):
     return by_columns(_split_r_hat, samples)
 
 
-def mcse(samples, *, quantile=None):
+def mcse(samples: ArrayLike, *, quantile: float | None = None) -> float | np.ndarray:
     """Monte-Carlo standard error of the mean of the draws, or of a quantile of them.
 
     Parameters
@@ -148,7 +149,7 @@ def mcse(samples, *, quantile=None):
     0.010
     """
     if quantile is None:
-        options = {"method": "mean"}
+        options: dict[str, Any] = {"method": "mean"}
     elif 0 < quantile < 1:
         options = {"method": "quantile", "prob": quantile}
     else:
@@ -178,7 +179,7 @@ class RankCounts(NamedTuple):
     expected: float
 
 
-def rank_data(samples, n_bins=20):
+def rank_data(samples: ArrayLike, n_bins: int = 20) -> RankCounts:
     """Histogram of the ranks of every chain's draws among those of all chains.
 
     A chain that lies too low has too many low ranks, one that is too wide too many at both ends.
@@ -228,7 +229,7 @@ def rank_data(samples, n_bins=20):
 def _array_stats(name):
     """The functions of arviz-stats for arrays; `name` is that of the function that needs them."""
     try:
-        from arviz_stats.base import array_stats
+        from arviz_stats.base import array_stats  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
     except ImportError as error:
         raise ImportError(f'{name} needs arviz-stats: pip install "skebm[diagnostics]"') from error
     return array_stats

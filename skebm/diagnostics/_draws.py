@@ -1,7 +1,11 @@
 """What the measures take: draws of chains, as arrays or tensors."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 MIN_DRAWS = 4
 """Halves of fewer draws have no variance."""
@@ -10,7 +14,7 @@ BLOCK = 1 << 22
 """Numbers worked on at a time: a few dozen MB for each intermediate array."""
 
 
-def as_array(values, name):
+def as_array(values: ArrayLike, name: str) -> np.ndarray:
     """Numbers as an array of their own dtype; all finite."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().double().numpy()
@@ -21,7 +25,7 @@ def as_array(values, name):
     return values
 
 
-def as_draws(samples):
+def as_draws(samples: ArrayLike) -> tuple[np.ndarray, bool]:
     """Draws of shape (n_draws, n_chains, d), and whether the last axis was added."""
     x = as_array(samples, "samples")
     if x.ndim not in (2, 3) or 0 in x.shape[1:]:
@@ -33,7 +37,7 @@ def as_draws(samples):
     return (x[:, :, None], True) if x.ndim == 2 else (x, False)
 
 
-def by_columns(statistic, samples):
+def by_columns(statistic: Callable[[np.ndarray], Any], samples: ArrayLike) -> float | np.ndarray:
     """(n_draws, n_chains, k) -> (k,), for as many columns at a time as memory should hold."""
     x, single = as_draws(samples)
     width = max(1, BLOCK // (x.shape[0] * x.shape[1]))

@@ -1,9 +1,11 @@
 """Runs of chains at a glance, and for ArviZ."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from skebm.samplers import Run
 
@@ -46,7 +48,7 @@ class RunSummary(NamedTuple):
     ess_tail: float
     r_hat: float
 
-    def __str__(self):
+    def __str__(self) -> str:
         lowest, highest = self.acceptance_range
         lines = [
             f"{self.n_draws:,} draws x {self.n_chains:,} chains x {self.n_columns:,} columns",
@@ -66,7 +68,7 @@ class RunSummary(NamedTuple):
         return "\n".join(lines)
 
 
-def summarize(run):
+def summarize(run: Run) -> RunSummary:
     """Acceptance, divergences, effective sample size and R-hat of a run of chains.
 
     Parameters
@@ -111,20 +113,23 @@ def summarize(run):
         raise ValueError(
             f"run must hold at least {MIN_DRAWS} draws per chain, got n_keep={len(run.samples)}."
         )
+    n_draws, n_chains, n_columns = run.samples.shape
     return RunSummary(
-        *run.samples.shape,
+        n_draws,
+        n_chains,
+        n_columns,
         run.acceptance_rate,
         (run.acceptance_rates.min().item(), run.acceptance_rates.max().item()),
         int(run.n_diverged.sum()),
         run.step_size,
         None if run.swap_rates is None else run.swap_rates.min().item(),
-        float(effective_sample_size(run.samples).min()),
-        float(effective_sample_size(run.samples, "tail").min()),
-        float(split_r_hat(run.samples).max()),
+        float(np.min(effective_sample_size(run.samples))),
+        float(np.min(effective_sample_size(run.samples, "tail"))),
+        float(np.max(split_r_hat(run.samples))),
     )
 
 
-def to_datatree(samples, names=None):
+def to_datatree(samples: Run | ArrayLike, names: Sequence[str] | None = None) -> Any:
     """Draws as the ``DataTree`` that ArviZ takes, for its plots, summaries and files.
 
     Parameters
@@ -164,7 +169,7 @@ def to_datatree(samples, names=None):
     except ImportError as error:
         raise ImportError('to_datatree needs arviz-base: pip install "skebm[arviz]"') from error
     run = samples if isinstance(samples, Run) else None
-    x, _ = as_draws(samples if run is None else run.samples)
+    x, _ = as_draws(samples.samples if isinstance(samples, Run) else samples)
     d = x.shape[2]
     names = [f"x{j}" for j in range(d)] if names is None else list(names)
     if len(names) != d:

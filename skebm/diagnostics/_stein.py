@@ -1,10 +1,14 @@
 """The kernel Stein discrepancy."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.spatial.distance import pdist
 from sklearn.utils import check_random_state
+
+from skebm._typing import RandomState
 
 from ._draws import as_array
 
@@ -32,15 +36,15 @@ class SteinTest(NamedTuple):
 
 
 def kernel_stein_discrepancy(
-    x,
-    score,
+    x: ArrayLike,
+    score: Callable | ArrayLike,
     *,
-    kernel="imq",
-    bandwidth="median",
-    n_bootstrap=1000,
-    change_probability=0.5,
-    random_state=None,
-):
+    kernel: str = "imq",
+    bandwidth: float | str = "median",
+    n_bootstrap: int = 1000,
+    change_probability: float = 0.5,
+    random_state: RandomState = None,
+) -> SteinTest:
     r"""Test whether rows are draws of a distribution of which only the score is known.
 
     With s the gradient of the log-density, the Stein kernel
@@ -127,7 +131,8 @@ def kernel_stein_discrepancy(
     if not 0 < change_probability <= 0.5:
         raise ValueError(f"change_probability must lie in (0, 0.5], got {change_probability}.")
     if isinstance(bandwidth, str) and bandwidth == "median":
-        bandwidth = np.median(pdist(x[np.linspace(0, n - 1, min(n, 1000)).astype(int)]))
+        chosen = x[np.linspace(0, n - 1, min(n, 1000)).astype(int)]
+        bandwidth = float(np.median(pdist(chosen)))
         if bandwidth == 0:
             raise ValueError("bandwidth='median' is zero, most rows are equal; give a number.")
     elif isinstance(bandwidth, str) or not 0 < bandwidth < np.inf:

@@ -9,6 +9,7 @@ from skebm.energies._embeddings import PeriodicEmbedding, PiecewiseLinearEmbeddi
 from skebm.energies._networks import MLPEnergy
 from skebm.energies._specifications import (
     Boosting,
+    EnergyModel,
     EnergyModelMixin,
     Network,
     resolve_energy_model,
@@ -22,6 +23,7 @@ __all__ = [
     "MemberEnergies",
     "logit",
     "Boosting",
+    "EnergyModel",
     "EnergyModelMixin",
     "MLPEnergy",
     "ModuleStack",

@@ -1,10 +1,14 @@
 """Energies made of others: classifiers, members side by side, and sums."""
 
+from collections.abc import Iterable
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+from skebm._typing import Modules
 
 __all__ = ["ClassifierEnergy", "CorrectedEnergy", "MemberEnergies", "logit"]
 
@@ -23,12 +27,16 @@ class ClassifierEnergy(nn.Module):
         Probabilities are kept this far from 0 and 1, so that f is finite.
     """
 
-    def __init__(self, classifier, offset, n_stages, floor):
+    offset: float
+    n_stages: int | None
+    floor: float
+
+    def __init__(self, classifier: Any, offset: float, n_stages: int | None, floor: float):
         super().__init__()
         self.classifier = classifier
         self.offset, self.n_stages, self.floor = offset, n_stages, floor
 
-    def forward(self, z):
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Evaluate f, (n, d) -> (n,)."""
         rows = z.detach().cpu().numpy()
         if self.n_stages is None:
@@ -41,24 +49,26 @@ class ClassifierEnergy(nn.Module):
 class MemberEnergies(nn.Module):
     """K separate energies side by side, (K, n, d) -> (K, n)."""
 
-    def __init__(self, members):
+    members: Modules
+
+    def __init__(self, members: Iterable[nn.Module]):
         super().__init__()
         self.members = nn.ModuleList(members)
 
-    def forward(self, z):
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Evaluate member k on z[k], (K, n, d) -> (K, n)."""
         return torch.stack([f(rows) for f, rows in zip(self.members, z, strict=True)])
 
-    def member(self, k):
+    def member(self, k: int) -> "MemberEnergies":
         """Member k alone, still (1, n, d) -> (1, n)."""
         return MemberEnergies([self.members[k]])
 
     @property
-    def softness(self):
+    def softness(self) -> float | None:
         """Width of the splits of trees; None for energies that have none."""
         return getattr(self.members[0], "softness", None)
 
-    def set_softness(self, softness):
+    def set_softness(self, softness: float) -> None:
         """Set the width of the splits of all trees."""
         for trees in self.members:
             trees.softness = softness
@@ -74,29 +84,32 @@ class CorrectedEnergy(nn.Module):
     correction : MemberEnergies
     """
 
-    def __init__(self, first, correction):
+    first: Any
+    correction: MemberEnergies
+
+    def __init__(self, first: Any, correction: MemberEnergies):
         super().__init__()
         self.first, self.correction = first, correction
 
-    def forward(self, z):
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Evaluate member k on z[k], (K, n, d) -> (K, n)."""
         return self.first(z) + self.correction(z)
 
-    def member(self, k):
+    def member(self, k: int) -> "CorrectedEnergy":
         """Member k alone, still (1, n, d) -> (1, n)."""
         return CorrectedEnergy(self.first.member(k), self.correction.member(k))
 
     @property
-    def softness(self):
+    def softness(self) -> float | None:
         """Width of the splits of trees."""
         return self.correction.softness
 
-    def set_softness(self, softness):
+    def set_softness(self, softness: float) -> None:
         """Set it."""
         self.correction.set_softness(softness)
 
 
-def logit(p, floor):
+def logit(p: np.ndarray, floor: float) -> np.ndarray:
     """Log-odds of class 1 in probabilities (n, 2), kept `floor` away from 0 and 1."""
     p = np.clip(p[:, 1], floor, 1.0 - floor)
     return np.log(p) - np.log1p(-p)

@@ -40,6 +40,15 @@ class PiecewiseLinearEmbedding(nn.Module):
     tabular deep learning. NeurIPS. https://arxiv.org/abs/2203.05556
     """
 
+    scale: Tensor
+    shift: Tensor
+    lowest: Tensor
+    highest: Tensor
+
+    n_members: int
+    n_features: int
+    n_outputs: int
+
     # Narrower bins (ties, atoms) are widened: they would be cliffs that no finite f can climb down.
     _MIN_WIDTH = 1e-3
 
@@ -92,6 +101,11 @@ class PeriodicEmbedding(nn.Module):
     Gorishniy, Y., Rubachev, I. and Babenko, A. (2022). On embeddings for numerical features in
     tabular deep learning. NeurIPS. https://arxiv.org/abs/2203.05556
     """
+
+    n_members: int
+    n_features: int
+    n_outputs: int
+    frequencies: nn.Parameter
 
     def __init__(
         self,

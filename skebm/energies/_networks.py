@@ -1,6 +1,7 @@
 """Stacked multilayer perceptrons."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,9 @@ class MLPEnergy(StackedEnergy):
         Source of the initial weights.
     """
 
+    hidden: nn.ModuleList
+    output: nn.Parameter
+
     def __init__(
         self,
         n_features: int,
@@ -44,7 +48,7 @@ class MLPEnergy(StackedEnergy):
         super().__init__(n_features, n_members)
         self.embedding = embedding
         self.hidden = nn.ModuleList()
-        width = n_features if embedding is None else embedding.n_outputs
+        width: Any = n_features if embedding is None else embedding.n_outputs
         rngs = spawn(rng, n_members)
         for n_units in hidden_layer_sizes:
             self.hidden.append(_Hidden(width, n_units, rngs))

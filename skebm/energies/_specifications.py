@@ -7,8 +7,10 @@ fit is a parameter of the estimator, which calls `validate` and then `Network.bu
 `Boosting.classifier`.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral, Real
+from typing import Any, Literal, Protocol, Self, TypeAlias
 
 import torch
 from sklearn.base import BaseEstimator, is_classifier
@@ -18,9 +20,9 @@ from torch import nn
 from skebm._sklearn_compat import Interval, StrOptions
 from skebm.energies._embeddings import PeriodicEmbedding, PiecewiseLinearEmbedding
 from skebm.energies._networks import MLPEnergy
-from skebm.energies._stack import ModuleStack
+from skebm.energies._stack import ModuleStack, StackedEnergy
 
-__all__ = ["Boosting", "EnergyModelMixin", "Network", "resolve_energy_model"]
+__all__ = ["Boosting", "EnergyModel", "EnergyModelMixin", "Network", "resolve_energy_model"]
 
 _MODULE = "module__"
 _MANY_ROWS = 5_000  # above so many rows boosting takes larger steps by default
@@ -30,7 +32,7 @@ _MAX_LEAVES = 63  # a soft tree keeps its leaves in the bits of an int64
 class _Specification(BaseEstimator):
     """What both kinds share; nothing is checked before `validate`."""
 
-    def validate(self):
+    def validate(self) -> None:
         """Check the settings, alone and together; estimators call it in `fit`.
 
         Raises
@@ -40,7 +42,7 @@ class _Specification(BaseEstimator):
         """
         self._validate_params()
 
-    def setting(self, name, auto):
+    def setting(self, name: str, auto: Any) -> Any:
         """Value of the setting `name`, or `auto` where it is left to the method.
 
         Parameters
@@ -153,17 +155,17 @@ class Network(_Specification):
 
     def __init__(
         self,
-        module=None,
+        module: nn.Module | Callable[..., nn.Module] | None = None,
         *,
-        hidden_layer_sizes=(128, 128),
-        embedding="auto",
-        learning_rate="auto",
-        weight_decay=1e-3,
-        batch_size=256,
-        max_epochs="auto",
-        patience=20,
-        callbacks=None,
-        **module_parameters,
+        hidden_layer_sizes: Sequence[int] = (128, 128),
+        embedding: Literal["auto", "periodic", "piecewise_linear"] | None = "auto",
+        learning_rate: float | Literal["auto"] = "auto",
+        weight_decay: float = 1e-3,
+        batch_size: int = 256,
+        max_epochs: int | Literal["auto"] = "auto",
+        patience: int | None = 20,
+        callbacks: Sequence[Any] | None = None,
+        **module_parameters: Any,
     ):
         self.module = module
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -182,7 +184,7 @@ class Network(_Specification):
                 )
             setattr(self, name, value)
 
-    def get_params(self, deep=True):
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Parameters by name, those of the module as ``module__*`` among them.
 
         Parameters
@@ -198,7 +200,7 @@ class Network(_Specification):
             name: value for name, value in vars(self).items() if name.startswith(_MODULE)
         }
 
-    def set_params(self, **params):
+    def set_params(self, **params: Any) -> Self:
         """Set parameters, those of the module as ``module__*``, which may be new ones.
 
         Parameters
@@ -221,7 +223,7 @@ class Network(_Specification):
                 setattr(self, name, value)
         return self
 
-    def validate(self):
+    def validate(self) -> None:
         """Check the settings, alone and together; estimators call it in `fit`.
 
         Raises
@@ -260,7 +262,9 @@ class Network(_Specification):
                     "module."
                 )
 
-    def build(self, rows, *, embedding, seed):
+    def build(
+        self, rows: Sequence[torch.Tensor], *, embedding: str | None, seed: int
+    ) -> StackedEnergy:
         """Make the K energies, f = 0 at the start.
 
         Parameters
@@ -371,13 +375,13 @@ class Boosting(_Specification):
     def __init__(
         self,
         *,
-        learning_rate="auto",
-        max_iter=600,
-        max_leaf_nodes=31,
-        min_samples_leaf=20,
-        l2_regularization=1.0,
-        max_features=0.5,
-        early_stopping=True,
+        learning_rate: float | Literal["auto"] = "auto",
+        max_iter: int = 600,
+        max_leaf_nodes: int = 31,
+        min_samples_leaf: int = 20,
+        l2_regularization: float = 1.0,
+        max_features: float = 0.5,
+        early_stopping: bool = True,
     ):
         self.learning_rate = learning_rate
         self.max_iter = max_iter
@@ -387,7 +391,7 @@ class Boosting(_Specification):
         self.max_features = max_features
         self.early_stopping = early_stopping
 
-    def classifier(self, n_rows, seed):
+    def classifier(self, n_rows: int, seed: int) -> Any:
         """Make the classifier of one member, not fitted yet.
 
         Its own early stopping is off whatever the setting says: the number of trees is chosen by
@@ -411,7 +415,7 @@ class Boosting(_Specification):
             min_samples_leaf=self.min_samples_leaf,
             l2_regularization=self.l2_regularization,
             max_features=float(self.max_features),  # scikit-learn refuses the integer 1
-            early_stopping=False,
+            early_stopping=False,  # pyright: ignore[reportArgumentType]
             random_state=seed,
         )
 
@@ -423,7 +427,17 @@ _NAMES = {
 }
 
 
-def resolve_energy_model(energy_model, default):
+class _Classifier(Protocol):
+    def predict_proba(self, X: Any) -> Any: ...
+
+
+EnergyModel: TypeAlias = (
+    str | Network | Boosting | nn.Module | Callable[..., nn.Module] | _Classifier
+)
+"""What a user may write for `energy_model`."""
+
+
+def resolve_energy_model(energy_model: EnergyModel, default: Network | Boosting) -> Any:
     """What a user wrote for `energy_model`, as a specification or a classifier.
 
     Parameters
@@ -463,7 +477,7 @@ def resolve_energy_model(energy_model, default):
     elif isinstance(energy_model, _Specification):
         return energy_model
     elif _makes_module(energy_model):
-        return Network(energy_model)
+        return Network(energy_model)  # pyright: ignore[reportArgumentType]
     elif not isinstance(energy_model, type) and hasattr(energy_model, "predict_proba"):
         if is_classifier(energy_model):
             return energy_model
@@ -509,7 +523,7 @@ class EnergyModelMixin:
     ValueError: energy_model='auto' is a name and has no parameters; ...
     """
 
-    def set_params(self, **params):
+    def set_params(self, **params: Any) -> Self:
         """Set parameters of the estimator, and of its `energy_model` as ``energy_model__*``.
 
         Parameters
@@ -532,7 +546,7 @@ class EnergyModelMixin:
             model = params.get(field, getattr(self, field, None))
             if isinstance(model, type) or not hasattr(model, "set_params"):
                 raise ValueError(_without_parameters(field, model))
-        return super().set_params(**params)
+        return super().set_params(**params)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _without_parameters(field, model):

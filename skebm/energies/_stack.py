@@ -7,6 +7,7 @@ Every stack starts at exactly f = 0.
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ class StackedEnergy(nn.Module, ABC):
         """Member k alone, an energy (n, d) -> (n,) with its own copy of the weights."""
         single = copy.deepcopy(self)
         for part in single.modules():
-            part.n_members = 1
+            part.n_members = 1  # pyright: ignore[reportArgumentType]
             for name, parameter in part._parameters.items():
                 row = parameter.detach()[k : k + 1].clone()
                 part._parameters[name] = nn.Parameter(row, parameter.requires_grad)
@@ -107,7 +108,17 @@ class ModuleStack(PrivateStream, StackedEnergy):
         Seed of the initial weights and of the random numbers drawn in training.
     """
 
-    def __init__(self, energy_model, n_features: int, n_members: int = 1, *, seed: int = 0):
+    members: nn.ModuleList
+    gain: nn.Parameter
+
+    def __init__(
+        self,
+        energy_model: nn.Module | Callable[..., nn.Module],
+        n_features: int,
+        n_members: int = 1,
+        *,
+        seed: int = 0,
+    ):
         super().__init__(n_features, n_members)
         with seeded_global_rng(seed):
             members = [

@@ -19,6 +19,8 @@ gradient included; no array is larger than a chunk of rows times the number of t
 table (10 to 20 MB for 1,000 trees in ten dimensions; it is left out of pickles).
 """
 
+from typing import Any, Self
+
 import numpy as np
 import torch
 from torch import nn
@@ -44,7 +46,32 @@ class SoftTrees(nn.Module):
         May be changed at any time; the trees are kept, only the lookup table is made anew.
     """
 
-    def __init__(self, n_features, value, feature, threshold, spacing, left, right, lca, baseline):
+    n_features: int
+    value: torch.Tensor
+    feature: torch.Tensor
+    threshold: torch.Tensor
+    spacing: torch.Tensor
+    left: torch.Tensor
+    right: torch.Tensor
+    lca: torch.Tensor
+    baseline: torch.Tensor
+    _breakpoints: torch.Tensor
+    _table: torch.Tensor
+    _everything: torch.Tensor
+    _offset: torch.Tensor
+
+    def __init__(
+        self,
+        n_features: int,
+        value: torch.Tensor,
+        feature: torch.Tensor,
+        threshold: torch.Tensor,
+        spacing: torch.Tensor,
+        left: torch.Tensor,
+        right: torch.Tensor,
+        lca: torch.Tensor,
+        baseline: torch.Tensor,
+    ):
         # value: (T, L), leaf values. The L leaves of a tree, from left to right, have L - 1 gaps
         # and each internal node sits in one gap. Hence for nodes, too, arrays of shape (T, L):
         # feature, threshold, spacing, left and right (bits of the leaves below either child; 0
@@ -59,7 +86,14 @@ class SoftTrees(nn.Module):
         self._make_table()
 
     @classmethod
-    def from_hist_gradient_boosting(cls, clf, *, softness=0.0, n_trees=None, offset=0.0):
+    def from_hist_gradient_boosting(
+        cls,
+        clf: Any,
+        *,
+        softness: float = 0.0,
+        n_trees: int | None = None,
+        offset: float = 0.0,
+    ) -> Self:
         """Read a fitted classifier.
 
         Parameters
@@ -85,34 +119,34 @@ class SoftTrees(nn.Module):
         return trees
 
     @property
-    def n_trees(self):
+    def n_trees(self) -> int:
         return self.value.shape[0]
 
     @property
-    def softness(self):
+    def softness(self) -> float:
         return self._softness
 
     @softness.setter
-    def softness(self, softness):
+    def softness(self, softness: float) -> None:
         if not softness >= 0:
             raise ValueError(f"softness={softness} must be at least 0.")
         if softness != self._softness:
             self._softness = float(softness)
             self._make_table()
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         # The table is several times larger than the trees and made anew in milliseconds.
         kept = {name: tensor for name, tensor in self._buffers.items() if name not in TABLE}
         return self.__dict__ | {"_buffers": kept}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._make_table()
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"n_features={self.n_features}, n_trees={self.n_trees}, softness={self.softness}"
 
-    def forward(self, z):
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Value of the trees.
 
         Parameters
@@ -216,7 +250,8 @@ class SoftTrees(nn.Module):
             levels.append((cell, width, weight, value, again))
             alive, tree, row = _take(alive, again), _take(tree, again), _take(row, again)
 
-        below, differences = None, []
+        below: Any = None
+        differences = []
         for _, _, weight, value, again in reversed(levels):
             if below is not None:
                 value[again] = below

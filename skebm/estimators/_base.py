@@ -2,12 +2,14 @@
 
 import copy
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from numbers import Integral, Real
+from typing import Any, ClassVar, Literal, Self, TypeVar, dataclass_transform, overload
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -15,13 +17,19 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from skebm._random import Seeds
 from skebm._sklearn_compat import Interval, StrOptions, _check_sample_weight, _fit_context
 from skebm._threads import limit_threads
-from skebm.training import Columns, Progress, relative_precision, resolve_device
+from skebm._typing import FloatArray, RandomState
+from skebm.training import Columns, Fitted, Progress, relative_precision, resolve_device
 
 AUTO_CONTAMINATION = 0.05
 """``contamination="auto"``: share of new rows of the same kind that `predict` calls outliers."""
 
-parameters = dataclass(kw_only=True, eq=False, repr=False)
-"""Makes the constructor of an estimator: keyword-only, of the fields of the class and its bases."""
+_Estimator = TypeVar("_Estimator")
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(field,))
+def parameters(cls: type[_Estimator]) -> type[_Estimator]:
+    """Make the constructor of an estimator: keyword-only, of the fields of class and bases."""
+    return dataclass(kw_only=True, eq=False, repr=False)(cls)
 
 
 @parameters
@@ -32,14 +40,24 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
     columns, and for itself `_columns` and `_seed`.
     """
 
-    smoothing: object = 0.0
-    contamination: object = "auto"
-    device: object = "auto"
-    random_state: object = None
+    smoothing: float | Literal["scott", "multiscale"] = 0.0
+    contamination: float | Literal["auto"] = "auto"
+    device: str | torch.device = "auto"
+    random_state: RandomState = None
     warm_start: bool = False
     verbose: int = 0
 
-    _parameter_constraints = {
+    # what a fit sets
+    model_: Any = field(init=False)
+    offset_: float = field(init=False)
+    history_: dict[str, np.ndarray] = field(init=False)
+    n_iter_: int = field(init=False)
+    out_of_fold_scores_: FloatArray = field(init=False)
+    out_of_fold_members_: NDArray[np.int_] = field(init=False)
+    _columns: Columns = field(init=False)
+    _seed: int = field(init=False)
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         "smoothing": [StrOptions({"scott"}), Interval(Real, 0, None, closed="left")],
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
         "device": [str, torch.device],
@@ -51,7 +69,9 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
     # ------------------------------------------------------------------ what a family adds
 
     @abstractmethod
-    def _fit(self, rows, weight, columns, context):
+    def _fit(
+        self, rows: np.ndarray, weight: np.ndarray, columns: Columns, context: dict[str, Any]
+    ) -> Fitted:
         """Learn from rows of positive weight, and return a `Fitted`.
 
         Parameters
@@ -66,17 +86,17 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         """
 
     @abstractmethod
-    def _log_density_std(self, X):
+    def _log_density_std(self, X: np.ndarray) -> tuple[FloatArray, FloatArray]:
         """Log-density of validated rows, in the units of X, and its standard error."""
 
-    def _log_density(self, X):
+    def _log_density(self, X: np.ndarray) -> FloatArray:
         """The first of these; to be overridden where the second costs much."""
         return self._log_density_std(X)[0]
 
     def _check_parameters(self):
         """Raise where parameters contradict each other: before anything is fitted."""
 
-    def _goes_on_from(self, model, n_rows):
+    def _goes_on_from(self, model: Any, n_rows: int) -> bool:
         """Whether a warm start on so many rows can go on from that model."""
         return True
 
@@ -87,7 +107,7 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
     # ------------------------------------------------------------------ fit
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y=None, sample_weight=None):
+    def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
         """Learn the density of the rows of X.
 
         Parameters
@@ -128,12 +148,12 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
                 self._keep(fitted, columns, seeds)
                 self.offset_ = self._threshold(rows, weight)
         except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
+            self.__dict__.clear()  # pyright: ignore[reportAttributeAccessIssue]
+            self.__dict__.update(before)  # pyright: ignore[reportAttributeAccessIssue]
             raise
         return self
 
-    def _read(self, X, sample_weight, *, reset):
+    def _read(self, X: Any, sample_weight: Any, *, reset: bool) -> tuple[Any, Any, Any]:
         """The rows of positive weight, their weights of mean one, and the precision of X."""
         precision = relative_precision(X)
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, reset=reset)
@@ -169,9 +189,9 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
     # ------------------------------------------------------------------ density
 
-    def _validate(self, X):
+    def _validate(self, X: Any) -> FloatArray:
         check_is_fitted(self)
-        checked = validate_data(self, X, dtype=np.float64, reset=False)
+        checked: Any = validate_data(self, X, dtype=np.float64, reset=False)
         return self._columns.snap(checked, relative_precision(X))
 
     @property
@@ -182,7 +202,15 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         x, met = self._columns.standardize(X)
         return torch.as_tensor(x, device=self._device), met
 
-    def score_samples(self, X, return_std=False):
+    @overload
+    def score_samples(self, X: ArrayLike, return_std: Literal[False] = ...) -> FloatArray: ...
+    @overload
+    def score_samples(
+        self, X: ArrayLike, return_std: Literal[True]
+    ) -> tuple[FloatArray, FloatArray]: ...
+    def score_samples(
+        self, X: ArrayLike, return_std: bool = False
+    ) -> FloatArray | tuple[FloatArray, FloatArray]:
         """Log-density of every row, normalised.
 
         Parameters
@@ -203,7 +231,9 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         X = self._validate(X)
         return self._log_density_std(X) if return_std else self._log_density(X)
 
-    def score(self, X, y=None, sample_weight=None):
+    def score(
+        self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None
+    ) -> float:
         """Mean log-density of the rows of X.
 
         Parameters
@@ -220,11 +250,10 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             In nats per row, in the units of X (a mean, as for GaussianMixture).
         """
         scores = self.score_samples(X)
-        if sample_weight is not None:
-            sample_weight = _check_sample_weight(
-                sample_weight, scores[:, None], ensure_non_negative=True
-            )
-        return float(np.average(scores, weights=sample_weight))
+        weight: Any = sample_weight
+        if weight is not None:
+            weight = _check_sample_weight(weight, scores[:, None], ensure_non_negative=True)
+        return float(np.average(scores, weights=weight))
 
     # ------------------------------------------------------------------ sampling
 
@@ -237,7 +266,7 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
     # ------------------------------------------------------------------ outlier detector
 
-    def decision_function(self, X):
+    def decision_function(self, X: ArrayLike) -> FloatArray:
         """`score_samples` minus `offset_`: negative for outliers.
 
         Parameters
@@ -250,7 +279,7 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         """
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X):
+    def predict(self, X: ArrayLike) -> NDArray[np.int_]:
         """Label rows: +1 for inliers, -1 for outliers.
 
         Parameters
@@ -263,7 +292,9 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         """
         return np.where(self.decision_function(X) < 0, -1, 1)
 
-    def fit_predict(self, X, y=None, sample_weight=None):
+    def fit_predict(
+        self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None
+    ) -> NDArray[np.int_]:
         """Fit, then label the same rows.
 
         Parameters
@@ -281,8 +312,8 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
     # ------------------------------------------------------------------ pickling
 
-    def __getstate__(self):
-        state = super().__getstate__()
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()
         if "model_" in state and self._device.type != "cpu":
             # so that a machine without that device can load it
             state = state | {"model_": copy.deepcopy(self.model_).to("cpu")}

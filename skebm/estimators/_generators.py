@@ -1,17 +1,21 @@
 """What the games leave behind, in the units of X: flows as densities, implicit generators."""
 
 import copy
+from collections.abc import Sequence
 from numbers import Integral
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.utils import check_array, check_random_state
 
 from skebm._threads import limit_threads
-from skebm.bases import JUDGED_AT_ONCE, StackedBase
+from skebm._typing import Distribution, FloatArray, RandomState
+from skebm.bases import JUDGED_AT_ONCE, Coordinates, ImplicitGenerator, StackedBase
+from skebm.training import Columns
 
 
-def sampling_rng(n_samples, random_state):
+def sampling_rng(n_samples: int, random_state: RandomState) -> torch.Generator:
     """Random stream of a seed; raises where `n_samples` is no number of rows."""
     if not isinstance(n_samples, Integral) or n_samples < 1:
         raise ValueError(f"n_samples={n_samples!r} must be an integer of at least 1.")
@@ -28,12 +32,12 @@ class FlowDensity:
     distributions : list of K distributions on standardised columns
     """
 
-    def __init__(self, columns, distributions):
+    def __init__(self, columns: Columns, distributions: Sequence[Distribution]):
         self._columns = columns
         # a copy, which stays on the CPU when the model moves
         self._mixture = copy.deepcopy(StackedBase(distributions, [1.0] * len(distributions))).cpu()
 
-    def score_samples(self, X):
+    def score_samples(self, X: ArrayLike) -> FloatArray:
         """Log-density of every row.
 
         Parameters
@@ -45,23 +49,23 @@ class FlowDensity:
         ndarray of shape (n_samples,), float64
             In nats, in the units of X.
         """
-        X = check_array(X, dtype=np.float64)
-        if X.shape[1] != len(self._columns.varying):
+        rows = check_array(X, dtype=np.float64)  # pyright: ignore[reportArgumentType]
+        if rows.shape[1] != len(self._columns.varying):
             raise ValueError(
-                f"X has {X.shape[1]} features, but the flow is expecting "
+                f"X has {rows.shape[1]} features, but the flow is expecting "
                 f"{len(self._columns.varying)} features."
             )
-        x, met = self._columns.standardize(X)
+        x, met = self._columns.standardize(rows)
         with torch.no_grad(), limit_threads(1):
             values = [self._mixture.log_prob(c) for c in torch.as_tensor(x).split(JUDGED_AT_ONCE)]
         values = torch.cat(values).numpy() + self._columns.log_det
         return np.where(met, values, -np.inf)
 
-    def score(self, X, y=None):
+    def score(self, X: ArrayLike, y: object = None) -> float:
         """Mean log-density of the rows of X, in nats."""
         return float(self.score_samples(X).mean())
 
-    def sample(self, n_samples=1, random_state=None):
+    def sample(self, n_samples: int = 1, random_state: RandomState = None) -> FloatArray:
         """Draw rows, (n_samples, n_features)."""
         rng = sampling_rng(n_samples, random_state)
         with torch.no_grad(), limit_threads(1):
@@ -79,13 +83,13 @@ class ImplicitSampler:
     coordinates : Coordinates
     """
 
-    def __init__(self, columns, generator, coordinates):
+    def __init__(self, columns: Columns, generator: ImplicitGenerator, coordinates: Coordinates):
         self._columns = columns
         # copies, which stay on the CPU when the model moves
         self._generator = copy.deepcopy(generator).cpu()
         self._coordinates = copy.deepcopy(coordinates).cpu()
 
-    def sample(self, n_samples=1, random_state=None):
+    def sample(self, n_samples: int = 1, random_state: RandomState = None) -> FloatArray:
         """Draw rows, (n_samples, n_features)."""
         rng = sampling_rng(n_samples, random_state)
         n_members = self._generator.n_members

@@ -2,21 +2,27 @@
 
 import copy
 from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import field
 from functools import partial
 from numbers import Integral
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.utils.metaestimators import available_if
 from torch.distributions import Distribution
 
 from skebm._sklearn_compat import HasMethods, Interval, StrOptions
 from skebm._threads import limit_threads
+from skebm._typing import FloatArray, RandomState
 from skebm.bases import CANDIDATES, ConfiningGaussian
 from skebm.energies import (
     Boosting,
     ClassifierEnergy,
+    EnergyModel,
     EnergyModelMixin,
     Network,
     resolve_energy_model,
@@ -41,6 +47,15 @@ DISTRIBUTION = [StrOptions({"auto", *CANDIDATES}), list, tuple, Distribution,
                 HasMethods(["score_samples", "sample"])]  # fmt: skip
 
 
+class _Density(Protocol):
+    def score_samples(self, X: Any) -> Any: ...
+    def sample(self, n_samples: int) -> Any: ...
+
+
+DistributionLike: TypeAlias = str | Sequence[str] | Distribution | _Density | None
+"""What a user may write for `base` and `noise`."""
+
+
 def _has_gradient(estimator):
     """Whether the fitted (or to be fitted) energy can be differentiated."""
     model = getattr(estimator, "model_", None)
@@ -52,6 +67,14 @@ def _has_gradient(estimator):
     return not any(isinstance(f, ClassifierEnergy) for f in members)
 
 
+_Method = TypeVar("_Method")
+
+
+def _if_differentiable(method: _Method) -> _Method:
+    """The method, where the energy has a gradient."""
+    return available_if(_has_gradient)(method)  # pyright: ignore[reportReturnType]
+
+
 @parameters
 class TiltedDensity(EnergyModelMixin, BaseDensity):
     """Bases tilted by energies; an estimator adds its fields and `_recipe`.
@@ -59,13 +82,18 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
     It may override `_check_parameters`, too.
     """
 
-    base: object = "auto"
-    energy_model: object = "auto"
+    base: DistributionLike = "auto"
+    energy_model: EnergyModel | None = "auto"
     n_members: int = 4
-    n_partition_samples: object = "auto"
+    n_partition_samples: int | Literal["auto"] = "auto"
     recalibration: bool = True
 
-    _parameter_constraints = {
+    # what a fit sets
+    log_partition_: FloatArray = field(init=False)
+    log_partition_std_error_: FloatArray = field(init=False)
+    effective_sample_size_: FloatArray = field(init=False)
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         **BaseDensity._parameter_constraints,
         "base": [*DISTRIBUTION, None],
         "energy_model": "no_validation",  # its own `validate` says what is wrong
@@ -79,7 +107,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
     }
 
     @abstractmethod
-    def _recipe(self):
+    def _recipe(self) -> Recipe:
         """What is particular to the method, a `Recipe`; `_basic_recipe` knows the shared fields."""
 
     def _basic_recipe(self, train, **particular):
@@ -92,7 +120,9 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
             **particular,
         )
 
-    def _resolve_energy_model(self, default, *, network_only=False):
+    def _resolve_energy_model(
+        self, default: Network | Boosting, *, network_only: bool = False
+    ) -> Any:
         """What `energy_model` says, checked: a specification, a classifier, or None for no energy.
 
         Parameters
@@ -155,7 +185,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
             error = self.model_.log_prob_std(self._tensor(X)[0]).cpu().numpy()
         return self._log_density(X), error
 
-    def base_score_samples(self, X):
+    def base_score_samples(self, X: ArrayLike) -> FloatArray:
         """Log-density of every row under the base alone, without the tilt.
 
         Parameters
@@ -170,7 +200,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         X = self._validate(X)
         return self._on_rows(self.model_.base_log_prob, X)
 
-    def energy(self, X):
+    def energy(self, X: ArrayLike) -> FloatArray:
         """Energy of every row: minus the log-density, up to a constant of the fitted model.
 
         Parameters
@@ -184,8 +214,8 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         """
         return -(self.score_samples(X) + self.log_partition_.mean())
 
-    @available_if(_has_gradient)
-    def stein_score(self, X):
+    @_if_differentiable
+    def stein_score(self, X: ArrayLike) -> FloatArray:
         """Gradient of the log-density at every row.
 
         Where the chosen energy is a sum of hard trees, whose gradient is zero almost everywhere,
@@ -216,7 +246,9 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
 
     # ------------------------------------------------------------------ sampling
 
-    def sample(self, n_samples=1, random_state=None, *, n_steps=0):
+    def sample(
+        self, n_samples: int = 1, random_state: RandomState = None, *, n_steps: int = 0
+    ) -> FloatArray:
         """Draw new rows from the model.
 
         Rows are proposed by the base and kept by importance: a proposal of weight w appears

@@ -1,7 +1,10 @@
 """Adversarial training with a bound on log Z."""
 
+from collections.abc import Callable
+from dataclasses import field
 from functools import partial
 from numbers import Real
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -9,8 +12,10 @@ from torch import nn
 
 from skebm._sklearn_compat import Interval, StrOptions
 from skebm._threads import limit_threads
+from skebm._typing import FloatArray, RandomState
 from skebm.energies import Network
 from skebm.partition import rows_by_importance
+from skebm.training import Recipe
 from skebm.training.adversarial import settled_generator, train_adversarially
 
 from ._base import parameters
@@ -155,13 +160,18 @@ class AdversarialEBM(TiltedDensity):
     (3, 2)
     """
 
-    generator: str = "flow"
-    generator_learning_rate: object = "auto"
+    generator: Literal["flow", "implicit"] = "flow"
+    generator_learning_rate: float | Literal["auto"] = "auto"
     gradient_penalty: float = 0.05
-    flow: object = "coupling"
-    base: object = "flow"
+    flow: str | nn.Module | Callable[..., nn.Module] = "coupling"
+    base: Literal["flow"] | None = "flow"
 
-    _parameter_constraints = {
+    # what a fit sets
+    generator_: FlowDensity | ImplicitSampler = field(init=False)
+    log_partition_bound_: FloatArray = field(init=False)
+    log_partition_bound_std_error_: FloatArray = field(init=False)
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         **TiltedDensity._parameter_constraints,
         "generator": [StrOptions({"flow", "implicit"})],
         "generator_learning_rate": [
@@ -173,7 +183,7 @@ class AdversarialEBM(TiltedDensity):
         "base": [StrOptions({"flow"}), None],
     }
 
-    def _recipe(self):
+    def _recipe(self) -> Recipe:
         network = self._resolve_energy_model(Network(), network_only=True)
         train = None
         if network is not None:
@@ -197,7 +207,14 @@ class AdversarialEBM(TiltedDensity):
             "log_partition_bound_std_error_": settled.bound_std_error.numpy(),
         }
 
-    def sample(self, n_samples=1, random_state=None, *, n_steps=None, start="base"):
+    def sample(
+        self,
+        n_samples: int = 1,
+        random_state: RandomState = None,
+        *,
+        n_steps: int | None = None,
+        start: Literal["base", "generator"] = "base",
+    ) -> FloatArray:
         """Draw new rows from the model.
 
         Parameters
@@ -244,7 +261,7 @@ class AdversarialEBM(TiltedDensity):
 
         def propose(n):
             rows = self.generator_.sample(n, rng)
-            log_weights = self._log_density(rows) - self.generator_.score_samples(rows)
+            log_weights = self._log_density(rows) - self.generator_.score_samples(rows)  # pyright: ignore[reportAttributeAccessIssue]
             weights = torch.as_tensor(np.exp(log_weights - log_weights.max()))
             return torch.as_tensor(rows)[None], (weights / weights.mean())[None]
 

@@ -1,9 +1,10 @@
 """Contrastive divergence."""
 
 import copy
-from dataclasses import replace
+from dataclasses import field, replace
 from functools import partial
 from numbers import Integral, Real
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from sklearn.exceptions import ConvergenceWarning
 
 from skebm._sklearn_compat import Interval, StrOptions
 from skebm._threads import limit_threads
+from skebm._typing import FloatArray, RandomState
 from skebm._warnings import warn
 from skebm.energies import Network
+from skebm.training import Recipe
 from skebm.training.chains import SAMPLERS, Chains, Moves
 from skebm.training.contrastive_divergence import train_by_contrastive_divergence
 
@@ -182,11 +185,18 @@ class ContrastiveDivergenceEBM(TiltedDensity):
 
     n_steps: int = 5
     persistent: bool = True
-    sampler: str = "mala"
-    step_size: object = "auto"
+    sampler: Literal["mala", "hmc", "random_walk", "ula"] = "mala"
+    step_size: float | Literal["auto"] = "auto"
     reinit_fraction: float = 1.0
 
-    _parameter_constraints = {
+    # what a fit sets
+    persistent_chains_: FloatArray = field(init=False)
+    chain_diagnostics_: dict[str, Any] = field(init=False)
+    sample_diagnostics_: dict[str, Any] = field(init=False)
+    _fitted_moves: Any = field(init=False)
+    _stand_in: Any = field(init=False)
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         **TiltedDensity._parameter_constraints,
         "n_steps": [Interval(Integral, 1, None, closed="left")],
         "persistent": ["boolean"],
@@ -195,7 +205,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         "reinit_fraction": [Interval(Real, 0, 1, closed="both")],
     }
 
-    def _recipe(self):
+    def _recipe(self) -> Recipe:
         network = self._resolve_energy_model(Network(), network_only=True)
         train = None
         if network is not None:
@@ -243,7 +253,14 @@ class ContrastiveDivergenceEBM(TiltedDensity):
 
     # ------------------------------------------------------------------ sampling
 
-    def sample(self, n_samples=1, random_state=None, *, n_steps=None, start="base"):
+    def sample(
+        self,
+        n_samples: int = 1,
+        random_state: RandomState = None,
+        *,
+        n_steps: int | None = None,
+        start: Literal["base", "buffer"] = "base",
+    ) -> FloatArray:
         """Draw new rows from the model, by chains of the sampler it was trained with.
 
         Chains take Metropolis steps under the fitted model ("ula" is corrected: MALA), so that

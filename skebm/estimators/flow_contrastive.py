@@ -1,12 +1,17 @@
 """Flow-contrastive estimation."""
 
+from collections.abc import Callable
+from dataclasses import field
 from functools import partial
 from numbers import Real
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
 from skebm._sklearn_compat import Interval, StrOptions
+from skebm._typing import FloatArray
 from skebm.energies import Boosting, Network
+from skebm.training import Recipe
 from skebm.training.flow_contrastive import STAGES, train_by_flow_contrast
 
 from ._base import parameters
@@ -161,14 +166,19 @@ class FlowContrastiveDensity(TiltedDensity):
     (3, 2)
     """
 
-    flow: object = "coupling"
+    flow: str | nn.Module | Callable[..., nn.Module] = "coupling"
     generator_learning_rate: float = 3e-4
     accuracy_threshold: float = 0.5
     refinement: bool = True
-    correction: object = "auto"
-    base: object = "flow"
+    correction: Boosting | Literal["auto"] | None = "auto"
+    base: Literal["flow"] | None = "flow"
 
-    _parameter_constraints = {
+    # what a fit sets
+    log_partition_learned_: FloatArray = field(init=False)
+    flow_: FlowDensity = field(init=False)
+    stages_: dict[str, Any] = field(init=False)
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         **TiltedDensity._parameter_constraints,
         "flow": [str, callable, nn.Module],
         "generator_learning_rate": [Interval(Real, 0, None, closed="neither")],
@@ -187,7 +197,7 @@ class FlowContrastiveDensity(TiltedDensity):
                     "and an energy_model, or take correction=None."
                 )
 
-    def _recipe(self):
+    def _recipe(self) -> Recipe:
         network = self._resolve_energy_model(Network(), network_only=True)
         train, correction = None, self.correction
         if correction == "auto":

@@ -1,14 +1,18 @@
 """A latent-variable density whose encoder needs no density of its own."""
 
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import field, fields
 from numbers import Integral, Real
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from skebm._sklearn_compat import Interval, StrOptions
+from skebm._typing import FloatArray, RandomState
 from skebm.latents import BernoulliLikelihood, GaussianLikelihood
 from skebm.models import antithetic_noise
 from skebm.training import Columns, make_task
@@ -16,7 +20,10 @@ from skebm.training.latent import LatentSettings, fit_latent
 
 from ._base import BaseDensity, parameters
 
-LIKELIHOODS = {"gaussian": GaussianLikelihood, "bernoulli": BernoulliLikelihood}
+LIKELIHOODS: dict[str, type[torch.nn.Module]] = {
+    "gaussian": GaussianLikelihood,
+    "bernoulli": BernoulliLikelihood,
+}
 
 DECODED_ROWS, ENCODED = 8192, 2**16
 """Latent vectors, and draws of the encoder, that are made at once."""
@@ -161,24 +168,28 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     (3, 2)
     """
 
-    n_components: object = "auto"
-    encoder: str = "implicit"
-    likelihood: str = "gaussian"
+    n_components: int | Literal["auto"] = "auto"
+    encoder: Literal["implicit", "stein", "gaussian"] = "implicit"
+    likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
     kl_weight_start: float = 1.0
     n_posterior_samples: int = 64
     n_importance_samples: int = 500
-    encoder_model: object = "mlp"
-    decoder_model: object = "mlp"
-    hidden_layer_sizes: object = (128, 128)
-    learning_rate: object = "auto"
+    encoder_model: Literal["mlp"] | torch.nn.Module | Callable[..., torch.nn.Module] = "mlp"
+    decoder_model: Literal["mlp"] | torch.nn.Module | Callable[..., torch.nn.Module] = "mlp"
+    hidden_layer_sizes: Sequence[int] = (128, 128)
+    learning_rate: float | Literal["auto"] = "auto"
     weight_decay: float = 1e-3
     batch_size: int = 128
-    max_epochs: object = "auto"
+    max_epochs: int | Literal["auto"] = "auto"
     validation_fraction: float = 0.1
     patience: int | None = 20
-    callbacks: object = None
+    callbacks: Sequence[Any] | None = None
 
-    _parameter_constraints = {
+    # what a fit sets
+    n_components_: int = field(init=False)
+    noise_variance_: FloatArray = field(init=False)
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         **BaseDensity._parameter_constraints,
         "n_components": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "encoder": [StrOptions({"implicit", "stein", "gaussian"})],
@@ -224,7 +235,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
             rows, weight, columns, n_members=1, validation_fraction=self.validation_fraction,
             smoothing=self.smoothing, **context,
         )  # fmt: skip
-        names = [field.name for field in fields(LatentSettings)]
+        names = [own.name for own in fields(LatentSettings)]
         return fit_latent(task, LatentSettings(**{name: getattr(self, name) for name in names}))
 
     @property
@@ -241,7 +252,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
 
     # ------------------------------------------------------------------ sampling
 
-    def sample(self, n_samples=1, random_state=None):
+    def sample(self, n_samples: int = 1, random_state: RandomState = None) -> FloatArray:
         """Draw new rows: z from the prior, x from p(x | z). Exact, and independent.
 
         Parameters
@@ -264,7 +275,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
 
     # ------------------------------------------------------------------ transformer
 
-    def transform(self, X):
+    def transform(self, X: ArrayLike) -> FloatArray:
         """Posterior means of the latent variables, under the encoder.
 
         Parameters
@@ -279,7 +290,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         x, _ = self._tensor(self._validate(X))
         return self._encode(x, lambda rows, noise: self.model_.encoder.moments(rows, noise)[0])
 
-    def reconstruct(self, X):
+    def reconstruct(self, X: ArrayLike) -> FloatArray:
         """Rows as the latent variables remember them: means of p(x | z) over the encoder's z.
 
         Parameters
@@ -298,7 +309,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
 
         return self._columns.restore(self._encode(x, means))
 
-    def inverse_transform(self, X):
+    def inverse_transform(self, X: ArrayLike) -> FloatArray:
         """Mean of p(x | z) for latent variables.
 
         Parameters
@@ -312,7 +323,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
             In the units of the rows that were fitted.
         """
         check_is_fitted(self)
-        z = check_array(X, dtype=np.float64)
+        z = check_array(X, dtype=np.float64)  # pyright: ignore[reportArgumentType]
         if z.shape[1] != self.n_components_:
             raise ValueError(
                 f"X has {z.shape[1]} columns, but there are {self.n_components_} latent variables."

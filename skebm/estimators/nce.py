@@ -1,15 +1,19 @@
 """Noise-contrastive estimation."""
 
+from dataclasses import field
 from functools import partial
 from numbers import Real
+from typing import Any, ClassVar, Literal
 
 from skebm._sklearn_compat import Interval, StrOptions
+from skebm._typing import FloatArray
 from skebm.energies import Boosting, Network
+from skebm.training import Recipe
 from skebm.training.classifiers import train_classifiers
 from skebm.training.noise_contrastive import train_against_noise
 
 from ._base import parameters
-from ._tilted import DISTRIBUTION, TiltedDensity
+from ._tilted import DISTRIBUTION, DistributionLike, TiltedDensity
 
 
 @parameters
@@ -150,18 +154,21 @@ class NCEDensity(TiltedDensity):
     (3, 2)
     """
 
-    objective: str = "nce"
-    noise_ratio: object = "auto"
-    noise: object = None
+    objective: Literal["nce", "ranking", "self_normalized"] = "nce"
+    noise_ratio: float | Literal["auto"] = "auto"
+    noise: DistributionLike = None
 
-    _parameter_constraints = {
+    # what a fit sets
+    log_partition_learned_: FloatArray = field(init=False)
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         **TiltedDensity._parameter_constraints,
         "objective": [StrOptions({"nce", "ranking", "self_normalized"})],
         "noise_ratio": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "noise": [*DISTRIBUTION, None],
     }
 
-    def _recipe(self):
+    def _recipe(self) -> Recipe:
         default = Network() if self.base is None or self.noise is not None else Boosting()
         model = self._resolve_energy_model(default)
         if model is None:

@@ -1,10 +1,16 @@
 """Score matching."""
 
+from dataclasses import field
 from functools import partial
 from numbers import Integral, Real
+from typing import Any, ClassVar, Literal
+
+from numpy.typing import ArrayLike
 
 from skebm._sklearn_compat import Interval, StrOptions
+from skebm._typing import FloatArray
 from skebm.energies import Network
+from skebm.training import Recipe
 from skebm.training.score_matching import noise_levels, train_by_score_matching
 
 from ._base import parameters
@@ -155,11 +161,15 @@ class ScoreMatchingEBM(TiltedDensity):
     (2, 2)
     """
 
-    method: str = "auto"
+    method: Literal["auto", "exact", "sliced", "denoising"] = "auto"
     n_projections: int = 1
-    sigma: object = "auto"
+    sigma: float | ArrayLike | Literal["auto"] = "auto"
 
-    _parameter_constraints = {
+    # what a fit sets
+    method_: str = field(init=False)
+    sigma_: FloatArray = field(init=False)
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         **TiltedDensity._parameter_constraints,
         "method": [StrOptions({"auto", "exact", "sliced", "denoising"})],
         "n_projections": [Interval(Integral, 1, None, closed="left")],
@@ -171,7 +181,7 @@ class ScoreMatchingEBM(TiltedDensity):
         if self.method == "denoising" and (levels == 0).any():
             raise ValueError('sigma=0 leaves method="denoising" no noise to predict; raise it.')
 
-    def _recipe(self):
+    def _recipe(self) -> Recipe:
         network = self._resolve_energy_model(Network(), network_only=True)
         train = None
         if network is not None:

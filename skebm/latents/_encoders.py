@@ -20,6 +20,9 @@ class GaussianEncoder(nn.Module):
         k.
     """
 
+    network: nn.Module
+    n_components: int
+
     def __init__(self, network: nn.Module, n_components: int):
         super().__init__()
         self.network, self.n_components = network, n_components
@@ -34,7 +37,9 @@ class GaussianEncoder(nn.Module):
         location, log_scale = self.network(x).chunk(2, dim=-1)
         return location, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
 
-    def noise(self, *shape: int, rng: torch.Generator, dtype=torch.float32) -> Tensor:
+    def noise(
+        self, *shape: int, rng: torch.Generator, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """What draws are made of, ``(*shape, n_noise)``."""
         like = {"dtype": dtype, "device": rng.device}
         return torch.randn(*shape, self.n_noise, generator=rng, **like)
@@ -81,7 +86,16 @@ class ImplicitEncoder(GaussianEncoder):
         h, (..., d + k) -> (..., k); None where the score is estimated otherwise.
     """
 
-    def __init__(self, network, n_components, residual, score_network):
+    residual: nn.Module
+    score_network: nn.Module | None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        n_components: int,
+        residual: nn.Module,
+        score_network: nn.Module | None,
+    ):
         super().__init__(network, n_components)
         self.residual, self.score_network = residual, score_network
 
@@ -89,12 +103,14 @@ class ImplicitEncoder(GaussianEncoder):
     def n_noise(self) -> int:
         return 3 * self.n_components
 
-    def noise(self, *shape, rng, dtype=torch.float32):
+    def noise(
+        self, *shape: int, rng: torch.Generator, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         noise = super().noise(*shape, rng=rng, dtype=dtype)
         normal, signs = noise.split([2 * self.n_components, self.n_components], dim=-1)
         return torch.cat([normal, SIGN * signs.sign()], dim=-1)
 
-    def standardized(self, x, noise):
+    def standardized(self, x: Tensor, noise: Tensor) -> Tensor:
         noise = noise.expand(len(x), *noise.shape[-2:])
         own, rest = noise.split([self.n_components, 2 * self.n_components], dim=-1)
         return own + self._shape(x, rest)
@@ -103,7 +119,7 @@ class ImplicitEncoder(GaussianEncoder):
         """The part g of u, (n, M, k)."""
         return self.residual(self._beside(x, rest))
 
-    def moments(self, x, noise):
+    def moments(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         location, log_scale = self(x)
         scale = log_scale.exp()
         # epsilon does not depend on g, and its moments are known: only those of g are drawn

@@ -64,7 +64,7 @@ def factor_analysis(x: Tensor, weight: Tensor, n_components: int) -> FactorModel
     FactorModel
         In float64.
     """
-    x, weight = x.double().cpu().numpy(), weight.double().cpu().numpy()
+    x, weight = x.double().cpu().numpy(), weight.double().cpu().numpy()  # pyright: ignore[reportAssignmentType]
     d = x.shape[1]
     center = np.average(x, axis=0, weights=weight)
     covariance = np.atleast_2d(np.cov(x.T, aweights=weight, bias=True))
@@ -116,6 +116,9 @@ class AffinePlus(nn.Module):
     bias : Tensor of shape (m,)
     network : nn.Module
     """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
 
     def __init__(self, weight: Tensor, bias: Tensor, network: nn.Module):
         super().__init__()

@@ -21,6 +21,8 @@ class GaussianLikelihood(nn.Module):
         What the variances start from.
     """
 
+    log_variance: nn.Parameter
+
     def __init__(self, variance: Tensor):
         super().__init__()
         excess = (variance - MIN_NOISE**2).clamp_min(MIN_NOISE**2)

@@ -1,6 +1,6 @@
 """Networks between rows and latent variables: perceptrons, and modules of the user."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,14 @@ def perceptron(
     return nn.Sequential(*layers, last)
 
 
-def user_network(model, name: str, n_inputs: int, n_outputs: int, *, seed: int) -> nn.Module:
+def user_network(
+    model: nn.Module | Callable[..., nn.Module],
+    name: str,
+    n_inputs: int,
+    n_outputs: int,
+    *,
+    seed: int,
+) -> nn.Module:
     """Copy of a user's module, or what the user's class or factory makes, in float32 on the CPU.
 
     Random numbers that it draws in training mode (dropout) come from a private stream.

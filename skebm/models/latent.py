@@ -1,11 +1,13 @@
 """The latent-variable model: latent variables, a decoder and a likelihood, and an encoder."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skebm.partition import RowStreams, marginal_likelihoods
+from skebm.latents import GaussianEncoder
+from skebm.partition import Marginals, RowStreams, marginal_likelihoods
 
 __all__ = ["LatentVariableModel"]
 
@@ -34,7 +36,18 @@ class LatentVariableModel(nn.Module):
         Approximate posterior of z given a row; `log_likelihoods` needs it.
     """
 
-    def __init__(self, decoder, likelihood, n_components: int, encoder=None):
+    decoder: nn.Module
+    likelihood: Any
+    n_components: int
+    encoder: Any
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        likelihood: Any,
+        n_components: int,
+        encoder: GaussianEncoder | None = None,
+    ):
         super().__init__()
         self.decoder, self.likelihood, self.encoder = decoder, likelihood, encoder
         self.n_components = n_components
@@ -55,7 +68,7 @@ class LatentVariableModel(nn.Module):
         """Mean of the rows given latent variables, (..., k) -> (..., d)."""
         return self.likelihood.mean(self.decoder(z))
 
-    def sample(self, n: int, rng: torch.Generator, *, dtype=torch.float64) -> Tensor:
+    def sample(self, n: int, rng: torch.Generator, *, dtype: torch.dtype = torch.float64) -> Tensor:
         """Draw n rows, (n, d)."""
         like = {"dtype": dtype, "device": rng.device}
         z = torch.randn(n, self.n_components, generator=rng, **like)
@@ -66,10 +79,11 @@ class LatentVariableModel(nn.Module):
         noise = antithetic_noise(self.encoder, MOMENT_DRAWS, rng, x.dtype)
         n_rows = max(1, MOMENT_ELEMENTS // (MOMENT_DRAWS * (x.shape[1] + noise.shape[1])))
         parts = [self.encoder.moments(rows, noise) for rows in x.split(n_rows)]
-        return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+        means, covariances = zip(*parts, strict=True)
+        return torch.cat(means), torch.cat(covariances)
 
     @torch.no_grad()
-    def log_likelihoods(self, x: Tensor, seed: int, **options):
+    def log_likelihoods(self, x: Tensor, seed: int, **options: Any) -> Marginals:
         """Measured log p(x) of rows, (n, d) -> Marginals.
 
         Parameters
@@ -111,7 +125,7 @@ class LatentVariableModel(nn.Module):
         return value, error
 
 
-def antithetic_noise(encoder, n: int, rng: torch.Generator, dtype) -> Tensor:
+def antithetic_noise(encoder: Any, n: int, rng: torch.Generator, dtype: torch.dtype) -> Tensor:
     """Noise in pairs of opposite signs, (n, n_noise): what is odd in it averages out."""
     half = encoder.noise(-(-n // 2), rng=rng, dtype=dtype)
     return torch.cat([half, -half])[:n]

@@ -1,9 +1,14 @@
 """The model that every estimator ends with: a mixture of tilted bases, in standardised columns."""
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
+
+from skebm._typing import Distribution, Modules
+from skebm.bases import StackedBase
 
 CLIP = 5.0
 """Energies see Gaussianised coordinates clipped to [-CLIP, CLIP]: beyond, f is constant along
@@ -15,11 +20,13 @@ _CHUNK = 8192
 class FeatureMap(nn.Module):
     """What an energy sees: z = clip(G(x)), (n, d) -> (n, d)."""
 
-    def __init__(self, transform):
+    transform: Any
+
+    def __init__(self, transform: nn.Module):
         super().__init__()
         self.transform = transform
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Rows as energies see them, (n, d) -> (n, d)."""
         return self.transform(x)[0].clamp(-CLIP, CLIP)
 
@@ -34,11 +41,13 @@ class ScaleAverage(nn.Module):
         Of distributions at several scales, with equal weights.
     """
 
-    def __init__(self, bases):
+    bases: Modules
+
+    def __init__(self, bases: Iterable[StackedBase]):
         super().__init__()
         self.bases = nn.ModuleList(bases)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Mean of the log-densities minus log of the mean density, (K, n, d) -> (K, n)."""
         values = []
         for base, rows in zip(self.bases, x, strict=True):
@@ -46,7 +55,7 @@ class ScaleAverage(nn.Module):
             values.append(logs.mean(-1) - logs.logsumexp(-1) + math.log(logs.shape[-1]))
         return torch.stack(values)
 
-    def member(self, k):
+    def member(self, k: int) -> "ScaleAverage":
         """Member k alone, still (1, n, d) -> (1, n)."""
         return ScaleAverage([self.bases[k]])
 
@@ -65,12 +74,15 @@ class ModesAndBackground(nn.Module):
         Distribution that takes over where the mixture is ten times less dense than it.
     """
 
-    def __init__(self, mixture, background):
+    mixture: Distribution
+    background: Distribution
+
+    def __init__(self, mixture: Distribution, background: Distribution):
         super().__init__()
         self.mixture = mixture
         self.background = background
 
-    def responsibilities(self, x):
+    def responsibilities(self, x: torch.Tensor) -> torch.Tensor:
         """Posterior probabilities, (n, d) -> (n, n_components + 1)."""
         odds = self.mixture.log_prob(x) - self.background.log_prob(x) + math.log(10.0)
         inside = odds.sigmoid()[:, None]
@@ -97,7 +109,23 @@ class TiltedMixture(nn.Module):
         (K, n, d) -> (K, n). None: no tilt.
     """
 
-    def __init__(self, bases, proposals, features, energy):
+    bases: Modules
+    proposals: Modules
+    features: Any
+    energy: Any
+    modes: Modules
+    inverse_temperature: torch.Tensor
+    mode_weights: torch.Tensor
+    log_partition: torch.Tensor
+    log_partition_std_error: torch.Tensor
+
+    def __init__(
+        self,
+        bases: Sequence[Distribution],
+        proposals: Sequence[Distribution],
+        features: nn.Module,
+        energy: Any,
+    ):
         super().__init__()
         self.bases = nn.ModuleList(bases)
         self.proposals = nn.ModuleList(proposals)
@@ -110,47 +138,52 @@ class TiltedMixture(nn.Module):
         self.register_buffer("log_partition", torch.zeros(n_members, dtype=torch.float64))
         self.register_buffer("log_partition_std_error", torch.zeros_like(self.log_partition))
 
-    def calibrate(self, inverse_temperature, mode_weights, modes):
+    def calibrate(
+        self,
+        inverse_temperature: float | torch.Tensor,
+        mode_weights: torch.Tensor,
+        modes: Iterable[Distribution] | None,
+    ) -> None:
         """Set (alpha, beta) and the K mixtures that beta weights."""
         self.inverse_temperature.fill_(inverse_temperature)
         self.mode_weights = mode_weights
         self.modes = nn.ModuleList(modes if len(mode_weights) else [])
 
     @property
-    def n_members(self):
+    def n_members(self) -> int:
         """Number of members K."""
         return len(self.bases)
 
     @property
-    def n_features(self):
+    def n_features(self) -> int:
         """Number of varying columns d."""
         return self.bases[0].n_features
 
     @property
-    def is_untilted(self):
+    def is_untilted(self) -> bool:
         """Whether the model is its base: log Z is then exactly 0."""
         return self.energy is None
 
-    def energies(self, x):
+    def energies(self, x: torch.Tensor) -> torch.Tensor:
         """f_k(z(x[k])), (K, n, d) -> (K, n) in float64."""
         z = torch.stack([self.features(rows) for rows in x])
         return self.energy(z)
 
-    def mode_tilt(self, x):
+    def mode_tilt(self, x: torch.Tensor) -> torch.Tensor:
         """The part of the tilt that weights modes, (K, n, d) -> (K, n)."""
         return torch.stack([self.mode_tilt_of(k, rows) for k, rows in enumerate(x)])
 
-    def mode_tilt_of(self, k, x):
+    def mode_tilt_of(self, k: int, x: torch.Tensor) -> torch.Tensor:
         """The same of member k, (n, d) -> (n,)."""
         if not len(self.mode_weights):
             return x.new_zeros(len(x))
         return self.modes[k].responsibilities(x) @ self.mode_weights
 
-    def tilt(self, x):
+    def tilt(self, x: torch.Tensor) -> torch.Tensor:
         """t_k(x[k]), (K, n, d) -> (K, n)."""
         return self.inverse_temperature * self.energies(x) + self.mode_tilt(x)
 
-    def log_members(self, x):
+    def log_members(self, x: torch.Tensor) -> torch.Tensor:
         """Normalised log-density of every member at the same rows, (n, d) -> (K, n)."""
         shared = x.expand(self.n_members, *x.shape)
         log_base = torch.stack([q.log_prob(x) for q in self.bases])
@@ -158,12 +191,12 @@ class TiltedMixture(nn.Module):
             return log_base
         return log_base + self.tilt(shared) - self.log_partition[:, None]
 
-    def log_member(self, k, x):
+    def log_member(self, k: int, x: torch.Tensor) -> torch.Tensor:
         """Normalised log-density of member k, (n, d) -> (n,)."""
         single = self.member(k)
         return torch.cat([single.log_members(c)[0] for c in x.split(_CHUNK)])
 
-    def member(self, k):
+    def member(self, k: int) -> "TiltedMixture":
         """Member k alone, as a mixture of one."""
         energy = None if self.energy is None else self.energy.member(k)
         single = TiltedMixture([self.bases[k]], [self.proposals[k]], self.features, energy)
@@ -172,23 +205,23 @@ class TiltedMixture(nn.Module):
         single.log_partition_std_error = self.log_partition_std_error[k : k + 1]
         return single
 
-    def log_prob(self, x):
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """log p(x) in nats, (n, d) -> (n,)."""
         return torch.cat([self.log_members(c).logsumexp(0) for c in x.split(_CHUNK)]) - math.log(
             self.n_members
         )
 
-    def base_log_prob(self, x):
+    def base_log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """log of the mean of the bases, (n, d) -> (n,)."""
         logs = torch.stack([q.log_prob(x) for q in self.bases])
         return logs.logsumexp(0) - math.log(self.n_members)
 
-    def log_prob_std(self, x):
+    def log_prob_std(self, x: torch.Tensor) -> torch.Tensor:
         """Standard error that the errors of log Z put on log p(x), (n,)."""
         share = torch.cat([self.log_members(c).softmax(0) for c in x.split(_CHUNK)], dim=1)
         return (share * self.log_partition_std_error[:, None]).square().sum(0).sqrt()
 
-    def score(self, x):
+    def score(self, x: torch.Tensor) -> torch.Tensor:
         """Gradient of log p at x, (n, d) -> (n, d)."""
         parts = []
         for chunk in x.split(_CHUNK):
@@ -198,7 +231,7 @@ class TiltedMixture(nn.Module):
                 parts.append(torch.autograd.grad(total, leaf)[0])
         return torch.cat(parts)
 
-    def draw(self, n, rngs):
+    def draw(self, n: int, rngs: Sequence[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw n rows for every member from its proposal, with their log-weights.
 
         Parameters
@@ -216,13 +249,15 @@ class TiltedMixture(nn.Module):
         x = torch.stack([p.sample(n, own) for p, own in pairs])
         return x, self.log_weights(x)
 
-    def log_weights(self, x):
+    def log_weights(self, x: torch.Tensor) -> torch.Tensor:
         """log of q_k e^{t_k} / proposal_k at rows drawn from the proposals, (K, n, d) -> (K, n)."""
         tilt = torch.cat([self.tilt(c) for c in x.split(_CHUNK, dim=1)], dim=1)
         return tilt + log_ratio(self.bases, self.proposals, x)
 
 
-def log_ratio(bases, proposals, x):
+def log_ratio(
+    bases: Iterable[Distribution], proposals: Iterable[Distribution], x: torch.Tensor
+) -> torch.Tensor:
     """log q_k - log proposal_k at x[k], (K, n, d) -> (K, n); 0 where the two are the same
     distribution.
     """
@@ -234,7 +269,9 @@ def log_ratio(bases, proposals, x):
     )
 
 
-def feature_scores(bases, features, z, offsets):
+def feature_scores(
+    bases: Iterable[Distribution], features: Any, z: torch.Tensor, offsets: torch.Tensor
+) -> torch.Tensor:
     r"""Gradients of the log-densities of the bases in the coordinates of the features.
 
     With several offsets the gradient is that of :math:`\log \sum_o q(z + o)`: with offsets drawn

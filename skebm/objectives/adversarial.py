@@ -1,12 +1,14 @@
 """Adversarial training of energies: a variational bound on log Z in place of samples."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 __all__ = ["gradient_penalties", "variational_bound_terms"]
 
 
-def variational_bound_terms(f: Tensor, log_base: Tensor, log_generator: Tensor) -> Tensor:
+def variational_bound_terms(f: Tensor | float, log_base: Tensor, log_generator: Tensor) -> Tensor:
     r"""Terms whose mean over samples of a generator is a lower bound on log Z.
 
     For any density g, with equality where g is the model :math:`q e^f / Z`,
@@ -21,7 +23,7 @@ def variational_bound_terms(f: Tensor, log_base: Tensor, log_generator: Tensor) 
 
     Parameters
     ----------
-    f : Tensor of shape (..., n)
+    f : Tensor of shape (..., n), or 0.0
         Minus the residual energy at samples of the generator.
     log_base, log_generator : Tensor of shape (..., n)
         Log-densities of base and generator at the samples.
@@ -48,7 +50,7 @@ def variational_bound_terms(f: Tensor, log_base: Tensor, log_generator: Tensor) 
     return f + log_base - log_generator
 
 
-def gradient_penalties(energy, z: Tensor) -> Tensor:
+def gradient_penalties(energy: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     r"""Squared gradients of f, :math:`\|\nabla_z f\|^2`, differentiable in the parameters.
 
     Parameters

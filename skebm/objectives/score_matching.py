@@ -11,6 +11,8 @@ losses have one value per row and are to be minimised; leading axes (one per mem
 are free.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,9 @@ __all__ = [
 ]
 
 
-def score_matching_losses(energy, z: Tensor, base_score: Tensor | None = None) -> Tensor:
+def score_matching_losses(
+    energy: Callable[[Tensor], Tensor], z: Tensor, base_score: Tensor | None = None
+) -> Tensor:
     r"""Exact score matching (Hyvärinen 2005).
 
     .. math:: \tfrac12 \|\nabla f\|^2 + \nabla f \cdot \nabla \log q + \operatorname{tr} \nabla^2 f
@@ -62,7 +66,7 @@ def score_matching_losses(energy, z: Tensor, base_score: Tensor | None = None) -
 
 
 def sliced_score_matching_losses(
-    energy,
+    energy: Callable[[Tensor], Tensor],
     z: Tensor,
     directions: Tensor,
     base_score: Tensor | None = None,
@@ -151,7 +155,11 @@ def draw_directions(
 
 
 def denoising_score_matching_losses(
-    energy, z_noisy: Tensor, noise: Tensor, sigma: Tensor, base_score: Tensor | None = None
+    energy: Callable[[Tensor], Tensor],
+    z_noisy: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    base_score: Tensor | None = None,
 ) -> Tensor:
     r"""Denoising score matching (Vincent 2011).
 

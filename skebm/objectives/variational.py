@@ -10,6 +10,7 @@ expectation of its score (:func:`entropy_surrogates`). The score is estimated fr
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -130,7 +131,9 @@ def calibrated_scores(score: Tensor, u: Tensor) -> Tensor:
     return score + missing / u.square().mean(distributions).clamp_min(1e-12) * u
 
 
-def sliced_score_network_losses(score, u: Tensor, directions: Tensor) -> Tensor:
+def sliced_score_network_losses(
+    score: Callable[[Tensor], Tensor], u: Tensor, directions: Tensor
+) -> Tensor:
     r"""Sliced score matching of a network that is the score itself, not an energy.
 
     .. math:: \tfrac12 \|s(u)\|^2 + \frac1P \sum_v v^\top \nabla s(u)\, v ,

@@ -5,10 +5,13 @@ grows by (b' - b) l(x), l = log p~ - log q, when it goes on from b to b' at x, a
 by a Markov kernel that keeps pi_b'.
 """
 
+from typing import Any
+
 import torch
 
+from skebm._typing import Distribution, Kernel, LogDensity
 from skebm.partition._bridge import bridge_sampling
-from skebm.partition._importance import importance_sampling
+from skebm.partition._importance import LogPartition, importance_sampling
 from skebm.partition._path import Path, at_least, move
 from skebm.partition._pilot import pilot_run
 
@@ -20,18 +23,18 @@ PILOT_MOVES = 5
 
 
 def annealed_importance_sampling(
-    log_density,
-    proposal,
-    rng,
+    log_density: LogDensity,
+    proposal: Distribution,
+    rng: torch.Generator,
     *,
-    samples=None,
-    n_particles=1024,
-    n_temperatures=100,
-    n_pilot=1024,
-    n_moves=1,
-    kernel=None,
-    **options,
-):
+    samples: torch.Tensor | None = None,
+    n_particles: int = 1024,
+    n_temperatures: int = 100,
+    n_pilot: int = 1024,
+    n_moves: int = 1,
+    kernel: Kernel | None = None,
+    **options: Any,
+) -> LogPartition:
     """Estimate log Z by annealed importance sampling, from both ends if samples are given.
 
     Forward, each particle starts at a draw of q, and its log-weights add up to log w, where

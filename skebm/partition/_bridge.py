@@ -15,12 +15,17 @@ import math
 import torch
 from scipy.optimize import brentq
 
-from skebm.partition._importance import from_error
+from skebm.partition._importance import LogPartition, from_error
 
 NO_OVERLAP = "log_ratio_proposal and log_ratio_model show no overlap of the two distributions."
 
 
-def bridge_sampling(log_ratio_proposal, log_ratio_model, *, model_ess=None):
+def bridge_sampling(
+    log_ratio_proposal: torch.Tensor,
+    log_ratio_model: torch.Tensor,
+    *,
+    model_ess: float | None = None,
+) -> LogPartition:
     """Estimate log Z from log-ratios at draws of the proposal and at samples of the model.
 
     Neither distribution need cover the other; they need to overlap. Where the proposal does cover
@@ -83,7 +88,7 @@ def bridge_sampling(log_ratio_proposal, log_ratio_model, *, model_ess=None):
     return from_error(value, variance.sqrt().item(), n_q + n_p, "bridge sampling")
 
 
-def solve(l_q, l_p, weights, odds):
+def solve(l_q: torch.Tensor, l_p: torch.Tensor, weights: torch.Tensor, odds: float) -> float:
     """The c at which the two sides agree, the samples of p being weighted."""
     logs = torch.cat([l_q, l_p])
     logs = logs[logs.isfinite()]
@@ -98,7 +103,7 @@ def solve(l_q, l_p, weights, odds):
     low, high = logs.min().item() + odds - margin, logs.max().item() + odds + margin
     if not excess(low) > 0 > excess(high):
         raise ValueError(NO_OVERLAP)
-    return brentq(excess, low, high, xtol=1e-10)
+    return brentq(excess, low, high, xtol=1e-10)  # pyright: ignore[reportReturnType]
 
 
 def _checked(values, name, sign):

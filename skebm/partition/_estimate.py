@@ -4,9 +4,10 @@ import math
 
 import torch
 
+from skebm._typing import Distribution, Kernel, LogDensity
 from skebm.bases import GaussianMixtureBase
 from skebm.partition._bridge import solve
-from skebm.partition._importance import adaptive_importance_sampling, from_error
+from skebm.partition._importance import LogPartition, adaptive_importance_sampling, from_error
 from skebm.partition._path import Path, at_least, move
 from skebm.partition._pilot import shrunk_covariance
 from skebm.partition._smc import combine, sequential_monte_carlo
@@ -32,17 +33,17 @@ DRAWS_PER_SAMPLE = 4
 
 
 def estimate(
-    log_density,
-    proposal,
-    rng,
+    log_density: LogDensity,
+    proposal: Distribution,
+    rng: torch.Generator,
     *,
-    target_std_error=0.01,
-    max_samples=400_000,
-    n_particles=4096,
-    max_particles=16_384,
-    samples=None,
-    kernel=None,
-):
+    target_std_error: float = 0.01,
+    max_samples: int = 400_000,
+    n_particles: int = 4096,
+    max_particles: int = 16_384,
+    samples: torch.Tensor | None = None,
+    kernel: Kernel | None = None,
+) -> LogPartition:
     """Measure log Z, choosing the method.
 
     1. With `samples` of the model: bridge sampling.

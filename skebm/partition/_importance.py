@@ -9,6 +9,7 @@ the last being the delta method: the relative standard error of the mean of the 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -69,7 +70,7 @@ class _Moments(NamedTuple):
         return cls(*log_sums(log_weights), log_weights.shape[-1])
 
 
-def importance_sampling(log_weights):
+def importance_sampling(log_weights: torch.Tensor) -> LogPartition:
     """Estimate log Z from log-weights.
 
     Parameters
@@ -86,8 +87,13 @@ def importance_sampling(log_weights):
 
 
 def adaptive_importance_sampling(
-    draw, rng, *, target_std_error=0.01, batch_size=8192, max_samples=1_000_000
-):
+    draw: Callable[[int, torch.Generator], torch.Tensor],
+    rng: torch.Generator,
+    *,
+    target_std_error: float = 0.01,
+    batch_size: int = 8192,
+    max_samples: int = 1_000_000,
+) -> LogPartition:
     """Draw batches until log Z is known well enough.
 
     The error reported is the larger of the delta method's and the one seen in the spread of the
@@ -125,7 +131,7 @@ def adaptive_importance_sampling(
             return result
 
 
-def from_error(value, std_error, n_samples, method):
+def from_error(value: float, std_error: float, n_samples: int, method: str) -> LogPartition:
     """LogPartition with the ess that importance sampling has at this error."""
     ess = 1 / (std_error**2 + 1 / n_samples)
     return LogPartition(value, std_error, ess, n_samples, method)

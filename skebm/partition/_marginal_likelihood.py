@@ -9,7 +9,8 @@ z -> p(x, z).
 
 import hashlib
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ MAX_EVALUATIONS = 2**16
 """Latent vectors that are evaluated at once."""
 
 # (multiples of five: the prior's share is then exact)
-ANNEALING = {"n_particles": 250, "n_temperatures": 40, "n_pilot": 250}
+ANNEALING: dict[str, Any] = {"n_particles": 250, "n_temperatures": 40, "n_pilot": 250}
 
 
 class Marginals(NamedTuple):
@@ -78,6 +79,10 @@ class RowStreams:
     seed : int
     """
 
+    device: torch.device
+    seed: int
+    keys: list[int]
+
     def __init__(self, x: torch.Tensor, seed: int):
         self.device, self.seed = x.device, seed
         rounded = np.round(x.double().cpu().numpy(), 6) + 0.0  # no negative zeros
@@ -86,7 +91,7 @@ class RowStreams:
             for row in rounded
         ]
 
-    def draw(self, rows: torch.Tensor, stage: int, n: int, k: int):
+    def draw(self, rows: torch.Tensor, stage: int, n: int, k: int) -> Iterator[torch.Tensor]:
         """Standard normal (m, n, k) and chi-squared (m, n) numbers for the chosen rows."""
         normal = np.empty((len(rows), n, k))
         square = np.empty((len(rows), n))
@@ -119,14 +124,14 @@ class Proposal(nn.Module):
         super().__init__()
         self.location, self.scale_tril = location, scale_tril
 
-    def transport(self, normal, square):
+    def transport(self, normal: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
         """Draws (n, m, k) from random numbers; the first ones are from the normal distribution."""
         n_prior = _n_prior(normal.shape[1])
         near = normal[:, n_prior:] * (DEGREES / square[:, n_prior:]).sqrt()[..., None]
         near = self.location[:, None] + near @ self.scale_tril.mT
         return torch.cat([normal[:, :n_prior], near], dim=1)
 
-    def log_prob(self, z, prior_share=PRIOR_SHARE):
+    def log_prob(self, z: torch.Tensor, prior_share: float = PRIOR_SHARE) -> torch.Tensor:
         """Log-density, (n, m, k) -> (n, m); a single row also takes (m, k) -> (m,)."""
         if z.ndim == 2:
             return self.log_prob(z[None], prior_share)[0]
@@ -143,7 +148,7 @@ class Proposal(nn.Module):
         prior = -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
         return torch.logaddexp(near + math.log(1 - prior_share), prior + math.log(prior_share))
 
-    def sample(self, n, rng):
+    def sample(self, n: int, rng: torch.Generator) -> torch.Tensor:
         """Draws of a single row, (n, k), in random order."""
         like = {"generator": rng, "dtype": self.location.dtype, "device": rng.device}
         normal = torch.randn(1, n, self.location.shape[1], **like)
@@ -152,7 +157,7 @@ class Proposal(nn.Module):
             torch.randperm(n, generator=rng, device=rng.device)
         ]
 
-    def refitted(self, z, log_weights):
+    def refitted(self, z: torch.Tensor, log_weights: torch.Tensor) -> "Proposal":
         """Proposal with the moments of weighted draws, (n, m, k) and (n, m)."""
         power = largest_power(log_weights, FITTED_SHARE)
         weights = (power[:, None] * log_weights).softmax(-1)
@@ -163,7 +168,9 @@ class Proposal(nn.Module):
         return Proposal.of_moments(location, covariance, n_effective)
 
     @classmethod
-    def of_moments(cls, location, covariance, n_effective):
+    def of_moments(
+        cls, location: torch.Tensor, covariance: torch.Tensor, n_effective: float | torch.Tensor
+    ) -> Self:
         """Proposal around moments taken from so many draws."""
         k = location.shape[-1]
         diagonal = covariance.diagonal(dim1=-2, dim2=-1)
@@ -174,14 +181,20 @@ class Proposal(nn.Module):
         covariance = INFLATION * covariance + floor.expand_as(diagonal).diag_embed()
         return cls(location, torch.linalg.cholesky(covariance))
 
-    def take(self, rows):
+    def take(self, rows: Any) -> "Proposal":
         """The proposals of some rows."""
         return Proposal(self.location[rows], self.scale_tril[rows])
 
 
 def marginal_likelihoods(
-    log_joint, location, covariance, streams, *, n_samples=500, n_adaptation=None
-):
+    log_joint: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    location: torch.Tensor,
+    covariance: torch.Tensor,
+    streams: RowStreams,
+    *,
+    n_samples: int = 500,
+    n_adaptation: int | None = None,
+) -> Marginals:
     r"""Measure log p(x) for every row, with its standard error.
 
     Draws of a t distribution (8 degrees of freedom) around the given moments, and one in five of
@@ -241,11 +254,9 @@ def marginal_likelihoods(
     block = max(1, MAX_EVALUATIONS // max(n_samples, n_adaptation))
     # rows so far out that their moments have overflown have no density to speak of
     usable = location.isfinite().all(-1) & covariance.isfinite().all(-1).all(-1)
-    result = Marginals(
-        torch.full((n,), -math.inf, dtype=torch.float64, device=location.device),
-        *torch.zeros(2, n, dtype=torch.float64, device=location.device),
-        torch.zeros(n, dtype=torch.bool, device=location.device),
-    )
+    value = torch.full((n,), -math.inf, dtype=torch.float64, device=location.device)
+    nothing = torch.zeros(n, dtype=torch.bool, device=location.device)
+    result = Marginals(value, torch.zeros_like(value), torch.zeros_like(value), nothing)
     for rows in usable.nonzero()[:, 0].split(block):
         proposal = Proposal.of_moments(location[rows], covariance[rows], math.inf)
         if n_adaptation:

@@ -1,9 +1,11 @@
 """The geometric path from a proposal to an unnormalised distribution, and the moves along it."""
 
 import math
+from typing import Any
 
 import torch
 
+from skebm._typing import Distribution, Kernel, LogDensity
 from skebm.samplers import geometric_path, mala, random_walk
 
 
@@ -18,7 +20,7 @@ class Path:
         q, with ``log_prob(x)`` and ``sample(n, rng)``.
     """
 
-    def __init__(self, log_density, proposal):
+    def __init__(self, log_density: LogDensity, proposal: Distribution):
         if not callable(log_density):
             raise ValueError(f"log_density must be callable, got {log_density!r}.")
         if not (hasattr(proposal, "log_prob") and hasattr(proposal, "sample")):
@@ -27,13 +29,13 @@ class Path:
             )
         self.log_density, self.proposal = log_density, proposal
 
-    def log_ratio(self, x):
+    def log_ratio(self, x: torch.Tensor) -> torch.Tensor:
         """log p~ - log q at the rows of x, (n, d) -> (n,) in float64; checked."""
         with torch.no_grad():
             target = _checked(self.log_density(x), x, "log_density").double()
             return target - _checked(self.proposal.log_prob(x), x, "proposal.log_prob").double()
 
-    def at(self, b):
+    def at(self, b: float) -> LogDensity:
         """log pi_b as a callable."""
 
         def tempered(x):
@@ -44,7 +46,7 @@ class Path:
 
         return tempered
 
-    def kernel(self, x):
+    def kernel(self, x: torch.Tensor) -> Kernel:
         """MALA where both ends have a gradient at the rows of x, else a random walk."""
         for log_density in (self.log_density, self.proposal.log_prob):
             try:
@@ -55,7 +57,7 @@ class Path:
                 return random_walk
         return mala
 
-    def check_samples(self, samples, x):
+    def check_samples(self, samples: torch.Tensor, x: torch.Tensor) -> None:
         """Check samples of the model against draws x of the proposal."""
         if not isinstance(samples, torch.Tensor) or samples.ndim != 2 or len(samples) < 2:
             raise ValueError("samples must be a tensor of shape (m, d) with at least two rows.")
@@ -68,7 +70,18 @@ class Path:
             )
 
 
-def move(x, log_density, rng, kernel, n_moves, step_size, scale_tril, options, *, adapt=False):
+def move(
+    x: torch.Tensor,
+    log_density: LogDensity,
+    rng: torch.Generator,
+    kernel: Kernel,
+    n_moves: int,
+    step_size: Any,
+    scale_tril: torch.Tensor,
+    options: dict[str, Any],
+    *,
+    adapt: bool = False,
+) -> tuple[torch.Tensor, Any]:
     """Positions after `n_moves` steps, and the step size, adapted on the way if asked for."""
 
     def white(y):
@@ -94,7 +107,7 @@ def _checked(values, x, name):
     return values
 
 
-def at_least(**counts):
+def at_least(**counts: Any) -> None:
     """Check that integers are large enough: ``name=(value, least)``."""
     for name, (value, least) in counts.items():
         if value < least:

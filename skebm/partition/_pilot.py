@@ -1,10 +1,11 @@
 """The pilot run of annealing: where the temperatures lie, and how long the steps are there."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from skebm.partition._path import move
+from skebm._typing import Kernel
+from skebm.partition._path import Path, move
 from skebm.partition._weights import largest_power, systematic_resampling
 
 MIN_STEP = 1e-6
@@ -29,7 +30,15 @@ class Tuning(NamedTuple):
     scale_trils: torch.Tensor
 
 
-def pilot_run(path, rng, n, ess_share, n_moves, kernel, options):
+def pilot_run(
+    path: Path,
+    rng: torch.Generator,
+    n: int,
+    ess_share: float,
+    n_moves: int,
+    kernel: Kernel | None,
+    options: dict[str, Any],
+) -> tuple[Tuning, Kernel]:
     """Tuning, and the kernel where none was given, from one cloud of n particles."""
     x = path.proposal.sample(n, rng)
     if kernel is None:
@@ -46,8 +55,9 @@ def pilot_run(path, rng, n, ess_share, n_moves, kernel, options):
             adapt=True,
         )  # fmt: skip
         step_sizes.append(step_size)
-    numbers = (torch.tensor(values, dtype=torch.float64) for values in (temperatures, step_sizes))
-    return Tuning(*numbers, torch.stack(scale_trils)), kernel
+    levels = torch.tensor(temperatures, dtype=torch.float64)
+    sizes = torch.tensor(step_sizes, dtype=torch.float64)
+    return Tuning(levels, sizes, torch.stack(scale_trils)), kernel
 
 
 def _next_temperature(b, log_ratio, ess_share):
@@ -72,7 +82,7 @@ def _next_temperature(b, log_ratio, ess_share):
     return b + step
 
 
-def resampled(log_weights, rng):
+def resampled(log_weights: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     """Systematic resampling within each run: (n_runs, n) -> rows of the flat cloud (n_runs n,)."""
     n_runs, n = log_weights.shape
     options = {"dtype": log_weights.dtype, "device": log_weights.device}
@@ -81,7 +91,7 @@ def resampled(log_weights, rng):
     return (picks + n * torch.arange(n_runs, device=picks.device)[:, None]).ravel()
 
 
-def shrunk_covariance(x, weights=None):
+def shrunk_covariance(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Covariance of the rows of x, shrunk to its diagonal so that it is regular with few rows."""
     n, d = x.shape
     covariance = torch.cov(x.T, aweights=weights).view(d, d)

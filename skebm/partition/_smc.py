@@ -6,10 +6,11 @@ resampled by these weights, and moved by a Markov kernel that keeps pi_b'.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from skebm._typing import Distribution, Kernel, LogDensity
 from skebm.partition._importance import LogPartition, from_error
 from skebm.partition._path import Path, at_least, move
 from skebm.partition._pilot import Tuning, pilot_run, resampled
@@ -36,18 +37,18 @@ class ParticleRun(NamedTuple):
 
 
 def sequential_monte_carlo(
-    log_density,
-    proposal,
-    rng,
+    log_density: LogDensity,
+    proposal: Distribution,
+    rng: torch.Generator,
     *,
-    n_particles=256,
-    n_runs=16,
-    n_pilot=1024,
-    ess_share=0.8,
-    n_moves=5,
-    kernel=None,
-    **options,
-):
+    n_particles: int = 256,
+    n_runs: int = 16,
+    n_pilot: int = 1024,
+    ess_share: float = 0.8,
+    n_moves: int = 5,
+    kernel: Kernel | None = None,
+    **options: Any,
+) -> ParticleRun:
     """Estimate log Z by sequential Monte Carlo with adaptive temperatures.
 
     Particles start at draws of q. At each stage they are weighted, resampled (systematically) by
@@ -154,7 +155,7 @@ def sequential_monte_carlo(
     )
 
 
-def combine(log_z, n_samples, method):
+def combine(log_z: torch.Tensor, n_samples: int, method: str) -> LogPartition:
     """One LogPartition from independent estimates of log Z, (n_runs,), each unbiased for Z."""
     n_runs = len(log_z)
     value = (log_z.logsumexp(0) - math.log(n_runs)).item()

@@ -7,6 +7,9 @@ With weights w_i (log-weights l_i, any common factor):
 which is n for equal weights and 1 where one of them has all the mass (Kong 1992).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 MAX_COPIES = 10.0
@@ -15,12 +18,12 @@ MAX_COPIES = 10.0
 MIN_PROPOSED, MAX_PROPOSED = 1024, 65_536
 
 
-def log_sums(log_weights):
+def log_sums(log_weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """log sum w and log sum w^2 over the last axis: (..., n) -> (...), (...)."""
     return log_weights.logsumexp(-1), (2 * log_weights).logsumexp(-1)
 
 
-def ess(log_weights):
+def ess(log_weights: torch.Tensor) -> torch.Tensor:
     """Effective sample size of log-weights.
 
     Parameters
@@ -49,7 +52,14 @@ def ess(log_weights):
     return (2 * log_sum - log_sum_of_squares).exp()
 
 
-def largest_power(log_weights, ess_share, *, offset=0.0, most=1.0, n_halvings=20):
+def largest_power(
+    log_weights: torch.Tensor,
+    ess_share: float,
+    *,
+    offset: float | torch.Tensor = 0.0,
+    most: float = 1.0,
+    n_halvings: int = 20,
+) -> torch.Tensor:
     """Largest power of the weights at which enough of them are effective.
 
     The b in [0, most] at which the log-weights ``b * log_weights + offset`` have an effective
@@ -96,7 +106,9 @@ def largest_power(log_weights, ess_share, *, offset=0.0, most=1.0, n_halvings=20
     return torch.where(fine, whole, low)
 
 
-def systematic_resampling(weights, offset, n=None):
+def systematic_resampling(
+    weights: torch.Tensor, offset: torch.Tensor, n: int | None = None
+) -> torch.Tensor:
     """Draw n of m rows, each as often as its weight says, to one.
 
     Row i is drawn floor(n w_i / sum w) or one more time, n w_i / sum w times on average over the
@@ -137,7 +149,11 @@ def systematic_resampling(weights, offset, n=None):
     return picks.clamp_max(weights.shape[-1] - 1)
 
 
-def rows_by_importance(propose, sizes, uniform):
+def rows_by_importance(
+    propose: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+    sizes: torch.Tensor,
+    uniform: Callable[[Any], torch.Tensor],
+) -> list[torch.Tensor]:
     """Draw rows of K weighted distributions, by importance.
 
     A proposal of weight w is kept floor(w / c + U) times, with U uniform: w / c times on average.

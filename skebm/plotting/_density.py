@@ -1,6 +1,10 @@
 """A density in the plane, beside the true one where it is known."""
 
+from collections.abc import Sequence
+from typing import Any, Self
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ._common import DATA_COLOR, column_names, import_pyplot, like, tidy, to_array
 
@@ -50,15 +54,19 @@ class DensityDisplay:
     (200, 200)
     """
 
+    ax_: Any
+    figure_: Any
+    surfaces_: list[Any]
+
     def __init__(
         self,
-        xx0,
-        xx1,
-        log_density,
+        xx0: np.ndarray,
+        xx1: np.ndarray,
+        log_density: np.ndarray,
         *,
-        true_log_density=None,
-        data=None,
-        feature_names=("x0", "x1"),
+        true_log_density: np.ndarray | None = None,
+        data: np.ndarray | None = None,
+        feature_names: Sequence[Any] = ("x0", "x1"),
     ):
         self.xx0 = xx0
         self.xx1 = xx1
@@ -70,17 +78,17 @@ class DensityDisplay:
     @classmethod
     def from_estimator(
         cls,
-        estimator,
-        X,
+        estimator: Any,
+        X: ArrayLike,
         *,
-        true_log_density=None,
-        grid_resolution=200,
-        margin=0.15,
-        show_data=False,
-        plot=True,
-        ax=None,
-        **plot_params,
-    ):
+        true_log_density: Any = None,
+        grid_resolution: int = 200,
+        margin: float = 0.15,
+        show_data: bool = False,
+        plot: bool = True,
+        ax: Any = None,
+        **plot_params: Any,
+    ) -> Self:
         """Evaluate ``estimator.score_samples`` on a grid around X and draw it.
 
         Parameters
@@ -135,7 +143,9 @@ class DensityDisplay:
         )
         return display.plot(ax=ax, **plot_params) if plot else display
 
-    def plot(self, ax=None, *, log=False, cmap="BuPu", floor=12.0):
+    def plot(
+        self, ax: Any = None, *, log: bool = False, cmap: Any = "BuPu", floor: float = 12.0
+    ) -> Self:
         """Draw the density, and the true one on the left of it where it is known.
 
         Both panels share one colour scale.

@@ -1,6 +1,12 @@
 """Rows drawn from a model, against data."""
 
+from collections.abc import Sequence
+from typing import Any, Self
+
 import numpy as np
+from numpy.typing import ArrayLike
+
+from skebm._typing import RandomState
 
 from ._common import DATA_COLOR, MODEL_COLOR, column_names, import_pyplot, tidy, to_array
 
@@ -43,7 +49,10 @@ class SamplesDisplay:
     'width'
     """
 
-    def __init__(self, data, samples, *, names):
+    ax_: Any
+    figure_: Any
+
+    def __init__(self, data: np.ndarray, samples: np.ndarray, *, names: Sequence[Any]):
         self.data = data
         self.samples = samples
         self.names = names
@@ -51,18 +60,18 @@ class SamplesDisplay:
     @classmethod
     def from_estimator(
         cls,
-        estimator,
-        X,
+        estimator: Any,
+        X: ArrayLike,
         *,
-        columns=None,
-        projection=None,
-        feature_names=None,
-        n_samples=None,
-        random_state=None,
-        plot=True,
-        ax=None,
-        **plot_params,
-    ):
+        columns: Sequence[Any] | None = None,
+        projection: Any = None,
+        feature_names: Sequence[Any] | None = None,
+        n_samples: int | None = None,
+        random_state: RandomState = None,
+        plot: bool = True,
+        ax: Any = None,
+        **plot_params: Any,
+    ) -> Self:
         """Draw rows from ``estimator.sample`` and show them against X.
 
         Parameters
@@ -115,7 +124,7 @@ class SamplesDisplay:
         display = cls(data, samples, names=names)
         return display.plot(ax=ax, **plot_params) if plot else display
 
-    def plot(self, ax=None, *, max_points=1000, bins=30):
+    def plot(self, ax: Any = None, *, max_points: int = 1000, bins: int = 30) -> Self:
         """Draw histograms for one column, a scatter for two, all pairs for more.
 
         Parameters

@@ -1,6 +1,9 @@
 """How odd the rows are, and where the threshold lies."""
 
+from typing import Any, Self
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ._common import DATA_COLOR, MARK_COLOR, MODEL_COLOR, import_pyplot, tidy
 
@@ -45,7 +48,18 @@ class AnomalyScoreDisplay:
     True
     """
 
-    def __init__(self, scores, *, threshold=None, labels=None, score_name="score"):
+    ax_: Any
+    figure_: Any
+    n_outliers_: int | None
+
+    def __init__(
+        self,
+        scores: np.ndarray,
+        *,
+        threshold: float | None = None,
+        labels: np.ndarray | None = None,
+        score_name: str = "score",
+    ):
         self.scores = scores
         self.threshold = threshold
         self.labels = labels
@@ -54,15 +68,15 @@ class AnomalyScoreDisplay:
     @classmethod
     def from_estimator(
         cls,
-        estimator,
-        X,
-        y=None,
+        estimator: Any,
+        X: ArrayLike,
+        y: ArrayLike | None = None,
         *,
-        response_method="score_samples",
-        plot=True,
-        ax=None,
-        **plot_params,
-    ):
+        response_method: str = "score_samples",
+        plot: bool = True,
+        ax: Any = None,
+        **plot_params: Any,
+    ) -> Self:
         """Score the rows of X and draw the histogram.
 
         Parameters
@@ -105,7 +119,7 @@ class AnomalyScoreDisplay:
         )
         return display.plot(ax=ax, **plot_params) if plot else display
 
-    def plot(self, ax=None, *, bins=40):
+    def plot(self, ax: Any = None, *, bins: int = 40) -> Self:
         """Draw the histogram.
 
         Parameters

@@ -1,5 +1,7 @@
 """How the held-out likelihood moved while the tilt was trained."""
 
+from typing import Any, Self
+
 import numpy as np
 
 from ._common import DATA_COLOR, MARK_COLOR, MODEL_COLOR, import_pyplot, tidy
@@ -38,14 +40,27 @@ class TrainingCurveDisplay:
     'held-out log-likelihood (nats)'
     """
 
-    def __init__(self, n_iter, held_out_log_likelihood, *, train_loss=None, best_iter=None):
+    ax_: Any
+    figure_: Any
+    loss_ax_: Any
+
+    def __init__(
+        self,
+        n_iter: np.ndarray,
+        held_out_log_likelihood: np.ndarray,
+        *,
+        train_loss: np.ndarray | None = None,
+        best_iter: int | None = None,
+    ):
         self.n_iter = n_iter
         self.held_out_log_likelihood = held_out_log_likelihood
         self.train_loss = train_loss
         self.best_iter = best_iter
 
     @classmethod
-    def from_estimator(cls, estimator, *, plot=True, ax=None, **plot_params):
+    def from_estimator(
+        cls, estimator: Any, *, plot: bool = True, ax: Any = None, **plot_params: Any
+    ) -> Self:
         """Read ``history_`` and ``n_iter_`` of a fitted estimator.
 
         Parameters
@@ -75,7 +90,7 @@ class TrainingCurveDisplay:
         )
         return display.plot(ax=ax, **plot_params) if plot else display
 
-    def plot(self, ax=None):
+    def plot(self, ax: Any = None) -> Self:
         """Draw the curve.
 
         Parameters

@@ -6,12 +6,13 @@ min(1, exp(w(x') - w(x))). This leaves p invariant, at one evaluation of p and n
 what Christen & Fox (2005) call delayed acceptance.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from skebm._typing import Kernel, LogDensity
+from skebm.samplers._state import State, metropolis
 from skebm.samplers._state import evaluate as init
-from skebm.samplers._state import metropolis
 
 __all__ = ["TARGET_ACCEPTANCE", "DelayedInfo", "init", "step"]
 
@@ -36,7 +37,16 @@ class DelayedInfo(NamedTuple):
     cheap_acceptance_probability: torch.Tensor
 
 
-def step(state, log_weight, rng, *, kernel, cheap_log_density, n_steps, **options):
+def step(
+    state: State,
+    log_weight: LogDensity,
+    rng: torch.Generator,
+    *,
+    kernel: Kernel,
+    cheap_log_density: LogDensity,
+    n_steps: int,
+    **options: Any,
+) -> tuple[State, DelayedInfo]:
     """Take `n_steps` steps of a cheap chain, and accept or reject all of them.
 
     Parameters
@@ -60,7 +70,7 @@ def step(state, log_weight, rng, *, kernel, cheap_log_density, n_steps, **option
     State, DelayedInfo
     """
     cheap = kernel.init(state.position, cheap_log_density)
-    acceptance = 0.0
+    acceptance: Any = 0.0
     for _ in range(n_steps):
         cheap, info = kernel.step(cheap, cheap_log_density, rng, **options)
         acceptance = acceptance + info.acceptance_probability

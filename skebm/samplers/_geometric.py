@@ -3,7 +3,7 @@
 import torch
 
 
-def geometric_path(b, p, q):
+def geometric_path(b: torch.Tensor, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """log pi_b = b log p + (1 - b) log q, up to a constant; or the gradient of that.
 
     Where a distribution has no share in pi_b it is left out. (0 times -inf would be nan, but

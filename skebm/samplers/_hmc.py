@@ -11,7 +11,8 @@ step of one leapfrog is MALA.
 
 import torch
 
-from skebm.samplers._state import add_scaled, metropolis, normal_like
+from skebm._typing import LogDensity
+from skebm.samplers._state import Info, State, add_scaled, metropolis, normal_like
 from skebm.samplers._state import evaluate_with_gradient as init
 
 __all__ = ["TARGET_ACCEPTANCE", "energy_loss", "init", "leapfrog", "step"]
@@ -19,7 +20,15 @@ __all__ = ["TARGET_ACCEPTANCE", "energy_loss", "init", "leapfrog", "step"]
 TARGET_ACCEPTANCE = 0.651  # optimal in high dimension (Beskos et al. 2013)
 
 
-def leapfrog(state, momentum, log_density, *, step_size, scale, n_leapfrog_steps):
+def leapfrog(
+    state: State,
+    momentum: torch.Tensor,
+    log_density: LogDensity,
+    *,
+    step_size: float | torch.Tensor,
+    scale: float | torch.Tensor,
+    n_leapfrog_steps: int,
+) -> tuple[State, torch.Tensor]:
     """Follow the energy for a while, at one gradient per leapfrog step.
 
     Parameters
@@ -37,22 +46,32 @@ def leapfrog(state, momentum, log_density, *, step_size, scale, n_leapfrog_steps
         The end, and the momentum there.
     """
     s = step_size * scale
-    momentum = add_scaled(momentum, state.gradient, s, 0.5)
+    momentum = add_scaled(momentum, state.gradient, s, 0.5)  # pyright: ignore[reportArgumentType]
     for left in reversed(range(n_leapfrog_steps)):
         state = init(add_scaled(state.position, momentum, s), log_density)
         # the half step that ends one leapfrog and the half that begins the next are one
-        add_scaled(momentum, state.gradient, s, 1.0 if left else 0.5, out=momentum)
+        add_scaled(momentum, state.gradient, s, 1.0 if left else 0.5, out=momentum)  # pyright: ignore[reportArgumentType]
     return state, momentum
 
 
-def energy_loss(state, momentum, end, last):
+def energy_loss(
+    state: State, momentum: torch.Tensor, end: State, last: torch.Tensor
+) -> torch.Tensor:
     """H(x, m) - H(x', m'), the log of the acceptance ratio, (n_chains,)."""
     # a difference of squares loses digits where the two are close, a product does not
     kinetic = torch.linalg.vecdot(momentum - last, momentum + last)
     return torch.add(end.log_density - state.log_density, kinetic, alpha=0.5)
 
 
-def step(state, log_density, rng, *, step_size, scale=1.0, n_leapfrog_steps=10):
+def step(
+    state: State,
+    log_density: LogDensity,
+    rng: torch.Generator,
+    *,
+    step_size: float | torch.Tensor,
+    scale: float | torch.Tensor = 1.0,
+    n_leapfrog_steps: int = 10,
+) -> tuple[State, Info]:
     """One trajectory of all chains, with `n_leapfrog_steps` gradients.
 
     Parameters

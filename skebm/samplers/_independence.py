@@ -5,15 +5,26 @@ with probability min(1, exp(w(x') - w(x))). Chains started at draws from q forge
 geometrically fast where the weights are bounded; no gradient is needed.
 """
 
+from collections.abc import Callable
+
+import torch
+
+from skebm._typing import LogDensity
+from skebm.samplers._state import Info, State, metropolis
 from skebm.samplers._state import evaluate as init
-from skebm.samplers._state import metropolis
 
 __all__ = ["TARGET_ACCEPTANCE", "init", "step"]
 
 TARGET_ACCEPTANCE = None  # there is no step size
 
 
-def step(state, log_weight, rng, *, propose):
+def step(
+    state: State,
+    log_weight: LogDensity,
+    rng: torch.Generator,
+    *,
+    propose: Callable[[int, torch.Generator], torch.Tensor],
+) -> tuple[State, Info]:
     """One step of all chains.
 
     Parameters

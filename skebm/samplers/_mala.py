@@ -9,16 +9,26 @@ that the chain has p as its stationary distribution, at any step size. The propo
 step with momentum xi, and the ratio is that of HMC.
 """
 
+import torch
+
+from skebm._typing import LogDensity
 from skebm.samplers._hmc import energy_loss, leapfrog
+from skebm.samplers._state import Info, State, metropolis, normal_like
 from skebm.samplers._state import evaluate_with_gradient as init
-from skebm.samplers._state import metropolis, normal_like
 
 __all__ = ["TARGET_ACCEPTANCE", "init", "step"]
 
 TARGET_ACCEPTANCE = 0.574  # optimal in high dimension (Roberts & Rosenthal 1998)
 
 
-def step(state, log_density, rng, *, step_size, scale=1.0):
+def step(
+    state: State,
+    log_density: LogDensity,
+    rng: torch.Generator,
+    *,
+    step_size: float | torch.Tensor,
+    scale: float | torch.Tensor = 1.0,
+) -> tuple[State, Info]:
     """One step of all chains, with one gradient.
 
     Parameters

@@ -14,10 +14,12 @@ position travels along the ladder instead of walking at random (Syed et al. 2022
 replica finds reaches the coldest, which samples p.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
+from skebm._typing import Kernel, LogDensity
 from skebm.samplers import _mala
 from skebm.samplers._geometric import geometric_path
 from skebm.samplers._state import State, choose, evaluate, evaluate_with_gradient
@@ -149,7 +151,12 @@ class ParallelTempering:
     0.8
     """
 
-    def __init__(self, kernel=_mala, inverse_temperatures=8, log_reference=None):
+    def __init__(
+        self,
+        kernel: Kernel = _mala,
+        inverse_temperatures: int | Sequence[float] = 8,
+        log_reference: LogDensity | None = None,
+    ):
         if kernel.TARGET_ACCEPTANCE is None:
             raise ValueError("kernel must have a step size.")
         if isinstance(inverse_temperatures, int):
@@ -171,7 +178,7 @@ class ParallelTempering:
         self.log_reference = log_reference
         self.TARGET_ACCEPTANCE = kernel.TARGET_ACCEPTANCE
 
-    def init(self, x, log_density):
+    def init(self, x: torch.Tensor, log_density: LogDensity) -> TemperedState:
         """State with all replicas of a chain at one place, or each at its own.
 
         Parameters
@@ -190,7 +197,16 @@ class ParallelTempering:
         replicas = self.kernel.init(x, path)
         return self._state(replicas, path.parts, n, odd=False)
 
-    def step(self, state, log_density, rng, *, step_size, scale=1.0, **options):
+    def step(
+        self,
+        state: TemperedState,
+        log_density: LogDensity,
+        rng: torch.Generator,
+        *,
+        step_size: float | torch.Tensor,
+        scale: float | torch.Tensor = 1.0,
+        **options: Any,
+    ) -> tuple[TemperedState, TemperedInfo]:
         """One step of the kernel on all replicas, then one round of exchanges.
 
         Parameters
@@ -236,13 +252,13 @@ class ParallelTempering:
         source[:-1] += n * swapped
         source[1:] -= n * swapped
         source = source.flatten()
-        parts = Parts(*(None if part is None else part[source] for part in parts))
+        parts: Any = Parts._make(None if part is None else part[source] for part in parts)
         replicas = path.mix(replicas.position[source], parts)
 
         cold = (field[:n] for field in info)
         rate = info.acceptance_probability.view(len(b), n, 1).mean(1, keepdim=True)
         new = self._state(replicas, parts, n, odd=not state.odd)
-        return new, TemperedInfo(*cold, rate, probability)
+        return new, TemperedInfo(*cold, rate, probability)  # pyright: ignore[reportCallIssue]
 
     def _path(self, x, n_chains, log_density):
         levels = self.inverse_temperatures.to(x)[:, None, None]
@@ -250,7 +266,7 @@ class ParallelTempering:
 
     def _state(self, replicas, parts, n, odd):
         cold = (None if field is None else field[:n] for field in replicas)
-        return TemperedState(*cold, replicas, parts, odd)
+        return TemperedState(*cold, replicas, parts, odd)  # pyright: ignore[reportCallIssue]
 
 
 class _Path:

@@ -4,7 +4,10 @@ With xi standard normal, the proposal x' = x + step_size * scale * xi is accepte
 min(1, p(x') / p(x)). It needs about d steps where MALA needs d^(1/3).
 """
 
-from skebm.samplers._state import add_scaled, metropolis, normal_like
+import torch
+
+from skebm._typing import LogDensity
+from skebm.samplers._state import Info, State, add_scaled, metropolis, normal_like
 from skebm.samplers._state import evaluate as init
 
 __all__ = ["TARGET_ACCEPTANCE", "init", "step"]
@@ -12,7 +15,14 @@ __all__ = ["TARGET_ACCEPTANCE", "init", "step"]
 TARGET_ACCEPTANCE = 0.234  # optimal in high dimension (Roberts, Gelman & Gilks 1997)
 
 
-def step(state, log_density, rng, *, step_size, scale=1.0):
+def step(
+    state: State,
+    log_density: LogDensity,
+    rng: torch.Generator,
+    *,
+    step_size: float | torch.Tensor,
+    scale: float | torch.Tensor = 1.0,
+) -> tuple[State, Info]:
     """One step of all chains, with one evaluation.
 
     Parameters

@@ -1,11 +1,12 @@
 """The loop that runs any kernel."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
+from skebm._typing import Kernel, LogDensity
 from skebm._warnings import warn
 from skebm.samplers._parallel_tempering import TemperedState
 from skebm.samplers._state import State
@@ -55,19 +56,19 @@ class Run(NamedTuple):
 
 
 def run(
-    kernel,
-    x,
-    log_density,
-    rng,
+    kernel: Kernel,
+    x: torch.Tensor,
+    log_density: LogDensity,
+    rng: torch.Generator,
     *,
-    n_steps,
-    n_burn_in=0,
-    n_keep=1,
-    step_size=None,
-    adapt_scale=False,
-    progress=False,
-    **options,
-):
+    n_steps: int,
+    n_burn_in: int = 0,
+    n_keep: int = 1,
+    step_size: float | torch.Tensor | None = None,
+    adapt_scale: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> Run:
     """Run chains from given points.
 
     Parameters
@@ -243,7 +244,14 @@ class Adaptation:
     adapt_scale : bool
     """
 
-    def __init__(self, target, n_steps, step_size, scale, adapt_scale):
+    def __init__(
+        self,
+        target: float | None,
+        n_steps: int,
+        step_size: float | torch.Tensor | None,
+        scale: float | torch.Tensor,
+        adapt_scale: bool,
+    ):
         self.target, self.n_steps, self.step_size, self.scale = target, n_steps, step_size, scale
         self.window_ends = {round(share * n_steps) for share in SCALE_WINDOWS if adapt_scale}
         self.t = 0
@@ -252,7 +260,7 @@ class Adaptation:
     def _restart(self):
         self.averaging, self.moments = DualAveraging(self.target), Moments()
 
-    def update(self, info, position):
+    def update(self, info: Any, position: torch.Tensor) -> dict[str, Any]:
         """Options for the next step of the kernel, given what the last one did."""
         self.t += 1
         factor = self.averaging.update(info.rate)
@@ -273,10 +281,14 @@ class Adaptation:
 class Moments:
     """Standard deviations of all rows seen, from merged batches (Chan, Golub & LeVeque 1983)."""
 
+    n: int
+    mean: Any
+    squares: Any
+
     def __init__(self):
         self.n, self.mean, self.squares = 0, 0.0, 0.0
 
-    def update(self, x):
+    def update(self, x: torch.Tensor) -> None:
         """Add the rows of x, (n, d)."""
         mean, total = x.mean(0), self.n + len(x)
         gap = mean - self.mean
@@ -286,7 +298,7 @@ class Moments:
         self.n = total
 
     @property
-    def standard_deviation(self):
+    def standard_deviation(self) -> torch.Tensor:
         """Of each column, (d,)."""
         return (self.squares / max(self.n - 1, 1)).sqrt()
 
@@ -305,11 +317,11 @@ class DualAveraging:
     # the sharp edge where leapfrog turns unstable 0.05 never settled.
     gamma, t0, kappa = 0.1, 10.0, 0.75
 
-    def __init__(self, target):
+    def __init__(self, target: float | None):
         self.target = target
         self.t, self.error, self.log_average = 0, 0.0, 0.0
 
-    def update(self, acceptance):
+    def update(self, acceptance: Any) -> Any:
         """Factor for the next step, given the acceptance of the last: numbers or tensors."""
         self.t += 1
         self.error = self.error + (self.target - acceptance - self.error) / (self.t + self.t0)
@@ -319,6 +331,6 @@ class DualAveraging:
         return math.e**log_factor
 
     @property
-    def average(self):
+    def average(self) -> Any:
         """The factor to use after burn-in."""
         return math.e**self.log_average

@@ -1,9 +1,11 @@
 """What the kernels share: state, information about a step, evaluation, and the decision."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+
+from skebm._typing import LogDensity
 
 MAX_ENERGY_ERROR = 1000.0
 """Above this a proposal counts as diverged; the value that Stan uses."""
@@ -47,26 +49,27 @@ class Info(NamedTuple):
     diverged: torch.Tensor
 
     @property
-    def rate(self):
+    def rate(self) -> float:
         """Mean acceptance probability, from which a step size is adapted."""
         return self.acceptance_probability.mean().item()
 
 
-def evaluate(x, log_density):
+def evaluate(x: torch.Tensor, log_density: LogDensity) -> State:
     """State at x, without a gradient."""
     x = x.detach()
     with torch.no_grad():
         return State(x, log_density(x))
 
 
-def evaluate_with_gradient(x, log_density):
+def evaluate_with_gradient(x: torch.Tensor, log_density: LogDensity) -> State:
     """State at x, from one evaluation of the log-density and one gradient.
 
     Honours ``log_density.value_and_gradient``, as `skebm.samplers` describes it.
     """
     x = x.detach()
-    if hasattr(log_density, "value_and_gradient"):
-        return State(x, *log_density.value_and_gradient(x))
+    own = getattr(log_density, "value_and_gradient", None)
+    if own is not None:
+        return State(x, *own(x))
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
         value = log_density(leaf)
@@ -74,19 +77,25 @@ def evaluate_with_gradient(x, log_density):
     return State(x, value.detach(), gradient)
 
 
-def add_scaled(x, y, scale, factor=1.0, out=None):
+def add_scaled(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    scale: float | torch.Tensor,
+    factor: float = 1.0,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
     """x + factor * scale * y in one operation, where `scale` is a number or a tensor."""
     if isinstance(scale, torch.Tensor):
         return torch.addcmul(x, y, scale, value=factor, out=out)
     return torch.add(x, y, alpha=factor * scale, out=out)
 
 
-def normal_like(x, rng):
+def normal_like(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     """Standard normal noise of the shape of x."""
     return torch.randn(x.shape, generator=rng, dtype=x.dtype, device=x.device)
 
 
-def choose(mask, new, old):
+def choose(mask: torch.Tensor, new: Any, old: Any) -> Any:
     """Chain by chain, `new` where `mask` holds, else `old`: named tuples of tensors or None."""
     column = mask.unsqueeze(1)
     return new._make(
@@ -95,7 +104,7 @@ def choose(mask, new, old):
     )
 
 
-def judge(log_ratio):
+def judge(log_ratio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Acceptance probability, energy error and divergence, from the log of the ratio.
 
     What is not finite gets probability 0.
@@ -105,7 +114,9 @@ def judge(log_ratio):
     return log_ratio.exp().clamp_max_(1.0), energy_error, energy_error > MAX_ENERGY_ERROR
 
 
-def metropolis(state, proposal, log_ratio, rng):
+def metropolis(
+    state: State, proposal: State, log_ratio: torch.Tensor, rng: torch.Generator
+) -> tuple[State, Info]:
     """Accept `proposal` with probability min(1, exp(log_ratio)), chain by chain.
 
     A ratio that is not finite is rejected. As it contains the log-density of the proposal, so is a

@@ -9,8 +9,11 @@ variance
 How often MALA would have accepted is free to know, and says how far the distribution is from p.
 """
 
+import torch
+
+from skebm._typing import LogDensity
 from skebm.samplers._hmc import energy_loss, leapfrog
-from skebm.samplers._state import Info, choose, judge, normal_like
+from skebm.samplers._state import Info, State, choose, judge, normal_like
 from skebm.samplers._state import evaluate_with_gradient as init
 
 __all__ = ["TARGET_ACCEPTANCE", "init", "step"]
@@ -21,7 +24,14 @@ large; at 0.9,
 45, 30, 15, 6 %. In one dimension even a poor step is seldom rejected."""
 
 
-def step(state, log_density, rng, *, step_size, scale=1.0):
+def step(
+    state: State,
+    log_density: LogDensity,
+    rng: torch.Generator,
+    *,
+    step_size: float | torch.Tensor,
+    scale: float | torch.Tensor = 1.0,
+) -> tuple[State, Info]:
     """One step of all chains, with one gradient.
 
     A chain whose move diverges (energy error above 1000, or a log-density or gradient that is not

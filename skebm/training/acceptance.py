@@ -1,12 +1,18 @@
 """Whether a tilt is kept: held-out gain, recalibration, a guard on the effective sample size."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
+from skebm._typing import Distribution
 from skebm.bases import MAX_FIT_ROWS, fit_gaussian_mixture
 from skebm.models import ModesAndBackground, TiltedMixture
 from skebm.partition import ess, largest_power
+
+from .task import Task
+from .tilted_task import TiltedTask
+from .trained import Trained
 
 MAX_MODES, ROWS_PER_MODE, ROWS_PER_COLUMN = 8, 50, 10
 """Size of the mixture whose components recalibration may weight: so many rows for each mode, and so
@@ -16,7 +22,9 @@ MIN_ESS = 0.02
 """Effective sample size, as a fraction, below which importance sampling is not trusted."""
 
 
-def accept(task, trained, *, recalibrates, always):
+def accept(
+    task: TiltedTask, trained: Trained, *, recalibrates: bool, always: bool
+) -> tuple[TiltedMixture, bool]:
     """The tilted bases where held-out likelihood favours them; else a candidate or the bases.
 
     Parameters
@@ -69,7 +77,7 @@ def _tilted(task, trained, recalibrates, always):
     return model, True
 
 
-def mean_and_error(task, values):
+def mean_and_error(task: TiltedTask, values: torch.Tensor) -> tuple[float, float]:
     """Weighted mean of values at the held-out rows, and its standard error over the rows."""
     share = task.held_weight
     share = share / share.sum()
@@ -77,7 +85,7 @@ def mean_and_error(task, values):
     return mean, (share.square() @ (values - mean).square()).sqrt().item()
 
 
-def is_gain(task, gain, pool_tilt):
+def is_gain(task: TiltedTask, gain: torch.Tensor, pool_tilt: torch.Tensor) -> bool:
     """Whether the mean gain exceeds two of its standard errors (rows and log Z)."""
     mean, error = mean_and_error(task, gain)
     weight = task.held_weight
@@ -89,7 +97,7 @@ def is_gain(task, gain, pool_tilt):
     return mean > 2.0 * math.sqrt(error**2 + log_z)
 
 
-def guard(task, pool_tilt):
+def guard(task: TiltedTask, pool_tilt: torch.Tensor) -> float:
     """Largest factor in (0, 1] that keeps the effective sample size of every member honest.
 
     Parameters
@@ -104,7 +112,13 @@ def guard(task, pool_tilt):
     return largest_power(pool_tilt, MIN_ESS, offset=task.pool_log_ratio).min().item()
 
 
-def recalibrate(task, held_f, pool_f, *, ridge=(1e-2, 1e-3)):
+def recalibrate(
+    task: TiltedTask,
+    held_f: Sequence[torch.Tensor],
+    pool_f: torch.Tensor,
+    *,
+    ridge: tuple[float, float] = (1e-2, 1e-3),
+) -> tuple[float, torch.Tensor, torch.Tensor]:
     """Exponential tilt on [f, responsibilities of modes] by maximum likelihood on held-out rows.
 
     Convex: maximises the mean over held-out rows of theta . phi(x) - log E_q exp(theta . phi),
@@ -183,7 +197,7 @@ def recalibrate(task, held_f, pool_f, *, ridge=(1e-2, 1e-3)):
     return theta[0].item(), theta[1:] if theta[1:].any() else theta[:0], best
 
 
-def data_modes(task, bases):
+def data_modes(task: Task, bases: Sequence[Distribution]) -> list[ModesAndBackground] | None:
     """Mixtures whose components recalibration may weight, where training hardly sees modes.
 
     Parameters

@@ -2,20 +2,23 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from skebm._engine import train
 from skebm.bases import ImplicitGenerator
+from skebm.energies import Network
 from skebm.exceptions import DivergenceError
 from skebm.models import CLIP, TiltedMixture
 from skebm.objectives import gradient_penalties, variational_bound_terms
 
 from .games import HEAD_START, play, views
-from .trained import Candidate
+from .tilted_task import TiltedTask
+from .trained import Candidate, Trained
 
 LEARNING_RATE = 1e-3
 
@@ -40,7 +43,14 @@ SETTLED, STALLED, MAX_SETTLINGS, GAP_SAMPLES = 0.015, 0.9, 3, 4096
 nats, or is still such a share of what it was; and samples per member that tell."""
 
 
-def train_adversarially(task, network, *, kind, generator_learning_rate, gradient_penalty):
+def train_adversarially(
+    task: TiltedTask,
+    network: Network,
+    *,
+    kind: str,
+    generator_learning_rate: float | str,
+    gradient_penalty: float,
+) -> Trained:
     """Train energies in a game with generators for the bound on log Z.
 
     Parameters
@@ -109,13 +119,15 @@ class Settled(NamedTuple):
         The lower bound on log Z that it gives, in nats, and its standard error.
     """
 
-    parts: tuple
+    parts: tuple[Any, ...]
     is_implicit: bool
     bound: torch.Tensor
     bound_std_error: torch.Tensor
 
 
-def settled_generator(task, trained, model, kind):
+def settled_generator(
+    task: TiltedTask, trained: Trained, model: TiltedMixture, kind: str
+) -> Settled:
     """Let the generator of a game follow the fitted model, and measure its bound on log Z.
 
     Parameters
@@ -186,7 +198,7 @@ def _settle(task, generator, model, kind, n_settled):
 def _follow(task, generator, model, n_steps, kind, stage, n_settled):
     """Train the generator alone: it follows a model, or the bases."""
     log_base, features = views(task)
-    energy = None
+    energy, factor = None, 1.0
     if model is not None and not model.is_untilted:
         energy = copy.deepcopy(model.energy).float().to(task.device).requires_grad_(False)
         factor = model.inverse_temperature.item()
@@ -228,7 +240,9 @@ def _draw_from_generator(generator, coordinates, n, rng):
 
 
 @torch.no_grad()
-def bound_terms(model, draw, rng, n_samples):
+def bound_terms(
+    model: TiltedMixture, draw: Callable, rng: torch.Generator, n_samples: int
+) -> torch.Tensor:
     """Terms whose means are lower bounds on the log Z of all members, (K, n_samples).
 
     Parameters

@@ -6,15 +6,16 @@ that right (`skebm.samplers.delayed_acceptance`).
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from skebm.bases import fit_gaussian_mixture
+from skebm._typing import Kernel
+from skebm.bases import GaussianMixtureBase, fit_gaussian_mixture
 from skebm.derivatives import value_and_gradient
 from skebm.diagnostics import split_r_hat
-from skebm.models import CLIP, log_ratio
+from skebm.models import CLIP, FeatureMap, TiltedMixture, log_ratio
 from skebm.samplers import State, delayed_acceptance, hmc, independence, mala, random_walk, ula
 
 SAMPLERS = {"hmc": hmc, "mala": mala, "random_walk": random_walk, "ula": ula}
@@ -51,7 +52,7 @@ class Walkers(NamedTuple):
     z: torch.Tensor
     log_weight: torch.Tensor
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         """Some of them, or what they are made of where `index` is 0 or 1."""
         if isinstance(index, int):
             return tuple.__getitem__(self, index)
@@ -80,12 +81,14 @@ class Moves:
     reinit_fraction: float
 
     @property
-    def adapts(self):
+    def adapts(self) -> bool:
         """Whether step sizes follow the acceptance rate."""
         return isinstance(self.step_size, str)
 
 
-def fit_stand_in(x, features, rng):
+def fit_stand_in(
+    x: torch.Tensor, features: FeatureMap, rng: torch.Generator
+) -> GaussianMixtureBase:
     """Mixture of Gaussians in the coordinates z, for rows of the proposals (n, d)."""
     diagonal = x.shape[1] > MAX_FULL_FEATURES
     z = features.transform(x)[0]
@@ -98,23 +101,26 @@ class CheapTarget:
     Rows of member 0 come first, then those of member 1, ...
     """
 
-    def __init__(self, model, stand_in):
+    model: TiltedMixture
+    stand_in: GaussianMixtureBase
+
+    def __init__(self, model: TiltedMixture, stand_in: GaussianMixtureBase):
         self.model, self.stand_in = model, stand_in
 
     def _per_member(self, z):
         return z.clamp(-CLIP, CLIP).unflatten(0, (self.model.n_members, -1))
 
-    def scaled_energy(self, z):
+    def scaled_energy(self, z: torch.Tensor) -> torch.Tensor:
         """alpha f, (K n, d) -> (K n,)."""
         return (
             self.model.inverse_temperature.to(z) * self.model.energy(self._per_member(z)).flatten()
         )
 
-    def __call__(self, z):
+    def __call__(self, z: torch.Tensor) -> torch.Tensor:
         """Log-density, not normalised, (K n, d) -> (K n,)."""
         return self.stand_in.log_prob(z) + self.scaled_energy(z)
 
-    def value_and_gradient(self, z):
+    def value_and_gradient(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-density and gradient, as samplers ask for them."""
         f, slope = value_and_gradient(self.model.energy, self._per_member(z))
         alpha = self.model.inverse_temperature.to(z)
@@ -146,7 +152,27 @@ class Chains:
         of the jumps to the proposals, (K,) or None.
     """
 
-    def __init__(self, model, stand_in, moves, *, step_size, dtype, rng):
+    model: TiltedMixture
+    moves: Moves
+    rng: torch.Generator
+    dtype: torch.dtype
+    device: torch.device
+    kernel: Kernel
+    options: dict[str, Any]
+    step_size: torch.Tensor
+    target: CheapTarget
+    record: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
+
+    def __init__(
+        self,
+        model: TiltedMixture,
+        stand_in: GaussianMixtureBase,
+        moves: Moves,
+        *,
+        step_size: torch.Tensor,
+        dtype: torch.dtype,
+        rng: torch.Generator,
+    ):
         self.model, self.moves, self.rng = model, moves, rng
         self.dtype, self.device = dtype, rng.device
         # the model may be elsewhere: doubles are not for every device
@@ -166,25 +192,25 @@ class Chains:
 
     # ------------------------------------------------------------------ where chains are
 
-    def at(self, z):
+    def at(self, z: torch.Tensor) -> Walkers:
         """Walkers at given points, (K, n, d)."""
         z = z.to(self.device, self.dtype)
         return Walkers(z, torch.stack(self._log_weights(z)))
 
-    def start(self, n):
+    def start(self, n: int) -> Walkers:
         """Walkers at draws of the proposals, n of every member."""
         return self.at(self._draw(n))
 
-    def columns(self, walkers):
+    def columns(self, walkers: Walkers) -> list[torch.Tensor]:
         """Rows on standardised columns, K tensors (n, d) where the model computes."""
         return [self._columns(z) for z in walkers.z]
 
-    def log_density(self, walkers):
+    def log_density(self, walkers: Walkers) -> torch.Tensor:
         """Log-density in the coordinates z, not normalised, (K, n)."""
         shape = walkers.log_weight.shape
         return self.target(walkers.z.flatten(0, 1)).view(shape) + walkers.log_weight
 
-    def scaled_energy(self, walkers):
+    def scaled_energy(self, walkers: Walkers) -> torch.Tensor:
         """alpha f, (K, n)."""
         f = self.target.scaled_energy(walkers.z.flatten(0, 1))
         return f.view(walkers.log_weight.shape)
@@ -214,7 +240,7 @@ class Chains:
 
     # ------------------------------------------------------------------ moves
 
-    def jump(self, walkers):
+    def jump(self, walkers: Walkers) -> tuple[Walkers, torch.Tensor]:
         """Let chains jump to draws of the proposals, where the model accepts that.
 
         Returns
@@ -246,7 +272,9 @@ class Chains:
         ratio = log_ratio(self.model.bases, self.model.proposals, x) + self.model.mode_tilt(x)
         return ratio.to(z)
 
-    def move(self, walkers, n_steps=None):
+    def move(
+        self, walkers: Walkers, n_steps: int | None = None
+    ) -> tuple[Walkers, torch.Tensor, torch.Tensor]:
         """Move chains by `n_steps` steps of the sampler, those of `moves` by default.
 
         Returns
@@ -268,7 +296,7 @@ class Chains:
         acceptance = info.cheap_acceptance_probability.view(shape).mean(1)
         return moved, acceptance, info.accepted.view(shape).float().mean(1)
 
-    def advance(self, walkers, jump_rate=None):
+    def advance(self, walkers: Walkers, jump_rate: torch.Tensor | None = None) -> Walkers:
         """Move chains as training does: step sizes adapt, and the move is recorded."""
         walkers, acceptance, move_acceptance = self.move(walkers)
         if self.moves.adapts:
@@ -276,7 +304,7 @@ class Chains:
         self.record.append((acceptance, move_acceptance, jump_rate))
         return walkers
 
-    def advance_some(self, buffer, n):
+    def advance_some(self, buffer: Walkers, n: int) -> Walkers:
         """The same for n chains of `buffer`, in place, with jumps first; returns these n."""
         shape = buffer.log_weight.shape
         order = torch.rand(shape, generator=self.rng, device=self.device)
@@ -293,7 +321,7 @@ class Chains:
         buffer.log_weight.scatter_(1, index, walkers.log_weight)
         return walkers
 
-    def run(self, walkers, n_steps):
+    def run(self, walkers: Walkers, n_steps: int) -> Walkers:
         """Take `n_steps` steps in moves of at most the usual length, with jumps; recorded."""
         while n_steps:
             jump_rate = None
@@ -317,7 +345,7 @@ class Chains:
         excess = acceptance - self.kernel.TARGET_ACCEPTANCE
         self.step_size = self.step_size * (rate * excess).exp()
 
-    def warm_up(self):
+    def warm_up(self) -> None:
         """Find step sizes for the energy as it is."""
         walkers = self.start(WARM_UP_CHAINS)
         for t in range(WARM_UP_MOVES):
@@ -326,7 +354,7 @@ class Chains:
 
     # ------------------------------------------------------------------ diagnostics
 
-    def rates(self, last=1.0):
+    def rates(self, last: float = 1.0) -> dict[str, Any]:
         """Mean acceptance rates of a last share of the moves so far, and the step sizes."""
         record = self.record[-max(1, int(len(self.record) * last)) :]
         steps, moves, jumps = zip(*record, strict=True)
@@ -339,7 +367,7 @@ class Chains:
         }
 
     @torch.no_grad()
-    def r_hat(self):
+    def r_hat(self) -> float:
         """Split R-hat, the largest over members, columns and f, of chains as in training."""
         walkers, draws = self.start(DIAGNOSED_CHAINS), []
         for _ in range(DIAGNOSED_MOVES):

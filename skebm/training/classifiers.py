@@ -6,6 +6,7 @@ f(x) - log nu at its optimum, so f is the logit plus log nu.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from skebm.energies import (
 from skebm.partition import systematic_resampling
 
 from .networks import in_blocks
+from .tilted_task import TiltedTask
 from .trained import Trained
 
 MAX_ROWS = 200_000
@@ -73,7 +75,14 @@ class _Contrast:
         return classifier.fit(self.z, self.y, sample_weight=self.weight)
 
 
-def train_classifiers(task, model, *, noise_ratio="auto", stage="energy", start=None):
+def train_classifiers(
+    task: TiltedTask,
+    model: Any,
+    *,
+    noise_ratio: float | str = "auto",
+    stage: str = "energy",
+    start: Trained | None = None,
+) -> Trained:
     """Fit one classifier per member: its rows against samples of its base, or of its base tilted.
 
     Parameters
@@ -144,7 +153,7 @@ def _fit_all(task, model, contrasts, start, stage):
         The same at the pool.
     """
     boosting, n_rows = isinstance(model, Boosting), len(task.x)
-    classifiers = [
+    classifiers: list[Any] = [
         model.classifier(n_rows, task.seeds.of(f"{stage}, trees", k)) if boosting else clone(model)
         for k in range(len(contrasts))
     ]
@@ -157,7 +166,7 @@ def _fit_all(task, model, contrasts, start, stage):
         if boosting:
             for classifier in classifiers:
                 classifier.set_params(max_iter=total, warm_start=True)
-        curves = parallel(
+        curves: Any = parallel(
             delayed(contrast.fit_and_judge)(classifier, stops)
             for classifier, contrast in zip(classifiers, contrasts, strict=True)
         )

@@ -2,11 +2,25 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any, Self, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
+
+from skebm._typing import FloatArray
+
+Precision: TypeAlias = float | FloatArray
+"""Relative precision of the values of X, a float or one per column."""
 
 ROUNDING = 1e-9
 """Values so far outside of the unit interval are taken to be 0 or 1."""
+
+DUST_OF_SPREAD, DUST_OF_LARGEST = 1e-8, 1e-12
+"""Values so close, as a share of the spread of a column or of its largest number, may be one."""
+
+DUST_GAP, DUST_FEW = 1e3, 0.05
+"""They are one where, for each distance between them, at most so many distances are up to so many
+times as large: the second and the first number."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +55,17 @@ class Columns:
     center: np.ndarray
     scale: np.ndarray
     spread: np.ndarray
-    half_steps: tuple
+    half_steps: tuple[tuple[np.ndarray, np.ndarray] | None, ...]
     unit_interval: bool = False
 
     @classmethod
-    def learn(cls, X, names, weight=None, precision=2.0**-52):
+    def learn(
+        cls,
+        X: np.ndarray,
+        names: Any,
+        weight: FloatArray | None = None,
+        precision: Precision = 2.0**-52,
+    ) -> Self:
         """Read center, scale and resolution off the rows of X, of positive weight.
 
         `precision` is that of :func:`relative_precision`, of X as it was given. Weights are equal
@@ -88,10 +108,10 @@ class Columns:
             center=center,
             scale=scale,
             spread=_deviation(x, weight),
-            half_steps=tuple(_half_steps(column) for column in x.T),
+            half_steps=_resolutions(x),
         )
 
-    def in_unit_interval(self):
+    def in_unit_interval(self) -> "Columns":
         """The same columns in their own units, which have to be the unit interval."""
         n_varying = int(self.varying.sum())
         return replace(
@@ -100,17 +120,17 @@ class Columns:
         )  # fmt: skip
 
     @property
-    def log_det(self):
+    def log_det(self) -> float:
         """log |d standardised / d X|, added to a log-density of standardised columns."""
         return -np.log(self.scale).sum()
 
     @property
-    def log_mass(self):
+    def log_mass(self) -> float:
         """Log-probability that every constant column shows its constant, in nats."""
         n_constant = int((~self.varying).sum())
         return n_constant * math.log((self.n_rows + 1) / (self.n_rows + 2))
 
-    def log_states(self, X):
+    def log_states(self, X: np.ndarray) -> FloatArray:
         """Log-probability of the states of the constant columns, (n, n_features) -> (n,).
 
         A column that n rows have shown constant may still be elsewhere in the next one: with
@@ -119,11 +139,21 @@ class Columns:
         """
         return self.log_mass - math.log(self.n_rows + 1) * self.elsewhere(X).sum(axis=1)
 
-    def elsewhere(self, X):
+    def elsewhere(self, X: np.ndarray) -> NDArray[np.bool_]:
         """Where constant columns do not show their constant, of the shape of X."""
         return ~self.varying & (X != self.constants)
 
-    def snap(self, X, precision):
+    def relearned(self, X: np.ndarray, weight: FloatArray) -> Self:
+        """The same columns, in the same units, with what other rows say of ties and spread."""
+        x = self.standardize(X)
+        return replace(
+            self,
+            n_rows=len(X),
+            spread=_deviation(x, weight),
+            half_steps=self.half_steps if self.unit_interval else _resolutions(x),
+        )
+
+    def snap(self, X: np.ndarray, precision: Precision) -> FloatArray:
         """X, with the value of a constant column wherever it is met within its precision.
 
         In the unit interval also 0 and 1 where scaling has left values outside by a rounding error.
@@ -139,17 +169,18 @@ class Columns:
             X = np.where(near, X.clip(0.0, 1.0), X)
         return X
 
-    def standardize(self, X):
+    def standardize(self, X: np.ndarray) -> FloatArray:
         """Return the varying columns, standardised."""
         return (X[:, self.varying] - self.center) / self.scale
 
-    def restore(self, x):
+
+    def restore(self, x: np.ndarray) -> FloatArray:
         """Rows in the units of X, constant columns put back."""
         X = np.tile(self.constants, (len(x), 1))
         X[:, self.varying] = self.center + self.scale * x
         return X
 
-    def perturb(self, x, smoothing, rng):
+    def perturb(self, x: np.ndarray, smoothing: float, rng: np.random.RandomState) -> FloatArray:
         """Rows spread over the resolution of their columns, plus `smoothing` standard deviations.
 
         A value of a column with ties is spread evenly over the cell that it stands for, so that
@@ -165,12 +196,12 @@ class Columns:
         return x
 
     @property
-    def has_ties(self):
+    def has_ties(self) -> bool:
         """Whether any column repeats a value."""
         return any(steps is not None for steps in self.half_steps)
 
 
-def relative_precision(X):
+def relative_precision(X: Any) -> Precision:
     """Relative precision that the columns of X were given with, a float or one per column.
 
     Parameters
@@ -204,6 +235,58 @@ _PRECISIONS = {
 }
 
 
+def merge_near_ties(X: np.ndarray, precision: Precision = 2.0**-52) -> FloatArray:
+    """X, with one value for values that differ by rounding dust only.
+
+    Values of a column are one if they lie within 1e-8 of its spread (the standard deviation of
+    what lies outside of the largest heap of such values), or within a few roundings of its
+    largest number, and if hardly any distance between neighbours is up to a thousand times as
+    large: zeros with dust of 1e-17, or tenths of which some were divided and some multiplied. They
+    would be needles, of which a likelihood cannot get enough. The value in the middle stays.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, n_features)
+    precision : float or ndarray of shape (n_features,)
+        As of :func:`relative_precision`.
+
+    Returns
+    -------
+    ndarray of shape (n, n_features)
+    """
+    X = X.copy()
+    for column, roundings in zip(X.T, np.broadcast_to(precision, X.shape[1]), strict=True):
+        order = np.argsort(column, kind="stable")
+        values = column[order]
+        heap = _heaps(values, max(DUST_OF_LARGEST, 4.0 * roundings))
+        if heap is not None:
+            first, count = np.unique(heap, return_index=True, return_counts=True)[1:]
+            column[order] = values[first + count // 2][heap]
+    return X
+
+
+def _heaps(values, roundings):
+    """Labels 0, 1, ... of sorted values, the same within rounding dust; None without any."""
+    gaps = np.diff(values)
+    positive = np.sort(gaps[gaps > 0])
+    if len(positive) < 2:
+        return None
+    # from the smallest to the largest: how many up to a gap, and how many just beyond it
+    beyond = np.searchsorted(positive, DUST_GAP * positive, side="right")
+    upto = np.arange(1, len(positive) + 1)
+    clear = np.flatnonzero(beyond - upto <= DUST_FEW * upto)
+    for i in clear[::-1]:
+        heap = np.r_[0, np.cumsum(gaps > positive[i])]
+        if heap[-1] == 0:
+            continue
+        first, count = np.unique(heap, return_index=True, return_counts=True)[1:]
+        width = (values[first + count - 1] - values[first]).max()
+        rest = values[heap != np.argmax(count)]
+        if width <= max(DUST_OF_SPREAD * rest.std(), roundings * np.abs(values).max()):
+            return heap
+    return None
+
+
 def weighted_quantile(values, weight, level):
     """Quantiles of weighted values; with equal weights those of ``np.quantile``.
 
@@ -231,6 +314,10 @@ def _deviation(X, weight):
     return np.sqrt(share @ np.square(X - share @ X))
 
 
+def _resolutions(x: np.ndarray) -> tuple:
+    return tuple(_half_steps(column) for column in x.T)
+
+
 def _half_steps(column):
     """Distinct values and half the gap to the nearest one, at most half the median gap."""
     values = np.unique(column)
@@ -242,7 +329,7 @@ def _half_steps(column):
     return values, 0.5 * gap
 
 
-def scott(x):
+def scott(x: Any) -> float:
     """Scott's rule, in standard deviations, for rows of shape (n, d)."""
     n, d = x.shape
     return n ** (-1.0 / (d + 4))

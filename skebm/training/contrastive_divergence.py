@@ -8,11 +8,14 @@ import torch
 
 from skebm._engine import Budget
 from skebm.bases import MAX_FIT_ROWS
+from skebm.energies import Network
 from skebm.models import CLIP, TiltedMixture
 from skebm.objectives import contrastive_divergence_losses
 
-from .chains import Chains, Walkers, fit_stand_in
+from .chains import Chains, Moves, Walkers, fit_stand_in
 from .networks import EnergyAlone, build_energy, train_networks
+from .tilted_task import TiltedTask
+from .trained import Trained
 
 BUDGET = Budget(epochs=30, steps=1000)
 """``max_epochs="auto"``. The learning rate must have come down before the energy overfits, because
@@ -27,7 +30,9 @@ MAX_COPIES, MAX_COPIED = 8, 400_000
 """Of rows with fresh jitter, where columns have ties: so many copies, and rows in all of them."""
 
 
-def train_by_contrastive_divergence(task, network, *, moves, persistent, buffer):
+def train_by_contrastive_divergence(
+    task: TiltedTask, network: Network, *, moves: Moves, persistent: bool, buffer: np.ndarray | None
+) -> Trained:
     """Train a stack of K energies: up at the rows, down at chains that follow them.
 
     Parameters
@@ -68,7 +73,7 @@ def train_by_contrastive_divergence(task, network, *, moves, persistent, buffer)
         module.eval()  # chains follow f itself: no dropout
         with torch.no_grad():
             if persistent:
-                moved, moved_weight = chains.advance_some(walkers, z.shape[1]), 1.0
+                moved, moved_weight = chains.advance_some(walkers, z.shape[1]), 1.0  # pyright: ignore[reportArgumentType]
             else:
                 moved, moved_weight = chains.advance(Walkers(z, *log_weight)), w
         module.train()

@@ -3,7 +3,7 @@
 import torch
 
 
-def resolve_device(device):
+def resolve_device(device: str | torch.device) -> torch.device:
     """torch.device for "auto" (CUDA where there is one) or a device string."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,7 +1,9 @@
 """From what a user writes for `base`, `noise` or `flow` to one distribution per member."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +31,8 @@ from skebm.bases import (
     train_flows,
 )
 
+from .task import Task
+
 CONFINEMENT = 3.0
 """``base=None``: width of the confining Gaussian, in standard deviations of the columns."""
 
@@ -37,14 +41,14 @@ CONFINEMENT = 3.0
 class Distributions:
     """What the members of a fit stand on; the attributes are those of `TiltedTask`."""
 
-    bases: list
-    proposals: list
-    noise: list
+    bases: list[Any]
+    proposals: list[Any]
+    noise: list[Any]
     flow: torch.nn.Module | None = None
     coordinates: Coordinates | None = None
 
 
-def make_distributions(task, base, noise):
+def make_distributions(task: Task, base: Any, noise: Any) -> Distributions:
     """Fit bases, proposals and noise of all members.
 
     Parameters
@@ -72,7 +76,7 @@ def make_distributions(task, base, noise):
     return Distributions(bases, proposals, proposals)
 
 
-def make_flows(task, flow, base, batch_size):
+def make_flows(task: Task, flow: Any, base: str | None, batch_size: int) -> Distributions:
     """Fit normalizing flows by maximum likelihood, member by member.
 
     Parameters
@@ -105,7 +109,7 @@ def make_flows(task, flow, base, batch_size):
     return on_flows(task, flow.cpu(), coordinates, base)
 
 
-def on_flows(task, flow, coordinates, base):
+def on_flows(task: Task, flow: Any, coordinates: Coordinates, base: Any) -> Distributions:
     """Distributions of members whose flows are fitted already; arguments as of `make_flows`."""
     flows = coordinates.distributions(flow)
     if base is not None:
@@ -114,19 +118,21 @@ def on_flows(task, flow, coordinates, base):
     return Distributions(bases, halves(flows, bases), flows, flow, coordinates)
 
 
-def gaussianization(x, weight, rng):
+def gaussianization(
+    x: torch.Tensor, weight: torch.Tensor, rng: torch.Generator
+) -> MarginalGaussianization:
     """Marginal Gaussianisation of rows, learned from a subsample of many."""
     some = torch.randperm(len(x), generator=rng)[:MAX_FIT_ROWS]
     return MarginalGaussianization.fit(x[some].numpy(), sample_weight=weight[some].numpy())
 
 
-def halves(distributions, others):
+def halves(distributions: Sequence[Any], others: Sequence[Any]) -> list[StackedBase]:
     """Mixtures of two distributions in equal parts, one per member."""
     pairs = zip(distributions, others, strict=True)
     return [StackedBase([one, other], [0.5, 0.5]) for one, other in pairs]
 
 
-def resolve(task, given, where):
+def resolve(task: Task, given: Any, where: str) -> list[Any]:
     """One distribution per member, on standardised columns.
 
     Parameters
@@ -178,12 +184,12 @@ def _candidates(given, where, x):
     return None
 
 
-def _fixed(given, where, columns):
+def _fixed(given: Any, where, columns):
     """A distribution in the units of X, seen from standardised columns."""
     if isinstance(given, Distribution):
         base = TorchDistributionBase(given)
     elif isinstance(given, GaussianMixture):
-        base = GaussianMixtureBase(given.weights_, given.means_, _full_covariances(given))
+        base = GaussianMixtureBase(given.weights_, given.means_, _full_covariances(given))  # pyright: ignore[reportArgumentType]
     else:
         base = SklearnDensityBase(given)
     n_varying = int(columns.varying.sum())

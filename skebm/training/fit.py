@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
+from skebm._typing import FloatArray
 from skebm._warnings import warn
 from skebm.bases import Coordinates, StackedBase
 from skebm.exceptions import LowEffectiveSampleSizeWarning
@@ -25,7 +26,8 @@ from .distributions import (
     on_flows,
     resolve,
 )
-from .tilted_task import tilted_task
+from .task import Task
+from .tilted_task import TiltedTask, tilted_task
 from .trained import Fitted, Trained
 
 TARGET_STD_ERROR = 0.01
@@ -40,7 +42,7 @@ COARSE_SMOOTHING = 0.5
 """Coarsest scale of ``smoothing="multiscale"``; the others are 0 and Scott's."""
 
 
-def leave_results(task, trained, model):
+def leave_results(task: TiltedTask, trained: Trained, model: TiltedMixture) -> dict[str, Any]:
     """Attributes that a method leaves behind, by default: its results."""
     return trained.results
 
@@ -81,7 +83,7 @@ class Recipe:
     finish: Callable = leave_results
 
 
-def fit_tilted(task, recipe):
+def fit_tilted(task: Task, recipe: Recipe) -> Fitted:
     """Fit tilted bases: distributions, training, acceptance, log Z, out-of-fold scores.
 
     Parameters
@@ -109,7 +111,7 @@ def fit_tilted(task, recipe):
         return finished(task, trained, model, partition, left)
 
 
-def prepare(task, recipe):
+def prepare(task: Task, recipe: Recipe) -> TiltedTask:
     """Fit the distributions of all members and draw the pool, or take them from a warm start."""
     start = task.start
     if start is None:
@@ -142,7 +144,7 @@ def _distributions_of(task, recipe):
     return Distributions(bases, proposals, noise)
 
 
-def fit_blend(task_at, recipe):
+def fit_blend(task_at: Callable[..., Task], recipe: Recipe) -> Fitted:
     """Fit the geometric mean of the bases at several scales, ``smoothing="multiscale"``.
 
     Parameters
@@ -173,7 +175,13 @@ def fit_blend(task_at, recipe):
         return finished(task, trained, model, partition, left)
 
 
-def measure(model, task, n_partition_samples, *, for_ranking=False):
+def measure(
+    model: TiltedMixture,
+    task: TiltedTask,
+    n_partition_samples: int | str,
+    *,
+    for_ranking: bool = False,
+) -> LogPartition:
     """Log Z of every member by importance sampling, on fresh samples; kept in the model.
 
     Parameters
@@ -270,7 +278,13 @@ def _warn_of_errors(partition):
         )
 
 
-def finished(task, trained, model, partition, left):
+def finished(
+    task: TiltedTask,
+    trained: Trained,
+    model: TiltedMixture,
+    partition: LogPartition,
+    left: dict[str, Any],
+) -> Fitted:
     """Bring the model to its device, score the held-out rows, and gather the attributes.
 
     Parameters
@@ -315,7 +329,7 @@ def finished(task, trained, model, partition, left):
     return Fitted(model, held_out_scores(task, model), attributes | left)
 
 
-def held_out_scores(task, model):
+def held_out_scores(task: TiltedTask, model: TiltedMixture) -> FloatArray:
     """Log-density of every row, in the units of X, under the member that has not seen it."""
     scores = np.full(task.n_rows, np.nan)
     x = task.given.to(model.log_partition.device)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from skebm.energies import Boosting, Network
 from skebm.models import CLIP, TiltedMixture
 from skebm.objectives import nce_losses
 
@@ -14,6 +15,7 @@ from .classifiers import MANY_ROWS, train_classifiers
 from .distributions import halves
 from .games import BUDGET, HEAD_START, log_partition_to_go_on_from, play
 from .noise_contrastive import train_against_noise
+from .tilted_task import TiltedTask
 from .trained import Candidate, Trained
 
 LEARNING_RATE = 3e-3
@@ -28,8 +30,14 @@ STAGES = (
 
 
 def train_by_flow_contrast(
-    task, network, *, generator_learning_rate, accuracy_threshold, refinement, correction
-):
+    task: TiltedTask,
+    network: Network,
+    *,
+    generator_learning_rate: float,
+    accuracy_threshold: float,
+    refinement: bool,
+    correction: Boosting | None,
+) -> Trained:
     """Train energies in a game with copies of the flows, then against those, then by trees.
 
     Parameters

@@ -4,11 +4,14 @@ A generator is a network that draws rows; it raises the loss that the energies l
 """
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from skebm._engine import Budget, Opponent
 from skebm.bases import JUDGED_AT_ONCE
+from skebm.energies import Network
 
 from .networks import (
     EnergyWithPartition,
@@ -16,6 +19,8 @@ from .networks import (
     energy_to_go_on_from,
     train_networks,
 )
+from .tilted_task import TiltedTask
+from .trained import Trained
 
 BUDGET = Budget(epochs=20, steps=700, patience_steps=200)
 """``max_epochs="auto"`` of every stage of training. In few rows 20 epochs are 60 steps, less than a
@@ -31,7 +36,9 @@ MAX_COPIES = 8
 """Of rows with fresh jitter, where columns have ties."""
 
 
-def views(task):
+def views(
+    task: TiltedTask,
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
     """Differentiable functions of points y in the coordinates of the flows, (K, n, d).
 
     Parameters
@@ -66,12 +73,21 @@ def views(task):
     return log_base, features
 
 
-def log_partition_to_go_on_from(task):
+def log_partition_to_go_on_from(task: TiltedTask) -> torch.Tensor | None:
     """log Z of a warm start whose networks the energies go on from; None if there are none."""
     return None if energy_to_go_on_from(task) is None else task.start.log_partition
 
 
-def play(task, network, generator, loss, plays, *, learning_rate, generator_learning_rate):
+def play(
+    task: TiltedTask,
+    network: Network,
+    generator: Any,
+    loss: Callable,
+    plays: Callable[[int], bool],
+    *,
+    learning_rate: float,
+    generator_learning_rate: float,
+) -> tuple[Trained, Any]:
     """Train energies against the generators of all members.
 
     Parameters

@@ -12,6 +12,7 @@ import torch
 from skebm._engine import Budget, Opponent, evaluations_every, train
 from skebm._threads import limit_threads
 from skebm.latents import ImplicitEncoder
+from skebm.models import LatentVariableModel
 from skebm.objectives import (
     calibrated_scores,
     draw_directions,
@@ -22,6 +23,7 @@ from skebm.objectives import (
 )
 
 from .latent_start import build_model, choose_n_components
+from .task import Task
 from .trained import Fitted
 
 BUDGET = Budget(epochs=100, steps=6000, patience_steps=600)
@@ -68,10 +70,10 @@ class LatentSettings:
     batch_size: int
     max_epochs: int | str
     patience: int | None
-    callbacks: Sequence | None
+    callbacks: Sequence[Any] | None
 
 
-def fit_latent(task, settings):
+def fit_latent(task: Task, settings: LatentSettings) -> Fitted:
     """Fit a latent-variable model: start, training, comparison with the start, held-out scores.
 
     Parameters
@@ -161,7 +163,9 @@ def _finished(task, settings, model, history, n_iter):
     return Fitted(model, scores, attributes)
 
 
-def train_latent(task, model, settings, stops_early):
+def train_latent(
+    task: Task, model: LatentVariableModel, settings: LatentSettings, stops_early: bool
+) -> dict[str, np.ndarray]:
     """Train all networks in place by the evidence lower bound.
 
     Parameters
@@ -179,7 +183,7 @@ def train_latent(task, model, settings, stops_early):
     """
     device, seeds = task.device, task.seeds
     row_weight, automatic = task.row_weight(), isinstance(settings.learning_rate, str)
-    learning_rate = LEARNING_RATE if automatic else settings.learning_rate
+    learning_rate: Any = LEARNING_RATE if automatic else settings.learning_rate
 
     def data(x, _):
         return x.float().to(device)[None], row_weight[None]
@@ -248,7 +252,7 @@ def _solo_loss(task, row_weight, n_rows, noise):
     return loss
 
 
-def beats(task, model, start):
+def beats(task: Task, model: LatentVariableModel, start: LatentVariableModel) -> bool:
     """Whether training has raised the mean held-out log-likelihood, by a test at a level of 5 %.
 
     Parameters
@@ -272,7 +276,9 @@ def beats(task, model, start):
     return bool(mean > ONE_SIDED * error.sqrt())
 
 
-def negative_bounds(model, x, rng, kl_weight):
+def negative_bounds(
+    model: LatentVariableModel, x: torch.Tensor, rng: torch.Generator, kl_weight: float
+) -> torch.Tensor:
     """Minus the evidence lower bound of rows, (n, d) -> (n,), to be lowered.
 
     The entropy of an implicit encoder has the right gradient; its value is that of a Gaussian one.
@@ -298,7 +304,9 @@ def negative_bounds(model, x, rng, kl_weight):
     return kl_weight * divergence - fit
 
 
-def score_network_losses(encoder, x, rng):
+def score_network_losses(
+    encoder: ImplicitEncoder, x: torch.Tensor, rng: torch.Generator
+) -> torch.Tensor:
     """Sliced score matching of the score network on one fresh draw per row, (n, d) -> (n,)."""
     with torch.no_grad():
         u = encoder.standardized(x, encoder.noise(len(x), 1, rng=rng))

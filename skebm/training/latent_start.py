@@ -2,9 +2,11 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 
+from skebm._random import Seeds
 from skebm.latents import (
     FULL_NOISE_SHARE,
     AffinePlus,
@@ -25,7 +27,9 @@ PLANES = 4
 """Fewest of them, where there are as many columns: a curved surface needs more than a plane."""
 
 
-def choose_n_components(x, weight, split):
+def choose_n_components(
+    x: torch.Tensor, weight: torch.Tensor, split: tuple[torch.Tensor, torch.Tensor]
+) -> int:
     """Number of factors whose factor analysis has the best held-out likelihood."""
     train_rows, held = split
     d, best, chosen = x.shape[1], -math.inf, 1
@@ -39,7 +43,9 @@ def choose_n_components(x, weight, split):
     return max(chosen, min(d, PLANES))
 
 
-def build_model(x, weight, n_components, settings, seeds):
+def build_model(
+    x: torch.Tensor, weight: torch.Tensor, n_components: int, settings: Any, seeds: Seeds
+) -> LatentVariableModel:
     """Networks that start as factor analysis, with its exact posterior as the encoder.
 
     Modules of the user replace the decoder, or the encoder's location and scale, as they are.

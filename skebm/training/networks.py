@@ -1,14 +1,17 @@
 """Training of neural energies on the rows of a task: K nets side by side in one engine run."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from skebm._engine import Budget, evaluations_every, train
+from skebm._engine import Budget, MemberBatches, Opponent, evaluations_every, train
 from skebm._threads import limit_threads
-from skebm.energies import StackedEnergy
+from skebm.energies import Network, StackedEnergy
 
+from .tilted_task import TiltedTask
 from .trained import Trained
 
 BUDGET = Budget(epochs=100, steps=2000)
@@ -18,7 +21,7 @@ BUDGET = Budget(epochs=100, steps=2000)
 class EnergyAlone(nn.Module):
     """What is trained where a loss learns nothing beside the energy."""
 
-    def __init__(self, energy):
+    def __init__(self, energy: Any):
         super().__init__()
         self.energy = energy
 
@@ -26,7 +29,9 @@ class EnergyAlone(nn.Module):
 class EnergyWithPartition(nn.Module):
     """An energy and the learned log Z of its members, (K,)."""
 
-    def __init__(self, energy, log_partition=None):
+    log_partition: torch.nn.Parameter
+
+    def __init__(self, energy: Any, log_partition: torch.Tensor | None = None):
         super().__init__()
         self.energy = energy
         self.log_partition = nn.Parameter(torch.zeros(energy.n_members))
@@ -35,14 +40,16 @@ class EnergyWithPartition(nn.Module):
                 self.log_partition.copy_(log_partition)
 
 
-def energy_to_go_on_from(task):
+def energy_to_go_on_from(task: TiltedTask) -> StackedEnergy | None:
     """Networks of a warm start, without the trees that may correct them; None if there are none."""
     energy = None if task.start is None else task.start.energy
     energy = getattr(energy, "first", energy)
     return energy if isinstance(energy, StackedEnergy) else None
 
 
-def build_energy(task, network, embedding, stage="energy"):
+def build_energy(
+    task: TiltedTask, network: Network, embedding: str | None, stage: str = "energy"
+) -> StackedEnergy:
     """Stack of K energies, f = 0 at the start.
 
     If the task goes on from a model with such a stack of the same shape, from its weights.
@@ -70,9 +77,17 @@ def build_energy(task, network, embedding, stage="energy"):
 
 
 def train_networks(
-    task, module, batch_loss, batches, *, network, learning_rate, evaluation_cost, budget=BUDGET,
-    opponent=None,
-):  # fmt: skip
+    task: TiltedTask,
+    module: Any,
+    batch_loss: Callable,
+    batches: MemberBatches,
+    *,
+    network: Network,
+    learning_rate: float,
+    evaluation_cost: float,
+    budget: Budget = BUDGET,
+    opponent: Opponent | None = None,
+) -> Trained:
     """Train the K energies of ``module.energy`` and judge them on held-out rows and pool.
 
     Parameters
@@ -144,7 +159,7 @@ def train_networks(
     )
 
 
-def padded(tensors):
+def padded(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
     """Stack (n_k, d) tensors of slightly different lengths, the last row repeated."""
     lengths = [len(t) for t in tensors]
     longest = max(lengths)
@@ -153,6 +168,8 @@ def padded(tensors):
     ), lengths
 
 
-def in_blocks(energy, z, size=1024):
+def in_blocks(
+    energy: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor, size: int = 1024
+) -> torch.Tensor:
     """Evaluate an energy, (K, n, d) -> (K, n), on so few rows at a time that they stay in cache."""
     return torch.cat([energy(block) for block in z.split(size, dim=1)], dim=1)

@@ -1,11 +1,15 @@
 """Noise-contrastive training of neural energies."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 
+from skebm._engine import Budget
+from skebm._typing import Distribution
+from skebm.energies import Network
 from skebm.models import log_ratio
 from skebm.objectives import nce_losses, ranking_nce_losses, self_normalized_losses
 
@@ -15,6 +19,8 @@ from .networks import (
     build_energy,
     train_networks,
 )
+from .tilted_task import TiltedTask
+from .trained import Trained
 
 MAX_NOISE_POOL = 200_000
 """Noise samples per member, at most."""
@@ -24,9 +30,17 @@ NOISE_RATIO, LEARNING_RATE = 2.0, 3e-3
 
 
 def train_against_noise(
-    task, network, *, objective="nce", noise_ratio="auto", noise=None, start=None, budget=BUDGET,
-    stage="energy", embedding="piecewise_linear",
-):  # fmt: skip
+    task: TiltedTask,
+    network: Network,
+    *,
+    objective: str = "nce",
+    noise_ratio: float | str = "auto",
+    noise: Sequence[Distribution] | None = None,
+    start: torch.Tensor | None = None,
+    budget: Budget = BUDGET,
+    stage: str = "energy",
+    embedding: str = "piecewise_linear",
+) -> Trained:
     """Train a stack of K energies against samples of the noise.
 
     Parameters

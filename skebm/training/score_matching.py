@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch.overrides import TorchFunctionMode
 
+from skebm._typing import FloatArray
 from skebm._warnings import warn
 from skebm.bases import ConfiningGaussian
+from skebm.energies import Network
 from skebm.models import CLIP, feature_scores
 from skebm.objectives import (
     denoising_score_matching_losses,
@@ -17,6 +20,8 @@ from skebm.objectives import (
 )
 
 from .networks import EnergyAlone, build_energy, train_networks
+from .tilted_task import TiltedTask
+from .trained import Trained
 
 EXACT_FEATURES = 10
 """``method="auto"``: up to this many varying columns the Laplacian is computed, beyond sampled."""
@@ -46,14 +51,14 @@ PIECEWISE_LINEAR = {
 """Activations whose second derivative is zero wherever it exists."""
 
 
-def resolve_method(method, n_features):
+def resolve_method(method: str, n_features: int) -> str:
     """Return "exact", "sliced" or "denoising"; "auto" looks at the number of columns."""
     if method != "auto":
         return method
     return "exact" if n_features <= EXACT_FEATURES else "sliced"
 
 
-def noise_levels(sigma, n_rows, n_features):
+def noise_levels(sigma: float | ArrayLike | str, n_rows: int, n_features: int) -> FloatArray:
     """Noise levels of the perturbed rows, in units of z, (n_levels,).
 
     Raises
@@ -70,7 +75,15 @@ def noise_levels(sigma, n_rows, n_features):
     return levels
 
 
-def train_by_score_matching(task, network, *, method, n_projections, sigma, recalibrates):
+def train_by_score_matching(
+    task: TiltedTask,
+    network: Network,
+    *,
+    method: str,
+    n_projections: int,
+    sigma: float | ArrayLike | str,
+    recalibrates: bool,
+) -> Trained:
     """Train a stack of K energies by score matching against the gradient of the base.
 
     Parameters

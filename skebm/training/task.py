@@ -4,11 +4,13 @@ A row is what its `Columns` make of it (today one number per varying column). Wh
 together is known to the splits alone, and every random draw has a seed of its stage and member.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from skebm._engine import MemberBatches
 from skebm._random import Seeds, draw_seed
@@ -57,78 +59,86 @@ class Task:
     given: torch.Tensor
     x: torch.Tensor
     weight: torch.Tensor
-    splits: list
-    draw: Callable
+    splits: list[tuple[torch.Tensor, torch.Tensor]]
+    draw: Callable[[int], torch.Tensor]
     changes: bool
     seeds: Seeds
     device: torch.device
     n_threads: int = 1
     progress: Progress = field(default_factory=lambda: Progress(0))
-    start: torch.nn.Module | None = None
+    start: Any = None
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Return the number of members K."""
         return len(self.splits)
 
     @property
-    def model_device(self):
+    def model_device(self) -> torch.device:
         """Where the model is to compute: doubles are not for every device."""
         return torch.device("cpu") if self.device.type == "mps" else self.device
 
     @property
-    def n_rows(self):
+    def n_rows(self) -> int:
         """Number of rows, of which `x` may hold several copies."""
         return len(self.given)
 
     @property
-    def n_features(self):
+    def n_features(self) -> int:
         """Number of varying columns."""
         return self.x.shape[1]
 
     @property
-    def n_train(self):
+    def n_train(self) -> int:
         """Training rows of a member, at most."""
         return max(len(train) for train, _ in self.splits)
 
     @property
-    def train(self):
+    def train(self) -> list[torch.Tensor]:
         """Training rows of every member, a list of K index tensors."""
         return [train for train, _ in self.splits]
 
     @property
-    def held(self):
+    def held(self) -> list[torch.Tensor]:
         """Held-out rows of every member, a list of K index tensors."""
         return [held for _, held in self.splits]
 
     @property
-    def held_weight(self):
+    def held_weight(self) -> torch.Tensor:
         """Weights of the held-out rows of all members, one after the other, (n_held,)."""
         return torch.cat([self.weight[held] for held in self.held])
 
     @property
-    def judges(self):
+    def judges(self) -> NDArray[np.int_]:
         """Member that each row is held out from, -1 where there is none, (n_rows,)."""
         judges = np.full(self.n_rows, -1)
         for k, held in enumerate(self.held):
             judges[held.numpy()] = k
         return judges
 
-    def mean(self, values):
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Weighted mean of values at the held-out rows of all members, (..., n_held) -> (...)."""
         weight = self.held_weight
         return values @ weight / weight.sum()
 
-    def fresh(self, rng):
+    def fresh(self, rng: torch.Generator) -> torch.Tensor:
         """Rows like `x` with fresh jitter, where they have any."""
         return self.draw(draw_seed(rng)) if self.changes else self.x
 
-    def row_weight(self):
+    def row_weight(self) -> torch.Tensor:
         """Weights as losses take them, float32 on the device, (n_copies * n_rows,)."""
         return (self.weight / self.weight.mean()).float().to(self.device)
 
     def batches(
-        self, make, stage, *, batch_size, copies=None, rows=None, noise=(), noise_ratio=1.0
-    ):
+        self,
+        make: Callable[[torch.Tensor, torch.Generator], tuple[torch.Tensor, ...]],
+        stage: str,
+        *,
+        batch_size: int,
+        copies: int | None = None,
+        rows: Sequence[torch.Tensor] | None = None,
+        noise: tuple[torch.Tensor, ...] = (),
+        noise_ratio: float = 1.0,
+    ) -> MemberBatches:
         """Minibatches of what a method makes of the rows, for all members at once.
 
         Parameters
@@ -155,11 +165,12 @@ class Task:
         if copies is None and not self.changes:
             copies = 1
 
-        def data(rng):
+        def draw(rng):
             return make(self.fresh(rng), rng)
 
+        data = draw
         if copies is not None:
-            data = data(rng) if copies == 1 else few_copies(data, copies)
+            data = draw(rng) if copies == 1 else few_copies(draw, copies)
         return MemberBatches(
             data,
             self.train if rows is None else rows,
@@ -170,7 +181,9 @@ class Task:
         )
 
 
-def few_copies(make, n_copies):
+def few_copies(
+    make: Callable[[torch.Generator], Any], n_copies: int
+) -> Callable[[torch.Generator], Any]:
     """Return ``make(rng)``, called anew `n_copies` times, and then one of those again."""
     copies = []
 
@@ -184,8 +197,16 @@ def few_copies(make, n_copies):
 
 
 def make_task(
-    rows, weight, columns, *, n_members, validation_fraction, smoothing, seeds, **context
-):  # fmt: skip
+    rows: np.ndarray,
+    weight: np.ndarray,
+    columns: Columns,
+    *,
+    n_members: int,
+    validation_fraction: float,
+    smoothing: float | str,
+    seeds: Seeds,
+    **context: Any,
+) -> Task:
     """Split and perturb the rows of a table.
 
     Parameters
@@ -232,7 +253,9 @@ def make_task(
     )
 
 
-def make_splits(n, n_members, validation_fraction, rng):
+def make_splits(
+    n: int, n_members: int, validation_fraction: float, rng: torch.Generator
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Rows that each member is trained on, and rows that it is judged on.
 
     Parameters

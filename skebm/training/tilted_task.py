@@ -1,13 +1,17 @@
 """The task of tilting bases: distributions, a common pool, and gains over the bases."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from skebm._typing import Distribution
 from skebm.bases import StackedBase
-from skebm.models import FeatureMap, log_ratio
+from skebm.models import log_ratio
 
+from .distributions import Distributions
 from .task import Task
 
 POOL_SIZE = 8192
@@ -41,48 +45,48 @@ class TiltedTask(Task):
         log base - log proposal at the pool.
     """
 
-    bases: list = field(kw_only=True)
-    proposals: list = field(kw_only=True)
-    noise: list = field(kw_only=True)
-    flow: torch.nn.Module | None = field(kw_only=True, default=None)
-    coordinates: torch.nn.Module | None = field(kw_only=True, default=None)
-    modes: list | None = field(kw_only=True)
-    features: FeatureMap = field(kw_only=True)
+    bases: list[Distribution] = field(kw_only=True)
+    proposals: list[Distribution] = field(kw_only=True)
+    noise: list[Distribution] = field(kw_only=True)
+    flow: Any = field(kw_only=True, default=None)
+    coordinates: Any = field(kw_only=True, default=None)
+    modes: list[Distribution] | None = field(kw_only=True)
+    features: Any = field(kw_only=True)
     z: torch.Tensor = field(kw_only=True)
     pool: torch.Tensor = field(kw_only=True)
     pool_z: torch.Tensor = field(kw_only=True)
     pool_log_ratio: torch.Tensor = field(kw_only=True)
 
     @property
-    def flow_distributions(self):
+    def flow_distributions(self) -> list[Distribution]:
         """Distributions of the flows that maximum likelihood left."""
         return self.bases if self.tilts_its_proposal else self.coordinates.distributions(self.flow)
 
     @property
-    def tilts_its_proposal(self):
+    def tilts_its_proposal(self) -> bool:
         """Whether the proposals are the bases, so that log-ratios vanish."""
         return all(q is p for q, p in zip(self.bases, self.proposals, strict=True))
 
     @property
-    def weights_data_modes(self):
+    def weights_data_modes(self) -> bool:
         """Whether `modes` are those of the data, and not the components of stacked bases."""
         return self.modes is not None and self.modes is not self.bases
 
     @property
-    def n_judged(self):
+    def n_judged(self) -> int:
         """How many points an evaluation looks at, per member."""
         return max(len(held) for held in self.held) + self.pool.shape[1]
 
-    def held_log_prob(self, distributions):
+    def held_log_prob(self, distributions: Sequence[Distribution]) -> torch.Tensor:
         """Log-densities of the held-out rows of all members, (n_held,), on standardised columns."""
         pairs = zip(distributions, self.held, strict=True)
         return torch.cat([q.log_prob(self.x[held]) for q, held in pairs])
 
-    def log_partition(self, pool_tilt):
+    def log_partition(self, pool_tilt: torch.Tensor) -> torch.Tensor:
         """log Z of every member on the pool, (..., K, m) -> (..., K)."""
         return (pool_tilt + self.pool_log_ratio).logsumexp(-1) - math.log(pool_tilt.shape[-1])
 
-    def gain(self, held_tilt, pool_tilt):
+    def gain(self, held_tilt: Sequence[torch.Tensor], pool_tilt: torch.Tensor) -> torch.Tensor:
         """Held-out log p - log q of every row, in nats.
 
         Parameters
@@ -99,11 +103,11 @@ class TiltedTask(Task):
         log_z = self.log_partition(pool_tilt)
         return torch.cat([t - log_z[..., k, None] for k, t in enumerate(held_tilt)], dim=-1)
 
-    def mean_gain(self, held_tilt, pool_tilt):
+    def mean_gain(self, held_tilt: Sequence[torch.Tensor], pool_tilt: torch.Tensor) -> torch.Tensor:
         """Weighted mean of `gain` over the held-out rows, shape (...)."""
         return self.mean(self.gain(held_tilt, pool_tilt))
 
-    def responsibilities(self):
+    def responsibilities(self) -> tuple[list[torch.Tensor], torch.Tensor] | None:
         """Responsibilities of the components of `modes` at held-out rows and pool, or None."""
         if self.modes is None:
             return None
@@ -112,7 +116,12 @@ class TiltedTask(Task):
         return held, torch.stack(pool)
 
 
-def tilted_task(task, distributions, features, modes=None):
+def tilted_task(
+    task: Task,
+    distributions: Distributions,
+    features: Any,
+    modes: list[Any] | None = None,
+) -> TiltedTask:
     """Complete a task by the distributions of its members, and draw the pool.
 
     Parameters

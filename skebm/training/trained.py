@@ -1,6 +1,7 @@
 """What a method hands back, and what a fit ends with."""
 
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -33,16 +34,16 @@ class Trained:
     """
 
     energy: torch.nn.Module | None
-    held: list
+    held: list[torch.Tensor]
     pool: torch.Tensor
     n_iter: int
-    history: dict
+    history: dict[str, np.ndarray]
     log_partition: torch.Tensor | None = None
-    results: dict = field(default_factory=dict)
-    candidates: tuple = ()
+    results: dict[str, Any] = field(default_factory=dict)
+    candidates: "tuple[Candidate, ...]" = ()
 
     @classmethod
-    def nothing(cls, task):
+    def nothing(cls, task: Any) -> Self:
         """No training: f = 0."""
         held = [torch.zeros(len(h), dtype=torch.float64) for h in task.held]
         history = {"n_iter": np.zeros(1, dtype=int), "gain": np.zeros(1)}
@@ -83,4 +84,4 @@ class Fitted:
 
     model: torch.nn.Module
     scores: np.ndarray
-    attributes: dict
+    attributes: dict[str, Any]
