@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from skebm._random import spawn
+from skebm._statistics import weighted_quantile
 
 __all__ = ["PeriodicEmbedding", "PiecewiseLinearEmbedding"]
 
@@ -33,6 +34,8 @@ class PiecewiseLinearEmbedding(nn.Module):
         The rows each member learns from; its bin edges are their quantiles.
     n_bins : int, default=16
         Bins per column.
+    weights : sequence of K tensors of shape (n_k,), optional
+        Positive weights of the rows; equal by default.
 
     References
     ----------
@@ -52,11 +55,24 @@ class PiecewiseLinearEmbedding(nn.Module):
     # Narrower bins (ties, atoms) are widened: they would be cliffs that no finite f can climb down.
     _MIN_WIDTH = 1e-3
 
-    def __init__(self, members: Sequence[Tensor], n_bins: int = 16):
+    def __init__(
+        self,
+        members: Sequence[Tensor],
+        n_bins: int = 16,
+        weights: Sequence[Tensor] | None = None,
+    ):
         super().__init__()
         levels = np.linspace(0.0, 1.0, n_bins + 1)
-        edges = np.stack([np.quantile(z.cpu().double().numpy(), levels, axis=0) for z in members])
-        left = torch.from_numpy(edges).transpose(1, 2)  # (K, d, n_bins + 1)
+        if weights is None:
+            weights = [torch.ones(len(z)) for z in members]
+        columns = [
+            [
+                weighted_quantile(c, w.cpu().double().numpy(), levels)
+                for c in z.cpu().double().numpy().T
+            ]
+            for z, w in zip(members, weights, strict=True)
+        ]
+        left = torch.from_numpy(np.array(columns))  # (K, d, n_bins + 1)
         width = left.diff(dim=-1).clamp_min(self._MIN_WIDTH)
         lowest, highest = torch.zeros_like(width), torch.ones_like(width)
         lowest[..., 0], highest[..., -1] = -math.inf, math.inf

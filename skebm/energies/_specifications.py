@@ -263,7 +263,12 @@ class Network(_Specification):
                 )
 
     def build(
-        self, rows: Sequence[torch.Tensor], *, embedding: str | None, seed: int
+        self,
+        rows: Sequence[torch.Tensor],
+        *,
+        embedding: str | None,
+        seed: int,
+        weights: Sequence[torch.Tensor] | None = None,
     ) -> StackedEnergy:
         """Make the K energies, f = 0 at the start.
 
@@ -277,6 +282,8 @@ class Network(_Specification):
             The method's own, which acts where the setting is "auto".
         seed : int
             Seed of the initial weights. Equal settings, rows and seeds give equal weights.
+        weights : list of K tensors of shape (n_k,), optional
+            Positive weights of those rows, for the quantiles; equal by default.
 
         Returns
         -------
@@ -299,7 +306,7 @@ class Network(_Specification):
         if kind == "periodic":
             encoder = PeriodicEmbedding(n_features, n_members, rng=rng)
         elif kind == "piecewise_linear":
-            encoder = PiecewiseLinearEmbedding(rows)
+            encoder = PiecewiseLinearEmbedding(rows, weights=weights)
         return MLPEnergy(
             n_features,
             n_members,

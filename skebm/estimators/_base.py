@@ -12,13 +12,29 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin, OutlierMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
 
 from skebm._random import Seeds
 from skebm._sklearn_compat import Interval, StrOptions, _check_sample_weight, _fit_context
+from skebm._statistics import weighted_quantile
 from skebm._threads import limit_threads
 from skebm._typing import FloatArray, RandomState
-from skebm.training import Columns, Fitted, Progress, relative_precision, resolve_device
+from skebm._warnings import warn
+from skebm.training import (
+    Columns,
+    Fitted,
+    Progress,
+    join_groups,
+    merge_copies,
+    merge_near_ties,
+    relative_precision,
+    resolve_device,
+)
 
 AUTO_CONTAMINATION = 0.05
 """``contamination="auto"``: share of new rows of the same kind that `predict` calls outliers."""
@@ -96,19 +112,40 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
     def _check_parameters(self):
         """Raise where parameters contradict each other: before anything is fitted."""
 
-    def _goes_on_from(self, model: Any, n_rows: int) -> bool:
-        """Whether a warm start on so many rows can go on from that model."""
-        return True
+    @property
+    def _n_folds(self) -> int:
+        """Folds that the rows are held out in, at least two."""
+        return 2
 
-    def _learn_columns(self, rows, names, precision):
-        """Columns of these rows; the last two as of `Columns.learn`."""
-        return Columns.learn(rows, names, precision)
+    def _cannot_go_on_from(self, model: Any, n_units: int) -> str | None:
+        """Why a warm start on so many rows, or groups of them, would be another model; or None."""
+
+    @abstractmethod
+    def _kept_and_fresh(self, model: Any, x: torch.Tensor, weight: FloatArray) -> tuple:
+        """Mean log-density of standardised rows under what a warm start keeps, and a fresh start.
+
+        That is a Gaussian of these rows, where the estimator has no simpler start.
+        """
+
+    def _learn_columns(self, rows, names, weight, precision):
+        """Columns of these rows; arguments as of `Columns.learn`."""
+        return Columns.learn(rows, names, weight, precision)
 
     # ------------------------------------------------------------------ fit
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: ArrayLike,
+        y: object = None,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
         """Learn the density of the rows of X.
+
+        Copies of a row (of a bootstrap sample or a joined table: equal rows that chance does not
+        make, or that differ by a tiny jitter) count as one row of that weight, so that no fold
+        holds out a row whose copy another one has seen.
 
         Parameters
         ----------
@@ -118,6 +155,11 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             Present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative weights of the rows; rows of weight zero are left out.
+        groups : array-like of shape (n_samples,), default=None
+            Labels of rows that belong together, such as the patient or the block of a time series
+            that they come from. Rows of one group are held out together, so that held-out
+            likelihoods, and the threshold of `predict`, are about new groups. At least two
+            different ones.
 
         Returns
         -------
@@ -129,60 +171,100 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         try:
             with limit_threads(1), Progress(self.verbose) as progress, torch.no_grad():
                 self._check_parameters()
-                model = getattr(self, "model_", None) if self.warm_start else None
-                rows, weight, precision = self._read(X, sample_weight, reset=model is None)
-                start = None
-                if model is not None and self._goes_on_from(model, len(rows)):
-                    start = copy.deepcopy(model).to("cpu")
-                if start is None:
-                    columns = self._learn_columns(rows, self._names(rows), precision)
-                else:
-                    columns = self._columns
+                rows, weight, groups, precision = self._read(X, sample_weight, groups)
+                rows = merge_near_ties(rows, precision)
+                kept, copy_of = merge_copies(rows, weight, self._n_folds)
+                rows, weight = rows[kept], np.bincount(copy_of, weight)
+                weight /= weight.mean()
+                if groups is not None:
+                    groups = join_groups(copy_of, groups)
+                columns = self._learn_columns(rows, self._names(rows), weight, precision)
+                n_units = len(rows) if groups is None else groups.max() + 1
+                start = self._start(before, rows, weight, columns, n_units)
+                if start is not None:
+                    columns = before["_columns"].relearned(rows, weight)
                 rows = columns.snap(rows, precision)
                 seeds = Seeds(self._draw_seed(self.random_state))
                 context = {
-                    "seeds": seeds, "device": resolve_device(self.device),
+                    "seeds": seeds, "device": resolve_device(self.device), "groups": groups,
                     "n_threads": n_threads, "progress": progress, "start": start,
                 }  # fmt: skip
                 fitted = self._fit(rows, weight, columns, context)
-                self._keep(fitted, columns, seeds)
-                self.offset_ = self._threshold(rows, weight)
+                self._keep(fitted, columns, seeds, copy_of)
+                self.offset_ = self._threshold(rows, weight, fitted.scores)
         except BaseException:
-            self.__dict__.clear()  # pyright: ignore[reportAttributeAccessIssue]
-            self.__dict__.update(before)  # pyright: ignore[reportAttributeAccessIssue]
+            self.__dict__.clear()
+            self.__dict__.update(before)
             raise
         return self
 
-    def _read(self, X: Any, sample_weight: Any, *, reset: bool) -> tuple[Any, Any, Any]:
-        """The rows of positive weight, their weights of mean one, and the precision of X."""
+    def _read(self, X, sample_weight, groups):
+        """Rows of positive weight, their weights and groups, and the precision of X."""
         precision = relative_precision(X)
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, reset=reset)
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         used = weight > 0
         if used.sum() < 2:
             raise ValueError("sample_weight must be positive for at least 2 samples.")
-        return X[used], weight[used] / weight[used].mean(), precision
+        if groups is not None:
+            groups = column_or_1d(groups)
+            check_consistent_length(X, groups)
+            groups = groups[used]
+            if len(np.unique(groups)) < 2:
+                raise ValueError(
+                    "all samples of positive weight have one label in groups: give at least two, "
+                    "so that one can be held out, or groups=None."
+                )
+        return X[used], weight[used], groups, precision
+
+    def _start(self, before, rows, weight, columns, n_units):
+        """The model that a warm start goes on from, on the CPU, or None for a cold one."""
+        model, was = before.get("model_"), before.get("_columns")
+        if not self.warm_start or model is None:
+            return None
+        reason = None
+        if any(np.any(before.get(name) != getattr(self, name, None)) for name in _OF_X):
+            reason = "X has other columns"
+        elif not np.array_equal(was.precision, columns.precision):
+            reason = "the columns have other dtypes"
+        elif not was.has_states_of(columns):
+            reason = "other columns are constant"
+        else:
+            reason = self._cannot_go_on_from(model, n_units)
+        if reason is None:
+            kept, fresh = self._kept_and_fresh(
+                model, self._tensor(rows), torch.as_tensor(weight, device=self._device)
+            )
+            if not kept >= fresh:
+                reason = (
+                    f"what the last fit would leave gives these rows {kept:.2f} nats on average, "
+                    f"and a fresh start {fresh:.2f}"
+                )
+        if reason is not None:
+            warn(f"warm_start=True, but {reason}: this fit starts anew.")
+            return None
+        return copy.deepcopy(model).to("cpu")
 
     def _names(self, rows):
         """Names of the columns of X, for messages."""
         return getattr(self, "feature_names_in_", range(rows.shape[1]))
 
-    def _keep(self, fitted, columns, seeds):
+    def _keep(self, fitted, columns, seeds, copy_of):
         """Set what a fit has learned, and forget an earlier one."""
         for name in [name for name in vars(self) if name.endswith("_") and name not in _OF_X]:
             delattr(self, name)
         self._columns, self._seed, self.model_ = columns, seeds.seed, fitted.model
-        self.out_of_fold_scores_ = fitted.scores
+        self.out_of_fold_scores_ = fitted.scores[copy_of]
+        self.out_of_fold_members_ = fitted.judges[copy_of]
         for name, value in fitted.attributes.items():
             setattr(self, name, value)
 
-    def _threshold(self, rows, weight):
+    def _threshold(self, rows, weight, held_out_scores):
         """Score below which `predict` calls a row an outlier."""
         if self.contamination != "auto":
-            return _weighted_quantile(self._log_density(rows), weight, self.contamination)
-        scores = self.out_of_fold_scores_
-        held = ~np.isnan(scores)
-        return _weighted_quantile(scores[held], weight[held], AUTO_CONTAMINATION)
+            return float(weighted_quantile(self._log_density(rows), weight, self.contamination))
+        held = ~np.isnan(held_out_scores)
+        return float(weighted_quantile(held_out_scores[held], weight[held], AUTO_CONTAMINATION))
 
     def _draw_seed(self, random_state):
         return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
@@ -192,15 +274,23 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
     def _validate(self, X: Any) -> FloatArray:
         check_is_fitted(self)
         checked: Any = validate_data(self, X, dtype=np.float64, reset=False)
-        return self._columns.snap(checked, relative_precision(X))
+        rows = self._columns.snap(checked, relative_precision(X))
+        elsewhere = self._columns.elsewhere(rows)
+        if elsewhere.any():
+            j = int(elsewhere.any(axis=0).argmax())
+            warn(
+                f"column {self._names(rows)[j]!r} was constant in fit "
+                f"({self._columns.constants[j]:g}), and {elsewhere[:, j].sum()} of these rows have another value there. Their "
+                "log-density has the probability of that, and not the value in it."
+            )
+        return rows
 
     @property
     def _device(self):
         return next(chain(self.model_.parameters(), self.model_.buffers())).device
 
     def _tensor(self, X):
-        x, met = self._columns.standardize(X)
-        return torch.as_tensor(x, device=self._device), met
+        return torch.as_tensor(self._columns.standardize(X), device=self._device)
 
     @overload
     def score_samples(self, X: ArrayLike, return_std: Literal[False] = ...) -> FloatArray: ...
@@ -223,8 +313,9 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         Returns
         -------
         log_density : ndarray of shape (n_samples,), float64
-            In nats, in the units of X. Columns that were constant in `fit` are a point mass: a row
-            that differs there has -inf.
+            In nats, in the units of X. A column that was constant in the n rows of `fit` has two
+            states: its constant, of probability (n + 1) / (n + 2), and any other value, which is
+            not modelled, of 1 / (n + 2).
         std_error : ndarray of shape (n_samples,), float64
             Only if `return_std`; in nats.
         """
@@ -321,11 +412,3 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
 
 _OF_X = ("n_features_in_", "feature_names_in_")
-
-
-def _weighted_quantile(values, weight, level):
-    """Quantile of values of which each stands for the middle of its weight."""
-    order = np.argsort(values)
-    weight = weight[order]
-    position = (np.cumsum(weight) - 0.5 * weight) / weight.sum()
-    return float(np.interp(level, position, values[order]))

@@ -55,11 +55,10 @@ class FlowDensity:
                 f"X has {rows.shape[1]} features, but the flow is expecting "
                 f"{len(self._columns.varying)} features."
             )
-        x, met = self._columns.standardize(rows)
+        x = self._columns.standardize(rows)
         with torch.no_grad(), limit_threads(1):
             values = [self._mixture.log_prob(c) for c in torch.as_tensor(x).split(JUDGED_AT_ONCE)]
-        values = torch.cat(values).numpy() + self._columns.log_det
-        return np.where(met, values, -np.inf)
+        return torch.cat(values).numpy() + self._columns.log_factors(rows)
 
     def score(self, X: ArrayLike, y: object = None) -> float:
         """Mean log-density of the rows of X, in nats."""

@@ -16,6 +16,7 @@ from sklearn.utils.metaestimators import available_if
 from torch.distributions import Distribution
 
 from skebm._sklearn_compat import HasMethods, Interval, StrOptions
+from skebm._statistics import gaussian_log_likelihood
 from skebm._threads import limit_threads
 from skebm._typing import FloatArray, RandomState
 from skebm.bases import CANDIDATES, ConfiningGaussian
@@ -30,7 +31,7 @@ from skebm.energies import (
 from skebm.models import FeatureMap
 from skebm.partition import rows_by_importance
 from skebm.samplers import mala, run
-from skebm.training import Recipe, fit_blend, fit_tilted, make_task
+from skebm.training import CONFINEMENT, Recipe, fit_blend, fit_tilted, make_task
 
 from ._base import BaseDensity, parameters
 
@@ -39,6 +40,10 @@ SCORED_ROWS = 8192
 
 VALIDATION_FRACTION = 0.1
 """Rows held out where there is one member; with more, every row is held out once."""
+
+COMPARED_ROWS, CONFINED = 5_000, 0.1
+"""Rows on which the base that a warm start keeps is compared with a fresh one; and by how many
+nats per column a confining Gaussian may be worse."""
 
 SCORE_SOFTNESS = 0.25
 """Softness of the trees in `stein_score` where the chosen ones are hard."""
@@ -148,14 +153,29 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
 
     # ------------------------------------------------------------------ fit
 
-    def _goes_on_from(self, model, n_rows):
-        # a blend of scales has nothing to go on from, nor has a fit of other folds, or one with a
-        # base from one without
-        return (
-            isinstance(model.features, FeatureMap)
-            and model.n_members == min(self.n_members, n_rows)
-            and isinstance(model.bases[0], ConfiningGaussian) == (self.base is None)
-        )
+    @property
+    def _n_folds(self):
+        return max(2, self.n_members)
+
+    def _cannot_go_on_from(self, model, n_units):
+        if not isinstance(model.features, FeatureMap):
+            return "the last fit blended scales and learned nothing"
+        if model.n_members != min(self.n_members, n_units):
+            return f"the last fit has {model.n_members} members"
+        if isinstance(model.bases[0], ConfiningGaussian) != (self.base is None):
+            return "base is another one"
+        return None
+
+    def _kept_and_fresh(self, model, x, weight):
+        x, weight = x[:COMPARED_ROWS], weight[:COMPARED_ROWS]
+        kept = (model.base_log_prob(x) @ weight / weight.sum()).item()
+        if self.base is not None:
+            return kept, gaussian_log_likelihood(x, weight)
+        # what confines an energy without a base is no model of the rows, but it has to hold them
+        center = weight @ x / weight.sum()
+        variance = weight @ (x - center).square() / weight.sum()
+        fresh = ConfiningGaussian(center, CONFINEMENT**2 * variance).log_prob(x)
+        return kept, (fresh @ weight / weight.sum()).item() - CONFINED * x.shape[1]
 
     def _fit(self, rows, weight, columns, context):
         task_at = partial(
@@ -170,19 +190,18 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
     # ------------------------------------------------------------------ density
 
     def _on_rows(self, function, X):
-        """Log-density-like `function` of standardised rows; -inf where a constant column moved."""
-        x, met = self._tensor(X)
+        """Log-density-like `function` of standardised rows, in the units of X."""
+        x = self._tensor(X)
         with torch.no_grad(), limit_threads(1):
             values = torch.cat([function(c) for c in x.split(SCORED_ROWS)]).cpu().numpy()
-            values += self._columns.log_det
-        return np.where(met, values, -np.inf)
+        return values + self._columns.log_factors(X)
 
     def _log_density(self, X):
         return self._on_rows(self.model_.log_prob, X)
 
     def _log_density_std(self, X):
         with torch.no_grad():
-            error = self.model_.log_prob_std(self._tensor(X)[0]).cpu().numpy()
+            error = self.model_.log_prob_std(self._tensor(X)).cpu().numpy()
         return self._log_density(X), error
 
     def base_score_samples(self, X: ArrayLike) -> FloatArray:
@@ -232,7 +251,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         """
         X = self._validate(X)
         gradient = np.zeros(X.shape)
-        score = self._differentiable_model().score(self._tensor(X)[0]).cpu().numpy()
+        score = self._differentiable_model().score(self._tensor(X)).cpu().numpy()
         gradient[:, self._columns.varying] = score / self._columns.scale
         return gradient
 

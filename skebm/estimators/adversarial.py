@@ -250,7 +250,7 @@ class AdversarialEBM(TiltedDensity):
             rows = self.generator_.sample(n_samples, rng.initial_seed())
         else:
             rows = self._rows_by_importance(n_samples, rng.initial_seed())
-        x, _ = self._tensor(rows)
+        x = self._tensor(rows)
         with limit_threads(1):
             x = self._walk(x, n_steps, rng)
         return self._columns.restore(x.cpu().numpy())

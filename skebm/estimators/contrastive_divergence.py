@@ -328,7 +328,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         picked = []
         for rows, n in zip(self.persistent_chains_, sizes.tolist(), strict=True):
             index = torch.randint(len(rows), (n,), generator=rng, device=self._device)
-            picked.append(self._tensor(rows[index.cpu().numpy()])[0])
+            picked.append(self._tensor(rows[index.cpu().numpy()]))
         return picked
 
     def _run(self, parts, n_steps, rng):

@@ -224,5 +224,5 @@ class FlowContrastiveDensity(TiltedDensity):
             stages[name] = level + gain
         return {
             "flow_": FlowDensity(columns, trained.results.get("flows", flows)),
-            "stages_": {s: float(stages[s] + columns.log_det) for s in STAGES if s in stages},
+            "stages_": {s: float(stages[s] + columns.log_factor) for s in STAGES if s in stages},
         }

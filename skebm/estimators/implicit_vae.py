@@ -12,6 +12,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from skebm._sklearn_compat import Interval, StrOptions
+from skebm._statistics import gaussian_log_likelihood
 from skebm._typing import FloatArray, RandomState
 from skebm.latents import BernoulliLikelihood, GaussianLikelihood
 from skebm.models import antithetic_noise
@@ -19,6 +20,9 @@ from skebm.training import Columns, make_task
 from skebm.training.latent import LatentSettings, fit_latent
 
 from ._base import BaseDensity, parameters
+
+COMPARED_ROWS = 500
+"""Rows on which the model that a warm start keeps is compared with a Gaussian."""
 
 LIKELIHOODS: dict[str, type[torch.nn.Module]] = {
     "gaussian": GaussianLikelihood,
@@ -215,11 +219,18 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         if self.likelihood == "bernoulli" and self.smoothing != 0.0:
             raise ValueError('smoothing leaves [0, 1]: it needs likelihood="gaussian".')
 
-    def _goes_on_from(self, model, n_rows):
-        return type(model.likelihood) is LIKELIHOODS[self.likelihood]  # else other columns
+    def _cannot_go_on_from(self, model, n_units):
+        if type(model.likelihood) is not LIKELIHOODS[self.likelihood]:
+            return "likelihood is another one"
+        return None
 
-    def _learn_columns(self, rows, names, precision):
-        columns = Columns.learn(rows, names, precision)
+    def _kept_and_fresh(self, model, x, weight):
+        x, weight = x[:COMPARED_ROWS], weight[:COMPARED_ROWS]
+        kept, _ = model.log_prob(x, self._seed, n_samples=self.n_importance_samples)
+        return (kept @ weight / weight.sum()).item(), gaussian_log_likelihood(x, weight)
+
+    def _learn_columns(self, rows, names, weight, precision):
+        columns = Columns.learn(rows, names, weight, precision)
         return columns.in_unit_interval() if self.likelihood == "bernoulli" else columns
 
     def _fit(self, rows, weight, columns, context):
@@ -245,10 +256,10 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     # ------------------------------------------------------------------ density
 
     def _log_density_std(self, X):
-        x, met = self._tensor(X)
+        x = self._tensor(X)
         measured = self.model_.log_prob(x, self._seed, n_samples=self.n_importance_samples)
         value, error = (t.cpu().numpy() for t in measured)
-        return np.where(met, value, -np.inf) + self._columns.log_det, np.where(met, error, 0.0)
+        return value + self._columns.log_factors(X), error
 
     # ------------------------------------------------------------------ sampling
 
@@ -287,7 +298,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         ndarray of shape (n_samples, n_components), float64
             Means of N(0, I) variables. The same rows give the same values.
         """
-        x, _ = self._tensor(self._validate(X))
+        x = self._tensor(self._validate(X))
         return self._encode(x, lambda rows, noise: self.model_.encoder.moments(rows, noise)[0])
 
     def reconstruct(self, X: ArrayLike) -> FloatArray:
@@ -302,7 +313,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         ndarray of shape (n_samples, n_features), float64
             In the units of X.
         """
-        x, _ = self._tensor(self._validate(X))
+        x = self._tensor(self._validate(X))
 
         def means(rows, noise):
             return self.model_.mean(self.model_.encoder.draw(rows, noise)).mean(1)

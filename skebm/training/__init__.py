@@ -4,8 +4,14 @@
 to the other from top to bottom. Nothing here knows an estimator.
 """
 
-from skebm.training.columns import Columns, relative_precision
+from skebm.training.columns import (
+    Columns,
+    merge_near_ties,
+    relative_precision,
+)
+from skebm.training.copies import join_groups, merge_copies
 from skebm.training.device import resolve_device
+from skebm.training.distributions import CONFINEMENT
 from skebm.training.fit import Recipe, fit_blend, fit_tilted
 from skebm.training.progress import Progress
 from skebm.training.task import Task, make_task
@@ -13,6 +19,7 @@ from skebm.training.tilted_task import TiltedTask
 from skebm.training.trained import Candidate, Fitted, Trained
 
 __all__ = [
+    "CONFINEMENT",
     "Candidate",
     "Columns",
     "Fitted",
@@ -23,7 +30,10 @@ __all__ = [
     "Trained",
     "fit_blend",
     "fit_tilted",
+    "join_groups",
     "make_task",
+    "merge_copies",
+    "merge_near_ties",
     "relative_precision",
     "resolve_device",
 ]

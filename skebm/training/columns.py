@@ -7,6 +7,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from skebm._statistics import weighted_deviation, weighted_quantile
 from skebm._typing import FloatArray
 
 Precision: TypeAlias = float | FloatArray
@@ -86,7 +87,7 @@ class Columns:
         with np.errstate(over="ignore", invalid="ignore"):
             quartiles = [weighted_quantile(column, weight, [0.25, 0.5, 0.75]) for column in kept.T]
             low, center, high = np.transpose(quartiles)
-            deviation = _deviation(kept, weight)
+            deviation = weighted_deviation(kept, weight)
             scale = (high - low) / 1.349
         too_wide = ~np.isfinite(deviation + scale)
         if too_wide.any():
@@ -107,7 +108,7 @@ class Columns:
             n_rows=len(X),
             center=center,
             scale=scale,
-            spread=_deviation(x, weight),
+            spread=weighted_deviation(x, weight),
             half_steps=_resolutions(x),
         )
 
@@ -125,19 +126,28 @@ class Columns:
         return -np.log(self.scale).sum()
 
     @property
-    def log_mass(self) -> float:
-        """Log-probability that every constant column shows its constant, in nats."""
-        n_constant = int((~self.varying).sum())
-        return n_constant * math.log((self.n_rows + 1) / (self.n_rows + 2))
+    def log_factor(self) -> float:
+        """What the rows of `fit` have, in nats, beside the log-density of standardised columns.
 
-    def log_states(self, X: np.ndarray) -> FloatArray:
-        """Log-probability of the states of the constant columns, (n, n_features) -> (n,).
-
-        A column that n rows have shown constant may still be elsewhere in the next one: with
-        probability 1 / (n + 2), Laplace's rule of succession for two states. Where it is then is
-        not modelled.
+        The log-determinant, and the log-probability that constant columns show their constants.
         """
-        return self.log_mass - math.log(self.n_rows + 1) * self.elsewhere(X).sum(axis=1)
+        n_constant = int((~self.varying).sum())
+        return self.log_det + n_constant * math.log((self.n_rows + 1) / (self.n_rows + 2))
+
+    def log_factors(self, X: np.ndarray) -> FloatArray:
+        """The same for any rows, (n, n_features) -> (n,).
+
+        A column that n rows have shown constant may be elsewhere in the next one: with probability
+        1 / (n + 2), Laplace's rule of succession for two states. Where it is then is not modelled.
+        """
+        return self.log_factor - math.log(self.n_rows + 1) * self.elsewhere(X).sum(axis=1)
+
+    def has_states_of(self, other: Self) -> bool:
+        """Whether the same columns vary, and the others have the same constants."""
+        return bool(
+            np.array_equal(self.varying, other.varying)
+            and not self.elsewhere(self.snap(other.constants[None], other.precision)).any()
+        )
 
     def elsewhere(self, X: np.ndarray) -> NDArray[np.bool_]:
         """Where constant columns do not show their constant, of the shape of X."""
@@ -149,7 +159,7 @@ class Columns:
         return replace(
             self,
             n_rows=len(X),
-            spread=_deviation(x, weight),
+            spread=weighted_deviation(x, weight),
             half_steps=self.half_steps if self.unit_interval else _resolutions(x),
         )
 
@@ -172,7 +182,6 @@ class Columns:
     def standardize(self, X: np.ndarray) -> FloatArray:
         """Return the varying columns, standardised."""
         return (X[:, self.varying] - self.center) / self.scale
-
 
     def restore(self, x: np.ndarray) -> FloatArray:
         """Rows in the units of X, constant columns put back."""
@@ -265,53 +274,24 @@ def merge_near_ties(X: np.ndarray, precision: Precision = 2.0**-52) -> FloatArra
     return X
 
 
-def _heaps(values, roundings):
+def _heaps(values: FloatArray, roundings: float) -> NDArray[np.int_] | None:
     """Labels 0, 1, ... of sorted values, the same within rounding dust; None without any."""
     gaps = np.diff(values)
     positive = np.sort(gaps[gaps > 0])
-    if len(positive) < 2:
-        return None
-    # from the smallest to the largest: how many up to a gap, and how many just beyond it
-    beyond = np.searchsorted(positive, DUST_GAP * positive, side="right")
-    upto = np.arange(1, len(positive) + 1)
-    clear = np.flatnonzero(beyond - upto <= DUST_FEW * upto)
-    for i in clear[::-1]:
+    allowed = roundings * np.abs(values).max()
+    widest = max(DUST_OF_SPREAD * np.ptp(values), allowed)
+    candidates = np.arange(np.searchsorted(positive, widest, side="right"))
+    larger = np.searchsorted(positive, DUST_GAP * positive[candidates], side="right")
+    larger -= candidates + 1
+    for i in candidates[larger <= DUST_FEW * (candidates + 1)][::-1]:
         heap = np.r_[0, np.cumsum(gaps > positive[i])]
-        if heap[-1] == 0:
-            continue
         first, count = np.unique(heap, return_index=True, return_counts=True)[1:]
         width = (values[first + count - 1] - values[first]).max()
         rest = values[heap != np.argmax(count)]
-        if width <= max(DUST_OF_SPREAD * rest.std(), roundings * np.abs(values).max()):
+        spread = rest.std() if len(rest) else 0.0
+        if width <= max(DUST_OF_SPREAD * spread, allowed):
             return heap
     return None
-
-
-def weighted_quantile(values, weight, level):
-    """Quantiles of weighted values; with equal weights those of ``np.quantile``.
-
-    Parameters
-    ----------
-    values, weight : ndarray of shape (n,)
-        Weights are positive.
-    level : float or array-like
-
-    Returns
-    -------
-    float or ndarray
-    """
-    order = np.argsort(values, kind="stable")
-    values, weight = values[order], weight[order]
-    # each value stands for the middle of its weight; the first is at level 0, the last at 1
-    middle = np.cumsum(weight) - 0.5 * weight
-    position = (middle - middle[0]) / max(middle[-1] - middle[0], np.finfo(float).tiny)
-    return np.interp(level, position, values)
-
-
-def _deviation(X, weight):
-    """Weighted standard deviation of every column."""
-    share = weight / weight.sum()
-    return np.sqrt(share @ np.square(X - share @ X))
 
 
 def _resolutions(x: np.ndarray) -> tuple:

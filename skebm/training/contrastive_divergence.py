@@ -128,5 +128,5 @@ def _persistent(task, chains, buffer):
     shape = (len(task), BUFFER_SIZE, len(task.columns.varying))
     if task.start is None or buffer is None or buffer.shape != shape:
         return chains.start(BUFFER_SIZE)
-    x = torch.as_tensor(np.stack([task.columns.standardize(rows)[0] for rows in buffer]))
+    x = torch.as_tensor(np.stack([task.columns.standardize(rows) for rows in buffer]))
     return chains.at(torch.stack([task.features.transform(rows)[0] for rows in x]))

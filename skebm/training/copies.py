@@ -14,8 +14,8 @@ from scipy.spatial import cKDTree
 from skebm._warnings import warn
 
 HARDLY = 0.2
-"""Rows are equal by chance unless they agree where a column repeats at most this share of the values
-of distinct rows; or several columns do, with this product of their shares."""
+"""Rows are equal by chance unless they agree where a column repeats at most this share of the
+values of distinct rows; or several columns do, with this product of their shares."""
 
 SPIKE = 0.05
 """Values of more than this share of the distinct rows are set apart first: a fine column may be

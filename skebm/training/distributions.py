@@ -152,7 +152,8 @@ def resolve(task: Task, given: Any, where: str) -> list[Any]:
     """
     if given is None:
         variance = torch.as_tensor((CONFINEMENT * task.columns.spread) ** 2)
-        return [ConfiningGaussian(task.x.mean(0), variance)] * len(task)
+        center = task.weight @ task.x / task.weight.sum()
+        return [ConfiningGaussian(center, variance)] * len(task)
     candidates = _candidates(given, where, task.x)
     if candidates is None:
         return [_fixed(given, where, task.columns)] * len(task)

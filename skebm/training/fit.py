@@ -304,7 +304,7 @@ def finished(
     base = np.average(task.held_log_prob(task.bases).numpy(), weights=task.held_weight.numpy())
     history = dict(trained.history)
     gain = history.pop("gain")
-    history["held_out_log_likelihood"] = base + task.columns.log_det + gain
+    history["held_out_log_likelihood"] = base + task.columns.log_factor + gain
     attributes = {
         "history_": history,
         "n_iter_": trained.n_iter,
@@ -325,8 +325,7 @@ def finished(
                 ConvergenceWarning,
             )
     model = model.to(task.model_device)
-    attributes["out_of_fold_members_"] = task.judges
-    return Fitted(model, held_out_scores(task, model), attributes | left)
+    return Fitted(model, held_out_scores(task, model), task.judges, attributes | left)
 
 
 def held_out_scores(task: TiltedTask, model: TiltedMixture) -> FloatArray:
@@ -335,5 +334,5 @@ def held_out_scores(task: TiltedTask, model: TiltedMixture) -> FloatArray:
     x = task.given.to(model.log_partition.device)
     for k, held in enumerate(task.held):
         log_density = model.log_member(k, x[held.to(x.device)])
-        scores[held.numpy()] = log_density.cpu().numpy() + task.columns.log_det
+        scores[held.numpy()] = log_density.cpu().numpy() + task.columns.log_factor
     return scores

@@ -142,11 +142,10 @@ def _finished(task, settings, model, history, n_iter):
         }
     attributes = {
         "n_iter_": n_iter,
-        "out_of_fold_members_": task.judges,
         "n_components_": model.n_components,
         "history_": {
             "n_iter": history["epoch"],
-            "held_out_log_likelihood": history["validation_gain"] + columns.log_det,
+            "held_out_log_likelihood": history["validation_gain"] + columns.log_factor,
             "train_loss": history["train_loss"],
         },
     }
@@ -159,8 +158,8 @@ def _finished(task, settings, model, history, n_iter):
     measured, _ = model.log_prob(
         task.given[held].to(device), seed, n_samples=settings.n_importance_samples
     )
-    scores[held.numpy()] = measured.cpu().numpy() + columns.log_det
-    return Fitted(model, scores, attributes)
+    scores[held.numpy()] = measured.cpu().numpy() + columns.log_factor
+    return Fitted(model, scores, task.judges, attributes)
 
 
 def train_latent(

@@ -68,7 +68,9 @@ def build_energy(
     StackedEnergy
     """
     rows = [task.z[train] for train in task.train]
-    energy = network.build(rows, embedding=embedding, seed=task.seeds.of(f"{stage}, network"))
+    weights = [task.weight[train] for train in task.train]
+    seed = task.seeds.of(f"{stage}, network")
+    energy = network.build(rows, embedding=embedding, seed=seed, weights=weights)
     kept, new = energy_to_go_on_from(task), energy.state_dict()
     old = {} if kept is None else kept.state_dict()
     if {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()}:

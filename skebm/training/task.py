@@ -205,6 +205,7 @@ def make_task(
     validation_fraction: float,
     smoothing: float | str,
     seeds: Seeds,
+    groups: NDArray[np.int_] | None = None,
     **context: Any,
 ) -> Task:
     """Split and perturb the rows of a table.
@@ -222,6 +223,8 @@ def make_task(
     smoothing : float or "scott"
         In standard deviations of the columns.
     seeds : Seeds
+    groups : ndarray of shape (n_rows,), optional
+        Labels 0, 1, ... of rows that are held out together.
     **context
         `device`, `n_threads`, `progress` and `start` of the task.
 
@@ -229,10 +232,10 @@ def make_task(
     -------
     Task
     """
-    x, _ = columns.standardize(rows)
+    x = columns.standardize(rows)
     h = scott(x) if isinstance(smoothing, str) else float(smoothing)
     n = len(x)
-    folds = make_splits(n, n_members, validation_fraction, seeds.rng("folds"))
+    folds = make_splits(n, n_members, validation_fraction, seeds.rng("folds"), groups)
     n_copies = -(-SMOOTHED_ROWS // n) if h > 0 else 1
     starts = n * torch.arange(n_copies)[:, None]
 
@@ -254,7 +257,11 @@ def make_task(
 
 
 def make_splits(
-    n: int, n_members: int, validation_fraction: float, rng: torch.Generator
+    n: int,
+    n_members: int,
+    validation_fraction: float,
+    rng: torch.Generator,
+    groups: NDArray[np.int_] | None = None,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Rows that each member is trained on, and rows that it is judged on.
 
@@ -265,16 +272,23 @@ def make_splits(
         With one member, a validation split; with more, member k is judged on fold k.
     validation_fraction : float
     rng : torch.Generator
+    groups : ndarray of shape (n,), optional
+        Labels 0, 1, ... of rows that are held out together. Large ones are dealt to the folds
+        first, each to the one that is smallest so far.
 
     Returns
     -------
     list of (train, held_out) index tensors
     """
-    order = torch.randperm(n, generator=rng)
-    if n_members == 1:
-        n_held = min(max(1, round(validation_fraction * n)), n - 1)
-        return [(order[n_held:].sort().values, order[:n_held][:MAX_HELD_OUT].sort().values)]
-    folds = order.tensor_split(min(n_members, n))
+    if groups is None:
+        order = torch.randperm(n, generator=rng)
+        if n_members == 1:
+            n_held = min(max(1, round(validation_fraction * n)), n - 1)
+            folds = [order[:n_held]]
+        else:
+            folds = order.tensor_split(min(n_members, n))
+    else:
+        folds = _grouped_folds(groups, n_members, validation_fraction, rng)
     keep = torch.ones(n, dtype=torch.bool)
     splits = []
     for held in folds:
@@ -282,3 +296,24 @@ def make_splits(
         splits.append((torch.where(keep)[0], held[:MAX_HELD_OUT].sort().values))
         keep[held] = True
     return splits
+
+
+def _grouped_folds(groups, n_members, validation_fraction, rng):
+    """Rows that are held out, fold by fold; with one member those of the first groups drawn."""
+    size = np.bincount(groups)
+    order = torch.randperm(len(size), generator=rng).numpy()
+    if n_members == 1:
+        before = np.cumsum(size[order]) - size[order]
+        n_held = int((before < validation_fraction * len(groups)).sum())
+        fold_of = np.ones(len(size), dtype=int)
+        fold_of[order[: min(n_held, len(size) - 1)]] = 0
+        n_folds = 1
+    else:
+        n_folds = min(n_members, len(size))
+        fold_of, filled = np.empty(len(size), dtype=int), np.zeros(n_folds, dtype=int)
+        for group in order[np.argsort(-size[order], kind="stable")]:
+            fold_of[group] = filled.argmin()
+            filled[fold_of[group]] += size[group]
+    rows = torch.as_tensor(fold_of[groups])
+    shuffled = torch.randperm(len(groups), generator=rng)
+    return [shuffled[rows[shuffled] == k] for k in range(n_folds)]

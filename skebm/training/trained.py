@@ -77,6 +77,8 @@ class Fitted:
     scores : ndarray of shape (n_rows,)
         Log-density of every row, in the units of X, under the member that has not seen it; NaN for
         rows that were never held out.
+    judges : ndarray of shape (n_rows,), int
+        Which member that is; -1 for rows that were never held out.
     attributes : dict
         What else the estimator gets, by name; names that begin with an underscore are for its own
         use.
@@ -84,4 +86,5 @@ class Fitted:
 
     model: torch.nn.Module
     scores: np.ndarray
+    judges: np.ndarray
     attributes: dict[str, Any]

@@ -1,0 +1,50 @@
+"""Statistics of weighted rows."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from skebm._typing import FloatArray
+
+
+def weighted_quantile(values: FloatArray, weight: FloatArray, level: Any) -> Any:
+    """Quantiles of weighted values; with equal weights those of ``np.quantile``.
+
+    Parameters
+    ----------
+    values, weight : ndarray of shape (n,)
+        Weights are positive.
+    level : float or array-like
+
+    Returns
+    -------
+    float or ndarray
+    """
+    order = np.argsort(values, kind="stable")
+    values, weight = values[order], weight[order]
+    # each value stands for the middle of its weight; the first is at level 0, the last at 1
+    middle = np.cumsum(weight) - 0.5 * weight
+    position = (middle - middle[0]) / max(middle[-1] - middle[0], np.finfo(float).tiny)
+    return np.interp(level, position, values)
+
+
+def weighted_deviation(X: np.ndarray, weight: FloatArray) -> FloatArray:
+    """Weighted standard deviation of every column."""
+    share = weight / weight.sum()
+    return np.sqrt(share @ np.square(X - share @ X))
+
+
+def gaussian_log_likelihood(x: torch.Tensor, weight: torch.Tensor) -> float:
+    """Mean log-density of weighted rows under their own Gaussian, the one of highest likelihood.
+
+    Variances are raised by a millionth, so that columns may be collinear.
+    """
+    share = weight / weight.sum()
+    x = x - share @ x
+    covariance = (x * share[:, None]).mT @ x
+    variance = covariance.diagonal()
+    variance.mul_(1.0 + 1e-6)
+    constant = x.shape[1] * (1.0 + math.log(2.0 * math.pi))
+    return -0.5 * (constant + torch.logdet(covariance).item())
