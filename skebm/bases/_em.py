@@ -13,7 +13,7 @@ import torch
 from ._mixtures import _LOG_2PI, GaussianMixtureBase
 
 _CHUNK = 2048
-_ROUNDING = 1e-13
+_ROUNDING, _TINY = 1e-13, 1e-300
 
 
 def fit_gaussian_mixture(
@@ -43,10 +43,12 @@ def fit_gaussian_mixture(
     start : GaussianMixtureBase, default=None
         Mixture to start from, in place of k-means++ centres.
     prior_strength : float, default=1.0
-        Number of pseudo-rows per component that carry the covariance of the data, shrunk to the
-        size of one of `n_components` cells, so that no component collapses.
+        Number of pseudo-rows per component. They carry the mean correlations within components,
+        and the variances of the component itself, so that tight clusters far apart keep their
+        size; those of a component with few rows are drawn towards the mean variances within
+        components, so that none collapses.
     reg_covar : float, default=1e-6
-        Added to the variances.
+        Added to the variances, as a share of those that the pseudo-rows carry.
     max_iter : int, default=80
     tol : float, default=1e-3
         Stop when the mean log-likelihood gains less, in nats.
@@ -60,10 +62,6 @@ def fit_gaussian_mixture(
     weight = weight / weight.sum()
     center = weight @ x
     x = x - center  # quadratic features lose digits far from the origin
-    prior = (x * weight[:, None]).mT @ x
-    if diagonal:
-        prior = prior.diagonal().diag()
-    prior = prior * n_components ** (-2.0 / d)
     strength = prior_strength / n
     rows, cols = torch.triu_indices(d, d)
 
@@ -83,11 +81,18 @@ def fit_gaussian_mixture(
             covariance[:, rows, cols] = second
             covariance[:, cols, rows] = second
             covariance = covariance - means[:, :, None] * means[:, None, :]
-        share = (strength / (mass + strength))[:, None, None]
-        covariance = (1 - share) * covariance + share * prior
-        variance = covariance.diagonal(dim1=-2, dim2=-1)
+        share = (strength / (mass + strength))[:, None]
         # no more digits than these are left of second moments minus squared means
-        variance.add_(reg_covar + _ROUNDING * (variance + means.square()))
+        rounding = _ROUNDING * (covariance.diagonal(dim1=-2, dim2=-1).abs() + means.square())
+        covariance.diagonal(dim1=-2, dim2=-1).add_(rounding)
+        variance = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=_TINY)
+        within = torch.einsum("k,kij->ij", mass / mass.sum(), covariance)
+        mean_variance = within.diagonal().clamp(min=_TINY)
+        own = ((1 - share) * variance.log() + share * mean_variance.log()).exp()
+        ratio = (own / mean_variance).sqrt()
+        carried = ratio[:, :, None] * within * ratio[:, None, :]
+        covariance = covariance + share[:, :, None] * (carried - covariance)
+        covariance.diagonal(dim1=-2, dim2=-1).add_(reg_covar * own)
         return mass / mass.sum(), means, covariance
 
     def natural(weights, means, covariances):

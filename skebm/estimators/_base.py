@@ -280,7 +280,8 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
             j = int(elsewhere.any(axis=0).argmax())
             warn(
                 f"column {self._names(rows)[j]!r} was constant in fit "
-                f"({self._columns.constants[j]:g}), and {elsewhere[:, j].sum()} of these rows have another value there. Their "
+                f"({self._columns.constants[j]:g}), and {elsewhere[:, j].sum()} of these rows have "
+                "another value there. Their "
                 "log-density has the probability of that, and not the value in it."
             )
         return rows
