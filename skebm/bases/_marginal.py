@@ -10,6 +10,7 @@ from scipy.special import ndtr, ndtri
 from torch import nn
 
 from ._spline import Piece
+from ._tails import fit_tail, tail_distance, tail_share, tail_value
 
 _MIN_SLOPE = 0.2
 
@@ -19,8 +20,10 @@ class MarginalGaussianization(nn.Module):
 
     Per column, :math:`G(x) = \Phi^{-1}(F_h(x))` at some sixty quantiles, where :math:`F_h` is the
     kernel-smoothed distribution function, joined by monotone rational-quadratic pieces (Gregory &
-    Delbourgo 1982; Durkan et al. 2019), which have closed-form inverse and Jacobian, and continued
-    by straight lines.
+    Delbourgo 1982; Durkan et al. 2019), which have closed-form inverse and Jacobian. They are
+    continued by straight lines, which leave the tails of a Gaussian; where the rows beyond an outer
+    quantile fall off like a power, by generalised Pareto tails, so that far rows have about the
+    density that they have.
 
     Parameters
     ----------
@@ -30,16 +33,36 @@ class MarginalGaussianization(nn.Module):
         Strictly increasing values of G at the knots.
     slopes : array-like of shape (n_features, n_knots)
         Positive derivatives at the knots.
+    tails : array-like of shape (n_features, 2, 2), default=None
+        Scale and shape of the lower and the upper tail of every column, beyond the outer knots.
+        Shape 0, the default, is a straight line; the outer slopes of others follow from them.
     """
 
     knots: torch.Tensor
     values: torch.Tensor
     slopes: torch.Tensor
+    tails: torch.Tensor
 
-    def __init__(self, knots: ArrayLike, values: ArrayLike, slopes: ArrayLike):
+    def __init__(
+        self,
+        knots: ArrayLike,
+        values: ArrayLike,
+        slopes: ArrayLike,
+        tails: ArrayLike | None = None,
+    ):
         super().__init__()
-        for name, array in (("knots", knots), ("values", values), ("slopes", slopes)):
-            self.register_buffer(name, torch.as_tensor(array, dtype=torch.float64))
+        tails = np.zeros((len(np.asarray(knots)), 2, 2)) if tails is None else tails
+        arrays = {"knots": knots, "values": values, "slopes": slopes, "tails": tails}
+        for name, array in arrays.items():
+            self.register_buffer(name, torch.as_tensor(array, dtype=torch.float64).clone())
+        self._heavy = bool((self.tails[..., 1] > 0).any())
+        for side, end in ((0, 0), (1, -1)):
+            scale, shape = self.tails[:, side].T
+            heavy = shape > 0
+            # C1 at the join
+            at_zero, ends = torch.zeros(int(heavy.sum())).double(), self.values[heavy, end].abs()
+            _, log_slope = tail_value(at_zero, ends, scale[heavy], shape[heavy])
+            self.slopes[heavy, end] = log_slope.exp()
 
     @classmethod
     def fit(
@@ -67,8 +90,8 @@ class MarginalGaussianization(nn.Module):
         n_eff = 1.0 / np.square(weight).sum()
         n_knots = int(min(n_knots, max(4, n_eff // 2)))
         top = -ndtri(0.5 / max(n_eff, 2.0))
-        levels = ndtr(np.linspace(-top, top, n_knots))
         knots, values, slopes = (np.empty((d, n_knots)) for _ in range(3))
+        tails, outer = np.zeros((d, 2, 2)), tail_share(n_eff)
         for j in range(d):
             order = np.argsort(x[:, j])
             column, share = x[order, j], weight[order]
@@ -83,6 +106,15 @@ class MarginalGaussianization(nn.Module):
             bulk = min(spread, bulk) or spread  # not moved by a few gross outliers
             width = bandwidth * 0.9 * (min(spread, iqr) or bulk) * n_eff**-0.2
             width = max(width, 1e-4 * bulk)
+            ends = np.array([-top, top])
+            for side, sign in enumerate((-1.0, 1.0)) if outer else ():
+                start = np.interp(outer if sign < 0 else 1.0 - outer, cdf, column)
+                beyond = sign * (column - start) > 0
+                found = fit_tail(sign * (column[beyond] - start), share[beyond], -ndtri(outer))
+                if found is not None:
+                    tails[j, side] = found
+                    ends[side] = -sign * ndtri(outer)
+            levels = ndtr(np.linspace(*ends, n_knots))
             t = np.interp(levels, cdf, column)
             step = max(1e-3 * width, 4.0 * np.spacing(np.abs(t).max()))
             t = np.maximum.accumulate(t + step * np.arange(n_knots))
@@ -96,7 +128,7 @@ class MarginalGaussianization(nn.Module):
             slopes[j] = np.maximum(slope, floor)
             for end in (0, -1):
                 slopes[j, end] = max(slopes[j, end], _MIN_SLOPE / max(spread, 1e-300))
-        return cls(knots, values, slopes)
+        return cls(knots, values, slopes, tails)
 
     @property
     def n_features(self) -> int:
@@ -123,7 +155,21 @@ class MarginalGaussianization(nn.Module):
         t = raw.clamp(0.0, 1.0)
         z, log_slope = piece.at(t)
         # beyond the outer knots (raw != t): straight lines with the slope of the outermost knot
-        return z + piece.width * torch.where(raw < 0.0, *piece[-2:]) * (raw - t), log_slope
+        z = z + piece.width * torch.where(raw < 0.0, *piece[-2:]) * (raw - t)
+        if self._heavy:
+            for side, sign, beyond in ((0, -1.0, raw < 0.0), (1, 1.0, raw > 1.0)):
+                index, tail = self._in_tail(side, beyond)
+                y = sign * (x[index] - self.knots[index[0], -side])
+                value, own_slope = tail_value(y, *tail)
+                z = z.index_put(index, sign * value)
+                log_slope = log_slope.index_put(index, own_slope)
+        return z, log_slope
+
+    def _in_tail(self, side, beyond):
+        """Index of entries beyond the outer knots of columns with that heavy tail, and the tail."""
+        index = (beyond & (self.tails[:, side, 1] > 0)[:, None]).nonzero(as_tuple=True)
+        scale, shape = self.tails[index[0], side].T
+        return index, (self.values[index[0], -side].abs(), scale, shape)
 
     def inverse(self, z: torch.Tensor) -> torch.Tensor:
         """Return x with G(x) = z, (n, d)."""
@@ -131,7 +177,13 @@ class MarginalGaussianization(nn.Module):
         raw = (z.mT - piece.bottom) / piece.height
         r = raw.clamp(0.0, 1.0)
         x = piece.left + piece.width * piece.share_of_width(r)
-        return (x + piece.height * (raw - r) / torch.where(raw < 0.0, *piece[-2:])).mT
+        x = x + piece.height * (raw - r) / torch.where(raw < 0.0, *piece[-2:])
+        if self._heavy:
+            for side, sign, beyond in ((0, -1.0, raw < 0.0), (1, 1.0, raw > 1.0)):
+                index, tail = self._in_tail(side, beyond)
+                y = tail_distance(sign * z.mT[index], *tail)
+                x = x.index_put(index, self.knots[index[0], -side] + sign * y)
+        return x.mT
 
 
 def _smoothed_cdf(column, weight, t, width):

@@ -134,16 +134,63 @@ def test_jacobian_against_finite_differences(name):
     torch.testing.assert_close(slope[inside], g(x)[1].exp()[inside], rtol=1e-5, atol=1e-6)
 
 
-def test_straight_lines_beyond_the_outer_knots(column):
+def test_beyond_the_outer_knots(column):
+    # straight lines, or, where the tail is heavier than that of a Gaussian, generalised Pareto
     g = fit(column)
     reach = 10 * (g.knots[0, -1] - g.knots[0, 0])
-    for end, sign in ((0, -1.0), (-1, 1.0)):
+    for side, sign in ((0, -1.0), (1, 1.0)):
+        end = -side
         steps = torch.linspace(0.0, 1.0, 7, dtype=torch.float64)
         x = g.knots[0, end] + sign * reach * steps
         z, log_det = g(x[:, None])
-        expected = g.values[0, end] + g.slopes[0, end] * (x - g.knots[0, end])
-        torch.testing.assert_close(z[:, 0], expected, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(log_det.exp(), g.slopes[0, end].expand(7), rtol=1e-9, atol=0.0)
+        scale, shape = g.tails[0, side].tolist()
+        if shape == 0.0:
+            expected = g.values[0, end] + g.slopes[0, end] * (x - g.knots[0, end])
+            torch.testing.assert_close(z[:, 0], expected, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(log_det.exp(), g.slopes[0, end].expand(7), rtol=1e-9, atol=0)
+        else:
+            tail = stats.genpareto(shape, scale=scale)
+            start = stats.norm.logsf(abs(g.values[0, end].item()))
+            y = reach.item() * steps.numpy()
+            np.testing.assert_allclose(
+                stats.norm.logsf(sign * z[:, 0].numpy()), start + tail.logsf(y), rtol=1e-9
+            )
+            density = log_det.numpy() + stats.norm.logpdf(z[:, 0].numpy())
+            np.testing.assert_allclose(density, start + tail.logpdf(y), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("law", [stats.t(1), stats.t(2), stats.t(3), stats.lognorm(1)])
+def test_far_rows_of_heavy_tails_have_about_their_density(law):
+    for seed in (0, 1):
+        g = fit(law.rvs(3000, random_state=seed))
+        x = law.ppf(1 - 1e-3 * np.linspace(0.01, 1.0, 200))
+        z, log_det = g(torch.as_tensor(x)[:, None])
+        density = stats.norm.logpdf(z[:, 0].numpy()) + log_det.numpy()
+        assert np.abs(density - law.logpdf(x)).mean() < 2.5
+        highest = g.inverse(torch.tensor([[stats.norm.isf(1e-4)]], dtype=torch.float64)).item()
+        assert 1 / 3 < highest / law.ppf(1 - 1e-4) < 3
+
+
+def test_light_tails_stay_those_of_a_gaussian():
+    shapes = [fit(RNG.normal(size=3000)).tails[..., 1].max().item() for _ in range(10)]
+    assert max(shapes) < 0.1
+    uniform = fit(RNG.uniform(size=3000))
+    assert (uniform.tails == 0.0).all()
+
+
+def test_log_survival_of_the_farthest_rows():
+    # far beyond what a double can hold as a probability, both ways, and differentiable
+    g = MarginalGaussianization([[-1.0, 1.0]], [[-2.0, 2.0]], [[1.0, 1.0]], [[[1, 0.05], [1, 0.5]]])
+    x = torch.tensor([[-1e80], [-1e30], [-50.0], [1e3], [1e100], [1e290]], dtype=torch.float64)
+    x.requires_grad_(True)
+    z, log_det = g(x)
+    expected = stats.norm.logsf(2.0) - np.log1p([5e78, 5e28, 2.45, 499.5, 5e99, 5e289]) / np.array(
+        [0.05] * 3 + [0.5] * 3
+    )
+    np.testing.assert_allclose(stats.norm.logsf(z.detach().abs()[:, 0]), expected, rtol=1e-9)
+    torch.testing.assert_close(g.inverse(z.detach()), x.detach(), rtol=1e-9, atol=0.0)
+    (slope,) = torch.autograd.grad(z.sum(), x)
+    torch.testing.assert_close(slope[:, 0].log(), log_det, rtol=1e-9, atol=1e-9)
 
 
 def test_gradient_of_the_jacobian_is_finite(column):
@@ -211,7 +258,7 @@ def test_density_integrates_to_one(name, bandwidth):
     base = TransformedBase(g, GaussianMixtureBase([1.0], [[0.0]], [[[1.0]]]))
 
     knots = g.knots[0].numpy()
-    outer = g.inverse(torch.tensor([[-10.0], [10.0]], dtype=torch.float64))[:, 0].tolist()
+    outer = g.inverse(torch.linspace(-10.0, 10.0, 81, dtype=torch.float64)[:, None])[:, 0].tolist()
     # Gauss-Legendre piece by piece: the density is smooth inside of each
     edges = np.unique(np.r_[outer, knots])
     nodes, weights = np.polynomial.legendre.leggauss(60)
