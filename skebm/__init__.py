@@ -3,6 +3,7 @@
 from skebm._version import __version__
 from skebm.energies import Boosting, Network
 from skebm.estimators import (
+    TRUSTED_TYPES,
     AdversarialEBM,
     ContrastiveDivergenceEBM,
     FlowContrastiveDensity,
@@ -20,5 +21,6 @@ __all__ = [
     "NCEDensity",
     "Network",
     "ScoreMatchingEBM",
+    "TRUSTED_TYPES",
     "__version__",
 ]

@@ -1,6 +1,6 @@
-"""What can go wrong while fitting."""
+"""What can go wrong while fitting, and while loading what was fitted."""
 
-__all__ = ["DivergenceError", "LowEffectiveSampleSizeWarning"]
+__all__ = ["DivergenceError", "InconsistentVersionWarning", "LowEffectiveSampleSizeWarning"]
 
 
 class DivergenceError(ArithmeticError):
@@ -9,3 +9,7 @@ class DivergenceError(ArithmeticError):
 
 class LowEffectiveSampleSizeWarning(UserWarning):
     """An importance-sampling estimate rests on too few samples for its error to be trusted."""
+
+
+class InconsistentVersionWarning(UserWarning):
+    """A fitted estimator was stored by another version of skebm than the one that loads it."""

@@ -52,7 +52,7 @@ class GaussianMixtureBase(nn.Module):
         log_det = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         self.register_buffer("weights", weights / weights.sum())
         self.register_buffer("means", means)
-        self.register_buffer("scale_tril", scale_tril)
+        self.register_buffer("scale_tril", scale_tril.contiguous())
         self.register_buffer("whitening", whitening.contiguous())
         # all components in one product, (n, d) @ (d, n_components * d) - shift
         self.register_buffer("flat", whitening.permute(1, 0, 2).flatten(1).contiguous())
@@ -157,7 +157,7 @@ class KernelDensityBase(nn.Module):
         ).mT
         self.register_buffer("centers", centers)
         self.register_buffer("weights", weights / weights.sum())
-        self.register_buffer("scale_tril", scale_tril)
+        self.register_buffer("scale_tril", scale_tril.contiguous())
         self.register_buffer("whitening", whitening.contiguous())
         self.register_buffer("white_centers", centers @ whitening)
         log_det = scale_tril.diagonal().log().sum()

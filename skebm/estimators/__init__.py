@@ -1,11 +1,15 @@
 """Estimators: one file each; what they share starts with an underscore."""
 
+from skebm.energies import Boosting, Network
+from skebm.estimators._generators import FlowDensity, ImplicitSampler
 from skebm.estimators.adversarial import AdversarialEBM
 from skebm.estimators.contrastive_divergence import ContrastiveDivergenceEBM
 from skebm.estimators.flow_contrastive import FlowContrastiveDensity
 from skebm.estimators.implicit_vae import ImplicitVAE
 from skebm.estimators.nce import NCEDensity
 from skebm.estimators.score_matching import ScoreMatchingEBM
+from skebm.training import Columns
+from skebm.training.chains import Moves
 
 __all__ = [
     "AdversarialEBM",
@@ -14,4 +18,18 @@ __all__ = [
     "ImplicitVAE",
     "NCEDensity",
     "ScoreMatchingEBM",
+    "TRUSTED_TYPES",
 ]
+
+TRUSTED_TYPES = [
+    f"{cls.__module__}.{cls.__qualname__}"
+    for cls in (
+        *(AdversarialEBM, ContrastiveDivergenceEBM, FlowContrastiveDensity),
+        *(ImplicitVAE, NCEDensity, ScoreMatchingEBM),
+        *(Boosting, Network, Columns, FlowDensity, ImplicitSampler, Moves),
+    )
+]
+"""What a fitted estimator of skebm is made of, for ``skops.io.load(file, trusted=TRUSTED_TYPES)``.
+
+Loading one of these types runs no code but that of skebm.
+"""

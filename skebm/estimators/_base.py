@@ -21,10 +21,13 @@ from sklearn.utils.validation import (
 
 from skebm._random import Seeds
 from skebm._sklearn_compat import Interval, StrOptions, _check_sample_weight, _fit_context
+from skebm._state import ModulesAsArrays
 from skebm._statistics import weighted_quantile
 from skebm._threads import limit_threads
 from skebm._typing import FloatArray, RandomState
+from skebm._version import __version__
 from skebm._warnings import warn
+from skebm.exceptions import InconsistentVersionWarning
 from skebm.training import (
     Columns,
     Fitted,
@@ -49,7 +52,7 @@ def parameters(cls: type[_Estimator]) -> type[_Estimator]:
 
 
 @parameters
-class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
+class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, ABC):
     """What all estimators share; a family of them adds the methods below.
 
     Parameters are documented in the estimators. A fitted one has `model_`, a module on standardised
@@ -405,11 +408,20 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
     # ------------------------------------------------------------------ pickling
 
     def __getstate__(self) -> dict[str, Any]:
-        state: Any = super().__getstate__()
-        if "model_" in state and self._device.type != "cpu":
-            # so that a machine without that device can load it
-            state = state | {"model_": copy.deepcopy(self.model_).to("cpu")}
-        return state
+        return super().__getstate__() | {_VERSION: __version__}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        stored = state.get(_VERSION, "of no stated version")
+        if stored != __version__:
+            warn(
+                f"this {type(self).__name__} was stored by skebm {stored} and is loaded by "
+                f"{__version__}: its results may differ, or be wrong. Fit it again, or load it "
+                "with the version that stored it.",
+                InconsistentVersionWarning,
+            )
+        super().__setstate__({name: value for name, value in state.items() if name != _VERSION})
+
+
+_VERSION = "_skebm_version"
 
 _OF_X = ("n_features_in_", "feature_names_in_")

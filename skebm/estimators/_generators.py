@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.utils import check_array, check_random_state
 
+from skebm._state import ModulesAsArrays
 from skebm._threads import limit_threads
 from skebm._typing import Distribution, FloatArray, RandomState
 from skebm.bases import JUDGED_AT_ONCE, Coordinates, ImplicitGenerator, StackedBase
@@ -23,7 +24,7 @@ def sampling_rng(n_samples: int, random_state: RandomState) -> torch.Generator:
     return torch.Generator().manual_seed(int(seed))
 
 
-class FlowDensity:
+class FlowDensity(ModulesAsArrays):
     """A normalizing flow as a density: the mean of the flows of all members.
 
     Parameters
@@ -72,7 +73,7 @@ class FlowDensity:
         return self._columns.restore(x.numpy())
 
 
-class ImplicitSampler:
+class ImplicitSampler(ModulesAsArrays):
     """Draws of an implicit generator: those of all members in equal parts.
 
     Parameters

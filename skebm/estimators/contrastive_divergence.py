@@ -338,7 +338,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         moves = replace(moves, sampler="mala" if moves.sampler == "ula" else moves.sampler)
         chains = Chains(
             model, copy.deepcopy(stand_in), moves,
-            step_size=torch.as_tensor(self.chain_diagnostics_["step_size"]), dtype=torch.float64,
+            step_size=torch.tensor(self.chain_diagnostics_["step_size"]), dtype=torch.float64,
             rng=rng,
         )  # fmt: skip
         z = torch.stack([model.features.transform(rows)[0] for rows in parts])

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from sklearn.exceptions import NotFittedError
 
-from skebm import AdversarialEBM, Network
+from skebm import TRUSTED_TYPES, AdversarialEBM, Network
 from skebm._engine import Budget
 from skebm.bases import _flow_training
 from skebm.datasets import Rings, TwoMoons
@@ -164,6 +164,13 @@ def test_generator_draws_rows_in_the_units_of_X(generator):
     assert (drawn != made.sample(501, random_state=1))[:, 0].any()
     assert made.sample().shape == (1, 3)
     assert hasattr(made, "score_samples") == (generator == "flow")
+
+
+@every_generator
+def test_generator_is_stored_as_arrays(generator):
+    skops, made = pytest.importorskip("skops.io"), fitted(generator).generator_
+    again = skops.loads(skops.dumps(made), trusted=TRUSTED_TYPES)
+    np.testing.assert_array_equal(again.sample(9, random_state=0), made.sample(9, random_state=0))
 
 
 def test_density_of_a_generator_that_is_a_flow_is_normalised():

@@ -2,11 +2,13 @@
 
 import copy
 import math
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from threading import Event
 from types import SimpleNamespace
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from skebm import (
+    TRUSTED_TYPES,
     AdversarialEBM,
     Boosting,
     ContrastiveDivergenceEBM,
@@ -26,7 +29,9 @@ from skebm import (
 )
 from skebm._random import Seeds
 from skebm.datasets import make_two_moons
+from skebm.estimators import _base
 from skebm.estimators._base import BaseDensity
+from skebm.exceptions import InconsistentVersionWarning
 from skebm.training import Progress, fit, latent
 
 UNTRAINED = {"nce-base-alone", "nce-multiscale"}
@@ -542,9 +547,52 @@ def test_fits_are_bit_identical_beside_other_estimators_that_use_the_global_gene
 
 
 @every_estimator
-def test_another_seed_gives_another_fit(name):
-    one, other = (quick(name).set_params(random_state=seed).fit(data(1)[:50]) for seed in (0, 1))
+def test_equal_fits_have_equal_hashes_and_another_seed_gives_another_fit(name):
+    tokenize = pytest.importorskip("dask.base").tokenize
+    one, twin, other = (
+        quick(name).set_params(random_state=seed).fit(data(1)[:50]) for seed in (0, 0, 1)
+    )
     assert (one.score_samples(fresh(1)) != other.score_samples(fresh(1))).any()
+    other.set_params(random_state=0)
+    loaded = pickle.loads(pickle.dumps(one))
+    for hash_of in (joblib.hash, tokenize):
+        assert hash_of(one) == hash_of(twin) == hash_of(loaded) != hash_of(other)
+
+
+@every_estimator
+def test_stored_models_are_the_same(name, tmp_path):
+    skops = pytest.importorskip("skops.io")
+    reference, stored, rows = fitted(name), skops.dumps(fitted(name)), fresh(2)[:50]
+    assert set(skops.get_untrusted_types(data=stored)) <= set(TRUSTED_TYPES)
+    joblib.dump(reference, tmp_path / "model")
+    for twin in (
+        skops.loads(stored, trusted=TRUSTED_TYPES),
+        pickle.loads(pickle.dumps(reference)),
+        joblib.load(tmp_path / "model", mmap_mode="r"),  # as workers get large ones
+        copy.deepcopy(reference),
+    ):
+        assert set(vars(twin)) == set(vars(reference))
+        scores = (e.score_samples(rows) for e in (twin, reference))
+        np.testing.assert_array_equal(*scores)
+        for part in ("", "flow_", "generator_"):
+            if hasattr(reference, part or "sample"):
+                whole = (getattr(e, part) if part else e for e in (twin, reference))
+                draws = (e.sample(20, random_state=0) for e in whole)
+                np.testing.assert_array_equal(*draws)
+
+
+@every_estimator
+@pytest.mark.filterwarnings("error")
+def test_an_estimator_of_another_version_is_loaded_with_a_warning(name, monkeypatch):
+    stored = pickle.dumps(fitted(name))
+    pickle.loads(stored)
+    monkeypatch.setattr(_base, "__version__", "9.9")
+    with pytest.warns(InconsistentVersionWarning, match=r"stored by skebm .* loaded by 9\.9"):
+        loaded = pickle.loads(stored)
+    scores = (e.score_samples(fresh(2)[:50]) for e in (loaded, fitted(name)))
+    np.testing.assert_array_equal(*scores)
+    with pytest.warns(InconsistentVersionWarning, match="stored by skebm of no stated version"):
+        loaded.__setstate__(vars(fitted(name)))
 
 
 @every_estimator
