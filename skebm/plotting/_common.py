@@ -37,15 +37,6 @@ def column_names(estimator, X=None, n_features=None):
     return [str(name) for name in names]
 
 
-def like(X, rows):
-    """New rows in the container of X, so that an estimator fitted on names sees its names."""
-    if hasattr(X, "iloc"):  # pandas
-        return type(X)(rows, columns=X.columns)
-    if hasattr(X, "schema"):  # polars
-        return type(X)(rows, schema=list(X.columns))
-    return rows
-
-
 def tidy(ax):
     """Leave the two spines that carry the scales."""
     ax.spines[["top", "right"]].set_visible(False)

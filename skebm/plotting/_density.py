@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from ._common import DATA_COLOR, column_names, import_pyplot, like, tidy, to_array
+from skebm._containers import like
+
+from ._common import DATA_COLOR, column_names, import_pyplot, tidy, to_array
 
 
 class DensityDisplay:

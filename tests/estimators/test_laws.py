@@ -13,6 +13,7 @@ import torch
 from scipy import stats
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.preprocessing import RobustScaler
 
 from skebm import (
     AdversarialEBM,
@@ -25,6 +26,7 @@ from skebm import (
     ScoreMatchingEBM,
 )
 from skebm._random import Seeds
+from skebm.compose import DensityPipeline
 from skebm.datasets import make_two_moons
 from skebm.estimators._base import BaseDensity
 from skebm.training import Progress, fit, latent
@@ -248,6 +250,23 @@ def test_energy_is_minus_the_log_density_up_to_a_constant(name):
     estimator = fitted(name)
     total = estimator.energy(fresh(2)) + scores_of(name)
     np.testing.assert_allclose(total, total[0], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "name", ["nce-base-alone", "sm-exact", "cd-from-rows", "fce-no-base", "adversarial", "vae"]
+)
+def test_behind_a_scaler_it_has_the_units_of_x(name):
+    density = DensityPipeline([("scale", RobustScaler()), ("density", quick(name))]).fit(data(2))
+    rows, inner = fresh(2)[:50], density[-1]
+    log_det = -np.log(density[0].scale_).sum()
+    value, error = density.score_samples(rows, return_std=True)
+    inside, own = inner.score_samples(density[0].transform(rows), return_std=True)
+    np.testing.assert_allclose(value, inside + log_det, atol=1e-12)
+    np.testing.assert_array_equal(error, own)
+    np.testing.assert_allclose(density.out_of_fold_scores_, inner.out_of_fold_scores_ + log_det)
+    assert density.offset_ == pytest.approx(inner.offset_ + log_det, abs=1e-9)
+    z = density[0].transform(density.sample(500, random_state=0))
+    np.testing.assert_allclose(z.mean(0), inner.sample(5000, random_state=1).mean(0), atol=0.2)
 
 
 @every_estimator
