@@ -29,6 +29,7 @@ from skebm._random import Seeds
 from skebm.compose import DensityPipeline
 from skebm.datasets import make_two_moons
 from skebm.estimators._base import BaseDensity
+from skebm.exceptions import LowEffectiveSampleSizeWarning
 from skebm.training import Progress, fit, latent
 
 UNTRAINED = {"nce-base-alone", "nce-multiscale"}
@@ -426,6 +427,43 @@ def test_langevin_steps_keep_the_law(name):
     # and they do move
     still = estimator.sample(2000, random_state=0)
     assert (rows != still).mean() > 0.9
+
+
+class Rare(torch.nn.Module):
+    """Proposal that hits a distribution once in two thousand times, and is far away otherwise."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.n_features, self.share = base, base.n_features, 1 / 2000
+
+    def sample(self, n, rng):
+        away = torch.rand(n, 1, generator=rng) > self.share
+        return self.base.sample(n, rng) + 1000.0 * away
+
+    def log_prob(self, x):
+        here = self.base.log_prob(x) + math.log(self.share)
+        return torch.logaddexp(here, self.base.log_prob(x - 1000.0) + math.log1p(-self.share))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nce-trees", "nce-multiscale", "sm-exact", "cd-from-rows", "fce-no-base", "adversarial"],
+    scope="module",
+)
+def test_sample_is_not_silent_about_repeated_rows(name, recwarn):
+    estimator = copy.deepcopy(fitted(name))
+    estimator.model_.proposals = torch.nn.ModuleList(map(Rare, estimator.model_.bases))
+    for n_steps in (0, 20):
+        recwarn.clear()
+        drawn = estimator.sample(200, random_state=0, n_steps=n_steps)
+        n_distinct = len(np.unique(drawn, axis=0))
+        assert n_distinct > 190 if n_steps else n_distinct < 40
+        said = [w for w in recwarn if "drawn rows repeat others" in str(w.message)]
+        assert len(said) == (n_distinct < 190)
+        for w in said:
+            assert w.category is LowEffectiveSampleSizeWarning
+            assert str(w.message).startswith(f"{200 - n_distinct} of 200")
+            assert w.filename == __file__
 
 
 @every_estimator
