@@ -24,6 +24,9 @@ ROUNDING = 1e-9
 ROUND_TRIP = 1e-6
 """Largest change of a value, relative to 1 + its size, on the way to X and back."""
 
+LARGEST_EXPONENT = 700.0
+"""Powers are finite below exp of it."""
+
 N_CHECKED, SLOPE_STEP, SLOPE_GAP = 25, 1e-5, 0.05
 """Rows at which a given log-determinant is compared with finite differences, their step in
 interquartile ranges, and the gap in nats from which on the comparison warns."""
@@ -166,11 +169,15 @@ def _power(name, transformer):
     if transformer.method == "box-cox":
         # (x^p - 1) / p ends at -1 / p: below for positive powers, above for negative ones
         low, high = _end(power, power > 0, -np.inf), _end(power, power < 0, np.inf)
-        domain = _positive
+
+        def in_domain(x):
+            return (x > 0.0).all(axis=1) & _holds(power * np.log(np.where(x > 0.0, x, 1.0)))
     else:
         # the same of 1 + x for x >= 0, and of 1 - x with the power 2 - p, mirrored, for the others
         low, high = -_end(2.0 - power, power > 2.0, np.inf), _end(power, power < 0, np.inf)
-        domain = None
+
+        def in_domain(x):
+            return _holds(np.where(x < 0.0, 2.0 - power, power) * np.log1p(np.abs(x)))
 
     def log_det(x):
         if transformer.method == "box-cox":
@@ -184,7 +191,7 @@ def _power(name, transformer):
         return ((raw > low) & (raw < high)).all(axis=1)
 
     bounded = np.isfinite(low).any() or np.isfinite(high).any()
-    return Change(log_det, domain, in_image if bounded else None)
+    return Change(log_det, in_domain, in_image if bounded else None)
 
 
 def _end(power, there, elsewhere):
@@ -192,8 +199,9 @@ def _end(power, there, elsewhere):
     return np.divide(-1.0, power, out=np.full_like(power, elsewhere), where=there)
 
 
-def _positive(x):
-    return (x > 0.0).all(axis=1)
+def _holds(exponent):
+    """Rows whose powers do not overflow, at which scikit-learn stops."""
+    return (exponent < LARGEST_EXPONENT).all(axis=1)
 
 
 # ---------------------------------------------------------------------- all columns at once

@@ -75,9 +75,9 @@ class DensityPipeline(Pipeline):
     named_steps : Bunch
         Steps by name.
     n_features_in_ : int
-        Number of columns seen by the first step.
+        Number of columns seen in `fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the columns seen by the first step, where X had any.
+        Names of the columns seen in `fit`, where X had any.
 
     Notes
     -----
@@ -108,6 +108,21 @@ class DensityPipeline(Pipeline):
         if isinstance(ind, slice) and steps[-1] not in steps[ind]:
             return Pipeline(self.steps, memory=self.memory, verbose=self.verbose)[ind]
         return super().__getitem__(ind)
+
+    @property
+    def n_features_in_(self):
+        """Number of columns seen in `fit`."""
+        return self._first.n_features_in_
+
+    @property
+    def feature_names_in_(self):
+        """Names of the columns seen in `fit`, where X had any."""
+        return self._first.feature_names_in_
+
+    @property
+    def _first(self):
+        """The first step that sees X, which Pipeline takes to be steps[0]."""
+        return [*self._transformers(), self.steps[-1]][0][1]
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "log_image_mass_")

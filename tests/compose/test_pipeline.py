@@ -305,6 +305,18 @@ def test_rows_outside_of_the_domain_have_no_density():
     assert np.isfinite(density.score_samples(X)).all()
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_powers_that_overflow_have_no_density(sign):
+    X = np.linspace(1.0, 2.0, 50)[:, None] ** 0.3
+    for method in ("yeo-johnson", "box-cox") if sign > 0 else ("yeo-johnson",):
+        density = pipeline(PowerTransformer(method), gaussian()).fit(sign * X)
+        power = density[0].lambdas_[0]
+        assert power > 1.5 if sign > 0 else power < 0.5
+        scores = density.score_samples(sign * np.r_[X[:2], [[1e300]]])
+        assert np.isfinite(scores[:2]).all()
+        assert scores[2] == -np.inf
+
+
 def test_a_density_with_no_mass_in_the_image_is_an_error():
     class Elsewhere(GaussianMixture):
         def sample(self, n_samples=1):
@@ -447,6 +459,13 @@ def test_it_is_a_pipeline(X3, tmp_path):
         np.testing.assert_array_equal(other.score_samples(X3), density.score_samples(X3))
     # all rows of this one are drawn from different kernels, and none is lost or doubled
     assert len(np.unique(density.sample(500, random_state=0), axis=0)) == 500
+
+
+def test_it_knows_its_columns_behind_a_passthrough(X3):
+    density = pipeline("passthrough", StandardScaler(), gaussian()).fit(X3)
+    assert density.n_features_in_ == 3
+    assert not hasattr(density, "feature_names_in_")
+    assert pipeline(None, gaussian()).fit(X3).n_features_in_ == 3
 
 
 def test_a_refit_that_fails_leaves_no_old_figures(X3):
