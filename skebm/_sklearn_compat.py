@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import _fit_context
+from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import HasMethods, Interval, Options, StrOptions
-from sklearn.utils.validation import _check_sample_weight
+from sklearn.utils.validation import _check_method_params, _check_sample_weight
 
 __all__ = [
     "BoostedNodes",
@@ -17,9 +18,12 @@ __all__ = [
     "Interval",
     "Options",
     "StrOptions",
+    "_check_method_params",
     "_check_sample_weight",
     "_fit_context",
+    "_safe_indexing",
     "hist_gradient_boosting_nodes",
+    "power_standardization",
 ]
 
 
@@ -97,3 +101,21 @@ def hist_gradient_boosting_nodes(clf: Any, n_trees: int | None = None) -> Booste
         roots=roots,
         baseline=baseline,
     )
+
+
+def power_standardization(transformer):
+    """Mean and scale by which a fitted ``PowerTransformer`` standardises its powers.
+
+    Parameters
+    ----------
+    transformer : PowerTransformer
+        Fitted.
+
+    Returns
+    -------
+    mean, scale : ndarray of shape (n_features,)
+        0 and 1 where it does not standardise.
+    """
+    if not transformer.standardize:
+        return np.zeros_like(transformer.lambdas_), np.ones_like(transformer.lambdas_)
+    return transformer._scaler.mean_, transformer._scaler.scale_

@@ -13,8 +13,9 @@ ROOT = pathlib.Path(skebm.__file__).parent
 
 # A room may import from rooms of lower rank, and from itself.
 RANK = {
-    "": 10,  # skebm/__init__.py
-    "plotting": 9,
+    "": 11,  # skebm/__init__.py
+    "plotting": 10,
+    "compose": 9,
     "estimators": 8,
     "training": 7,
     "models": 6,
@@ -29,6 +30,7 @@ RANK = {
     "energies": 2,
     "_engine": 1,
     "_modules": 1,
+    "_containers": 0,
     "_random": 0,
     "_sklearn_compat": 0,
     "_state": 0,
@@ -168,6 +170,8 @@ def test_rooms(file, rule):
         (layering, "models/tilted.py", "from skebm.training import Columns"),
         (layering, "estimators/nce.py", "from skebm.plotting import DensityDisplay"),
         (layering, "estimators/nce.py", "from skebm.new_room import something"),
+        (layering, "estimators/nce.py", "from skebm.compose import DensityPipeline"),
+        (layering, "compose/_pipeline.py", "from skebm.plotting import DensityDisplay"),
         (foreign, "estimators/nce.py", "def f():\n    from skorch import NeuralNet"),
         (foreign, "_engine/loop.py", "def f():\n    from skorch import NeuralNet"),
         (foreign, "estimators/_base.py", "def f():\n    import matplotlib.pyplot as plt"),

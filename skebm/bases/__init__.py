@@ -6,6 +6,7 @@ from skebm.bases._adapters import (
     SklearnDensityBase,
     TorchDistributionBase,
     UniformBase,
+    draw_from,
 )
 from skebm.bases._combine import AffineTransform, Coordinates, StackedBase, TransformedBase
 from skebm.bases._coupling import CouplingSplineFlow
@@ -49,6 +50,7 @@ __all__ = [
     "ZukoFlows",
     "auto_candidates",
     "build_flow",
+    "draw_from",
     "fit_bases",
     "fit_flow",
     "fit_gaussian_mixture",

@@ -153,19 +153,37 @@ class SklearnDensityBase(nn.Module):
 
     def sample(self, n: int, rng: torch.Generator) -> torch.Tensor:
         """Draw (n, d) points."""
-        seed = draw_seed(rng)
-        with seeded_global_rng(seed):
-            estimator, options = self.estimator, {}
-            if "random_state" in inspect.signature(estimator.sample).parameters:
-                options["random_state"] = seed
-            elif hasattr(estimator, "random_state"):
-                estimator = copy.copy(estimator)
-                estimator.random_state = seed
-            x = estimator.sample(n, **options)
-        x = np.asarray(x[0] if isinstance(x, tuple) else x, dtype=np.float64)
+        x = draw_from(self.estimator, n, draw_seed(rng))
         # GaussianMixture returns its rows sorted by component
         order = torch.randperm(n, generator=rng, device=rng.device)
         return torch.from_numpy(x).to(self._place.device)[order.to(self._place.device)]
+
+
+def draw_from(estimator, n, seed, **options):
+    """Draw from a fitted estimator with `sample`, however it takes its random state.
+
+    Parameters
+    ----------
+    estimator : object
+        It is not changed.
+    n : int
+    seed : int
+    **options : dict
+        Passed to `sample`.
+
+    Returns
+    -------
+    ndarray of shape (n, d), float64
+        In the order of the estimator: GaussianMixture sorts its rows by component.
+    """
+    with seeded_global_rng(seed):
+        if "random_state" in inspect.signature(estimator.sample).parameters:
+            options["random_state"] = seed
+        elif hasattr(estimator, "random_state"):
+            estimator = copy.copy(estimator)
+            estimator.random_state = seed
+        x = estimator.sample(n, **options)
+    return np.asarray(x[0] if isinstance(x, tuple) else x, dtype=np.float64)
 
 
 class _ScoreSamples(torch.autograd.Function):

@@ -19,6 +19,7 @@ from skebm._sklearn_compat import HasMethods, Interval, StrOptions
 from skebm._statistics import gaussian_log_likelihood
 from skebm._threads import limit_threads
 from skebm._typing import FloatArray, RandomState
+from skebm._warnings import warn
 from skebm.bases import CANDIDATES, ConfiningGaussian
 from skebm.energies import (
     Boosting,
@@ -28,6 +29,7 @@ from skebm.energies import (
     Network,
     resolve_energy_model,
 )
+from skebm.exceptions import LowEffectiveSampleSizeWarning
 from skebm.models import FeatureMap
 from skebm.partition import rows_by_importance
 from skebm.samplers import mala, run
@@ -44,6 +46,9 @@ VALIDATION_FRACTION = 0.1
 COMPARED_ROWS, CONFINED = 5_000, 0.1
 """Rows on which the base that a warm start keeps is compared with a fresh one; and by how many
 nats per column a confining Gaussian may be worse."""
+
+REPEATED_SHARE = 0.05
+"""Share of repeated rows beyond which `sample` warns."""
 
 SCORE_SOFTNESS = 0.25
 """Softness of the trees in `stein_score` where the chosen ones are hard."""
@@ -271,8 +276,10 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         """Draw new rows from the model.
 
         Rows are proposed by the base and kept by importance: a proposal of weight w appears
-        floor(w / c + U) times, U uniform, so that expected numbers are proportional to w. With
-        c = 10 times the mean weight (less where weights are bounded by less) few rows are repeated.
+        floor(w / c + U) times, U uniform, so that expected numbers are proportional to w. Rows with
+        w > c are repeated: c is the smallest of 10, 20, 50, 100 and 200 times the mean weight at
+        which this concerns 1 % of the rows. Where that is not enough, as for bases that cover the
+        model badly in many columns, a warning counts them.
 
         Parameters
         ----------
@@ -288,12 +295,39 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         -------
         ndarray of shape (n_samples, n_features), float64
             In random order.
+
+        Warns
+        -----
+        LowEffectiveSampleSizeWarning
+            If more than 5 % of the rows repeat others.
         """
         rng = self._sampling_rng(random_state, n_samples=n_samples, n_steps=n_steps)
         with torch.no_grad(), limit_threads(1):
             x = self._shuffled(self._draw(self._member_sizes(n_samples, rng), rng),
                                rng)  # fmt: skip
-        return self._columns.restore(self._walk(x, n_steps, rng).cpu().numpy())
+        return self._restored(self._walk(x, n_steps, rng))
+
+    def _restored(self, x):
+        """Drawn rows, a tensor on standardised columns, in the units of X; warns of repeated ones.
+
+        Warns
+        -----
+        LowEffectiveSampleSizeWarning
+            If more than 5 % of the rows repeat others.
+        """
+        x = x.cpu().numpy()
+        enough = (1.0 - REPEATED_SHARE) * len(x)
+        # a single column mostly tells already, and is much faster
+        if len(np.unique(x[:, 0])) < enough:
+            n_distinct = len(np.unique(x, axis=0))
+            if n_distinct < enough:
+                warn(
+                    f"{len(x) - n_distinct} of {len(x)} drawn rows repeat others: importance keeps "
+                    "few rows where proposals cover the model badly. Steps under the model move "
+                    "them apart: call sample with n_steps=50, or more.",
+                    LowEffectiveSampleSizeWarning,
+                )
+        return self._columns.restore(x)
 
     def _walk(self, x, n_steps, rng):
         """Steps of MALA under the model, from rows on standardised columns."""

@@ -253,7 +253,7 @@ class AdversarialEBM(TiltedDensity):
         x = self._tensor(rows)
         with limit_threads(1):
             x = self._walk(x, n_steps, rng)
-        return self._columns.restore(x.cpu().numpy())
+        return self._restored(x)
 
     def _rows_by_importance(self, n, seed):
         """Rows of a generator that is a flow, kept as `sample` keeps those of the base."""

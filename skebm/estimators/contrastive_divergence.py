@@ -321,7 +321,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
                 parts = self._run(parts, int(n_steps), rng)
             parts = [rows[:n] for rows, n in zip(parts, sizes.tolist(), strict=True)]
             x = self._shuffled(parts, rng)
-        return self._columns.restore(x.cpu().numpy())
+        return self._restored(x)
 
     def _pick(self, sizes, rng):
         """Rows of every member from its persistent chains, a list of K tensors."""

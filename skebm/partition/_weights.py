@@ -12,8 +12,13 @@ from typing import Any
 
 import torch
 
-MAX_COPIES = 10.0
-"""Rows kept by importance: most copies of a proposal, in units of the mean weight."""
+CAPS = (10.0, 20.0, 50.0, 100.0, 200.0)
+"""Rows kept by importance: weights, in units of their mean, at which a proposal is kept once. The
+first at which few rows would be repeated is taken; the cost of a row grows with it."""
+
+FEW_REPEATED, SOME_REPEATED = 0.01, 0.05
+"""Share of repeated rows that is few, and the share at which the last of the caps is worth its
+cost."""
 
 MIN_PROPOSED, MAX_PROPOSED = 1024, 65_536
 
@@ -156,9 +161,11 @@ def rows_by_importance(
 ) -> list[torch.Tensor]:
     """Draw rows of K weighted distributions, by importance.
 
-    A proposal of weight w is kept floor(w / c + U) times, with U uniform: w / c times on average.
-    With c ten times the mean weight (less where the weights are bounded by less), few rows are
-    repeated. Proposals are drawn until there are enough.
+    A proposal of weight w is kept floor(w / c + U) times, with U uniform: w / c times on average,
+    so that a row is repeated where w > c. By the first proposals, c is the smallest of 10, 20, 50,
+    100 and 200 times the mean weight (less where the weights are bounded by less) at which 1 % of
+    the rows are repeated; it is 10 where at 200 still more than 5 % would be, or where the first
+    proposals have missed most of the mass. Proposals are drawn until there are enough.
 
     Parameters
     ----------
@@ -172,7 +179,7 @@ def rows_by_importance(
     Returns
     -------
     list of K tensors of shape (sizes[k], ...)
-        Repeated rows follow each other.
+        Repeated rows follow each other; it is for the caller to count them.
 
     Examples
     --------
@@ -194,9 +201,28 @@ def rows_by_importance(
         n = int(1.1 * missing.max() * (cap or 2.0))  # one in cap is kept
         rows, weights = propose(max(MIN_PROPOSED, min(n, MAX_PROPOSED)))
         if cap is None:
-            cap = weights.max().clamp(1.0, MAX_COPIES).item()
+            cap = _cap(weights[sizes > 0])
         copies = (weights / cap + uniform(weights.shape)).floor().long()
         for k, parts in enumerate(kept):
-            parts.append(rows[k].repeat_interleave(copies[k], dim=0)[: int(missing[k])])
+            found = rows[k].repeat_interleave(copies[k], dim=0)
+            if len(found) > missing[k] > 0 and copies[k].max() > 1:
+                # the first ones would be too often those with a small weight
+                some = uniform(found.shape[:1]).argsort()[: int(missing[k])]
+                found = found[some.sort().values]
+            parts.append(found[: int(missing[k])])
             missing[k] -= len(parts[-1])
     return [torch.cat(parts) for parts in kept]
+
+
+def _cap(weights):
+    """Weight at which a proposal is kept once, from weights (K, n)."""
+
+    def repeated(cap):
+        beyond = (weights - cap).clamp_min(0.0).sum(1)
+        return (beyond / weights.sum(1)).max().item()
+
+    cap = next((c for c in CAPS if repeated(c) <= FEW_REPEATED), CAPS[-1])
+    # a mean far below one says that weights are to come that are larger than any cap
+    if repeated(cap) > SOME_REPEATED or weights.mean(1).min() < 0.5:
+        cap = CAPS[0]
+    return weights.max().clamp(1.0, cap).item()

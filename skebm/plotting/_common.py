@@ -40,15 +40,6 @@ def column_names(estimator: Any, X: Any = None, n_features: int | None = None) -
     return [str(name) for name in names]
 
 
-def like(X: Any, rows: np.ndarray) -> Any:
-    """New rows in the container of X, so that an estimator fitted on names sees its names."""
-    if hasattr(X, "iloc"):  # pandas
-        return type(X)(rows, columns=X.columns)
-    if hasattr(X, "schema"):  # polars
-        return type(X)(rows, schema=list(X.columns))
-    return rows
-
-
 def tidy(ax: Any) -> None:
     """Leave the two spines that carry the scales."""
     ax.spines[["top", "right"]].set_visible(False)

@@ -1,12 +1,23 @@
 """A density in the plane, beside the true one where it is known."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from numbers import Integral
+from time import perf_counter
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._common import DATA_COLOR, column_names, import_pyplot, like, tidy, to_array
+from skebm._containers import like
+from skebm._warnings import warn
+
+from ._common import DATA_COLOR, column_names, import_pyplot, tidy, to_array
+
+FINEST, COARSEST, SECONDS = 200, 30, 20.0
+"""Points per axis at most and at least, and the time that they may take, where it is left to us."""
+
+PROBES = (16, 256)
+"""Rows that an estimator is timed on; the second where it seems slow, as a first call may."""
 
 
 class DensityDisplay:
@@ -82,7 +93,7 @@ class DensityDisplay:
         X: ArrayLike,
         *,
         true_log_density: Any = None,
-        grid_resolution: int = 200,
+        grid_resolution: int | Literal["auto"] = "auto",
         margin: float = 0.15,
         show_data: bool = False,
         plot: bool = True,
@@ -100,8 +111,10 @@ class DensityDisplay:
         true_log_density : callable, default=None
             Log-density of the true distribution, from (n, 2) to (n,): for instance the
             ``log_density`` of a distribution of :mod:`skebm.datasets`.
-        grid_resolution : int, default=200
-            Points per axis.
+        grid_resolution : int or "auto", default="auto"
+            Points per axis. "auto" is 200; for estimators that are too slow for it, such as
+            ImplicitVAE with an integral for every row, it is as many as are expected to take
+            twenty seconds, at least 30, and a warning says so.
         margin : float, default=0.15
             How far the grid goes beyond the data, as a share of their range.
         show_data : bool, default=False
@@ -126,7 +139,14 @@ class DensityDisplay:
             )
         low, high = data.min(axis=0), data.max(axis=0)
         pad = margin * (high - low)
-        axes = [np.linspace(a, b, grid_resolution) for a, b in np.c_[low - pad, high + pad]]
+        low, high = low - pad, high + pad
+        if isinstance(grid_resolution, str) and grid_resolution == "auto":
+            grid_resolution = _affordable(estimator, X, low, high)
+        elif not isinstance(grid_resolution, Integral) or grid_resolution < 2:
+            raise ValueError(
+                f'grid_resolution={grid_resolution!r} must be "auto" or an integer of at least 2.'
+            )
+        axes = [np.linspace(a, b, grid_resolution) for a, b in zip(low, high, strict=True)]
         xx0, xx1 = np.meshgrid(*axes)
         grid = np.column_stack([xx0.ravel(), xx1.ravel()])
         display = cls(
@@ -218,3 +238,22 @@ class DensityDisplay:
         self.figure_ = axes[0].figure
         self.ax_ = axes if len(axes) > 1 else axes[0]
         return self
+
+
+def _affordable(estimator, X, low, high):
+    """Points per axis that there is time for; warns where they are fewer than `FINEST`."""
+    rows = np.random.default_rng(0).uniform(low, high, (max(PROBES), 2))
+    for n in PROBES:
+        start = perf_counter()
+        estimator.score_samples(like(X, rows[:n]))
+        seconds = (perf_counter() - start) / n
+        if seconds * FINEST**2 <= SECONDS:
+            return FINEST
+    resolution = max(COARSEST, int((SECONDS / seconds) ** 0.5))
+    warn(
+        f"the grid has {resolution} x {resolution} points, because score_samples of "
+        f"{type(estimator).__name__} takes {1000.0 * seconds:.3g} ms a row. With "
+        f"grid_resolution={FINEST} it has {FINEST} x {FINEST}, which would take about "
+        f"{seconds * FINEST**2 / 60.0:.2g} minutes."
+    )
+    return resolution

@@ -15,6 +15,7 @@ import torch
 from scipy import stats
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.preprocessing import RobustScaler
 
 from skebm import (
     TRUSTED_TYPES,
@@ -28,10 +29,11 @@ from skebm import (
     ScoreMatchingEBM,
 )
 from skebm._random import Seeds
+from skebm.compose import DensityPipeline
 from skebm.datasets import make_two_moons
 from skebm.estimators import _base
 from skebm.estimators._base import BaseDensity
-from skebm.exceptions import InconsistentVersionWarning
+from skebm.exceptions import InconsistentVersionWarning, LowEffectiveSampleSizeWarning
 from skebm.training import Progress, fit, latent
 
 UNTRAINED = {"nce-base-alone", "nce-multiscale"}
@@ -255,6 +257,23 @@ def test_energy_is_minus_the_log_density_up_to_a_constant(name):
     np.testing.assert_allclose(total, total[0], atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "name", ["nce-base-alone", "sm-exact", "cd-from-rows", "fce-no-base", "adversarial", "vae"]
+)
+def test_behind_a_scaler_it_has_the_units_of_x(name):
+    density = DensityPipeline([("scale", RobustScaler()), ("density", quick(name))]).fit(data(2))
+    rows, inner = fresh(2)[:50], density[-1]
+    log_det = -np.log(density[0].scale_).sum()
+    value, error = density.score_samples(rows, return_std=True)
+    inside, own = inner.score_samples(density[0].transform(rows), return_std=True)
+    np.testing.assert_allclose(value, inside + log_det, atol=1e-12)
+    np.testing.assert_array_equal(error, own)
+    np.testing.assert_allclose(density.out_of_fold_scores_, inner.out_of_fold_scores_ + log_det)
+    assert density.offset_ == pytest.approx(inner.offset_ + log_det, abs=1e-9)
+    z = density[0].transform(density.sample(500, random_state=0))
+    np.testing.assert_allclose(z.mean(0), inner.sample(5000, random_state=1).mean(0), atol=0.2)
+
+
 @every_estimator
 def test_offset_of_the_columns_changes_nothing(name):
     # training amplifies what adding loses
@@ -412,6 +431,43 @@ def test_langevin_steps_keep_the_law(name):
     # and they do move
     still = estimator.sample(2000, random_state=0)
     assert (rows != still).mean() > 0.9
+
+
+class Rare(torch.nn.Module):
+    """Proposal that hits a distribution once in two thousand times, and is far away otherwise."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.n_features, self.share = base, base.n_features, 1 / 2000
+
+    def sample(self, n, rng):
+        away = torch.rand(n, 1, generator=rng) > self.share
+        return self.base.sample(n, rng) + 1000.0 * away
+
+    def log_prob(self, x):
+        here = self.base.log_prob(x) + math.log(self.share)
+        return torch.logaddexp(here, self.base.log_prob(x - 1000.0) + math.log1p(-self.share))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nce-trees", "nce-multiscale", "sm-exact", "cd-from-rows", "fce-no-base", "adversarial"],
+    scope="module",
+)
+def test_sample_is_not_silent_about_repeated_rows(name, recwarn):
+    estimator = copy.deepcopy(fitted(name))
+    estimator.model_.proposals = torch.nn.ModuleList(map(Rare, estimator.model_.bases))
+    for n_steps in (0, 20):
+        recwarn.clear()
+        drawn = estimator.sample(200, random_state=0, n_steps=n_steps)
+        n_distinct = len(np.unique(drawn, axis=0))
+        assert n_distinct > 190 if n_steps else n_distinct < 40
+        said = [w for w in recwarn if "drawn rows repeat others" in str(w.message)]
+        assert len(said) == (n_distinct < 190)
+        for w in said:
+            assert w.category is LowEffectiveSampleSizeWarning
+            assert str(w.message).startswith(f"{200 - n_distinct} of 200")
+            assert w.filename == __file__
 
 
 @every_estimator

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from skebm.partition import ess, largest_power, rows_by_importance, systematic_resampling
+from skebm.partition import _weights, ess, largest_power, rows_by_importance, systematic_resampling
 
 
 def rng(seed=0):
@@ -136,17 +136,43 @@ def test_rows_by_importance_have_the_weighted_law():
 
 
 def test_rows_by_importance_are_kept_as_often_as_their_weight_says():
-    """A weight above c = 10 is kept w / c times in a row, smaller ones now and then."""
-    weights = torch.tensor([0.5, 1.0, 40.0]).double()
+    """A weight far above c = 10 is kept w / c times in a row, smaller ones now and then."""
 
     def propose(n):
-        return torch.arange(n)[None] % 3, weights[torch.arange(n) % 3][None]
+        seldom = torch.arange(n)[None] % 4096 == 0
+        return seldom.long(), torch.where(seldom, 2048.0, 0.5).double()
 
     (rows,) = rows_by_importance(propose, torch.tensor([100_000]), uniform_numbers(rng()))
-    share = torch.bincount(rows, minlength=3) / len(rows)
-    torch.testing.assert_close(share.double(), weights / weights.sum(), atol=2e-3, rtol=0)
-    _, lengths = rows.unique_consecutive(return_counts=True)
-    assert (lengths[rows.unique_consecutive() == 2] % 4 == 0).double().mean() > 0.999
+    assert rows.double().mean() == pytest.approx(0.5, abs=0.01)
+    values, lengths = rows.unique_consecutive(return_counts=True)
+    # the last proposals are cut to the number asked for
+    assert ((lengths[values == 1] - 204.8).abs() < 1.0).double().mean() > 0.9
+
+
+def rare(n, n_members, uniform):
+    """Uniform numbers of which one in a hundred stands for half of the mass."""
+    x = uniform((n_members, n))
+    return x, torch.where(x < 0.01, 50.0, 0.5 / 0.99)
+
+
+@pytest.mark.parametrize("caps", [_weights.CAPS, (10.0,)], ids=["high cap", "low cap"])
+def test_a_single_row_by_importance_has_the_weighted_law(caps, monkeypatch):
+    """Also where rows are repeated, those that are repeated do not come too seldom or too often."""
+    monkeypatch.setattr(_weights, "CAPS", caps)
+    uniform = uniform_numbers(rng())
+    rows = rows_by_importance(
+        lambda n: rare(n, 1000, uniform), torch.ones(1000, dtype=torch.long), uniform
+    )
+    assert (torch.cat(rows) < 0.01).double().mean() == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize(("n", "few"), [(100, 5), (5000, 50)])
+def test_few_rows_are_repeated_where_more_proposals_can_help(n, few):
+    uniform = uniform_numbers(rng())
+    (rows,) = rows_by_importance(lambda n: rare(n, 1, uniform), torch.tensor([n]), uniform)
+    assert len(rows) - len(rows.unique()) <= few
+    error = 0.5 / math.sqrt(n)
+    assert (rows < 0.01).double().mean() == pytest.approx(0.5, abs=4 * error)
 
 
 def test_rows_by_importance_of_nothing_and_of_rows_with_columns():

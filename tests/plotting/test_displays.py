@@ -13,6 +13,7 @@ from skebm.plotting import (
     DensityDisplay,
     SamplesDisplay,
     TrainingCurveDisplay,
+    _density,
 )
 
 
@@ -115,6 +116,47 @@ def test_density_errors_say_what_was_given(X):
     display = DensityDisplay.from_estimator(est, X, grid_resolution=20, plot=False)
     with pytest.raises(ValueError, match="Expected 1 axes"):
         display.plot(ax=plt.subplots(1, 2)[1])
+
+
+class Slow(StandardNormal):
+    """An estimator on a clock of its own, which a row moves on, and the first call as well."""
+
+    def __init__(self, seconds, at_first=0.0):
+        self.seconds, self.at_first = seconds, at_first
+        self.now, self.rows = 0.0, 0
+
+    def score_samples(self, X):
+        self.now += len(X) * self.seconds + (self.at_first if not self.rows else 0.0)
+        self.rows += len(X)
+        return super().score_samples(X)
+
+
+def test_the_grid_is_coarser_for_slow_estimators_and_says_so(X, monkeypatch):
+    est = Slow(0.009).fit(X)
+    monkeypatch.setattr(_density, "perf_counter", lambda: est.now)
+    with pytest.warns(UserWarning, match=r"47 x 47 points.*Slow takes 9 ms.*200 x 200.*6 min") as w:
+        display = DensityDisplay.from_estimator(est, X, plot=False)
+    assert w[0].filename == __file__
+    assert display.log_density.shape == (47, 47)
+    assert est.now < 25.0
+    expected = -0.5 * (display.xx0**2 + display.xx1**2) - np.log(2 * np.pi)
+    np.testing.assert_allclose(display.log_density, expected)
+    est.seconds = 1.0
+    with pytest.warns(UserWarning, match="30 x 30"):
+        DensityDisplay.from_estimator(est, X, plot=False)
+
+
+def test_the_grid_is_fine_where_there_is_time_or_where_it_is_asked_for(X, monkeypatch, recwarn):
+    for est, resolution in ((Slow(1e-5), "auto"), (Slow(1e-5, 60.0), "auto"), (Slow(1.0), 200)):
+        est.fit(X)
+        monkeypatch.setattr(_density, "perf_counter", lambda est=est: est.now)
+        display = DensityDisplay.from_estimator(est, X, grid_resolution=resolution, plot=False)
+        assert display.log_density.shape == (200, 200)
+    assert est.rows == 200 * 200
+    assert not recwarn.list
+    for wrong in (1, 20.5, "fine"):
+        with pytest.raises(ValueError, match="grid_resolution="):
+            DensityDisplay.from_estimator(est, X, grid_resolution=wrong)
 
 
 # -- SamplesDisplay ---------------------------------------------------------------------------

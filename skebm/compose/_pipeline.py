@@ -1,0 +1,504 @@
+"""A pipeline whose log-densities are in the units of the rows that it is given."""
+
+import inspect
+import math
+
+import numpy as np
+from sklearn import get_config
+from sklearn.pipeline import Pipeline
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.metadata_routing import process_routing
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter
+
+from skebm._containers import like
+from skebm._sklearn_compat import _check_method_params, _check_sample_weight, _safe_indexing
+from skebm.bases import draw_from
+from skebm.estimators._base import AUTO_CONTAMINATION, BaseDensity, _weighted_quantile
+from skebm.training import relative_precision
+
+from ._changes import as_rows, change_of, check_given, refuse_unknown
+
+N_IMAGE_DRAWS = 20_000
+"""Draws of the density by which its mass inside the image of the transformers is measured."""
+
+MAX_DRAWN, MAX_BARREN = 100_000, 20
+"""Rows that `sample` draws from the density at once, and rounds without a single row in the image
+after which it gives up."""
+
+
+def _is_detector(pipeline):
+    return isinstance(pipeline.steps[-1][1], BaseDensity)
+
+
+def _has(method):
+    return lambda pipeline: hasattr(pipeline.steps[-1][1], method)
+
+
+class DensityPipeline(Pipeline):
+    r"""Pipeline of invertible transformers and a density, with log-densities in the units of X.
+
+    If z = T(x) are the rows that reach the density q, then
+
+    .. math:: \log p(x) = \log q(T(x)) + \log |\det T'(x)| - \log m,
+
+    where m is the mass that q has inside the image of T. So densities behind different scalers
+    compare, which they do not in a :class:`~sklearn.pipeline.Pipeline`, where `score_samples` is
+    log q(T(x)), in the units of z.
+
+    Transformers may be StandardScaler, MinMaxScaler, RobustScaler, MaxAbsScaler, PowerTransformer,
+    PCA with as many components as columns, :class:`InvertibleFunctionTransformer`, "passthrough",
+    and any object with `fit`, `transform`, `inverse_transform` and
+    ``log_abs_det_jacobian(X)``, the logarithm of \|det T'\| at rows, (n, d) -> (n,), or (n, d)
+    for transformers of single columns. All others are refused by `fit`.
+
+    Parameters
+    ----------
+    steps : list of (str, object)
+        Names and transformers, and at the end a density: any estimator with `score_samples`, a
+        normalised log-density in nats, and `sample`. Those of skebm are, and so are GaussianMixture
+        and KernelDensity.
+    transform_input, memory, verbose
+        As in :class:`~sklearn.pipeline.Pipeline`.
+
+    Attributes
+    ----------
+    log_image_mass_ : float
+        log m; 0 where the transformers reach all rows z. It is measured by draws of the density.
+    log_image_mass_std_error_ : float
+        Its standard error, in nats.
+    offset_ : float
+        Threshold of `predict` on `score_samples`, set by the rule of the density, in the units of
+        X. Only with a density of skebm.
+    out_of_fold_scores_ : ndarray of shape (n_rows,)
+        Those of the density, in the units of X. Only with a density of skebm.
+    named_steps : Bunch
+        Steps by name.
+    n_features_in_ : int
+        Number of columns seen in `fit`.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the columns seen in `fit`, where X had any.
+
+    Notes
+    -----
+    Rows outside of the domain of a transformer have log-density -inf: values that are not positive
+    before Box-Cox, or values beyond the range seen in `fit` with ``MinMaxScaler(clip=True)``.
+
+    A slice that leaves the density out is a plain Pipeline; one that contains it has to be fitted.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy.stats import lognorm
+    >>> from sklearn.mixture import GaussianMixture
+    >>> from sklearn.preprocessing import PowerTransformer
+    >>> from skebm.compose import DensityPipeline
+    >>> X = lognorm(0.5, scale=20.0).rvs((2000, 1), random_state=0)
+    >>> density = DensityPipeline(
+    ...     [("power", PowerTransformer("box-cox")), ("density", GaussianMixture(1))]
+    ... ).fit(X)
+    >>> bool(abs(density.score(X) - lognorm(0.5, scale=20.0).logpdf(X).mean()) < 0.01)
+    True
+    >>> density.sample(3, random_state=0).shape
+    (3, 1)
+    """
+
+    def __getitem__(self, ind):
+        steps = range(len(self.steps))
+        if isinstance(ind, slice) and steps[-1] not in steps[ind]:
+            return Pipeline(self.steps, memory=self.memory, verbose=self.verbose)[ind]
+        return super().__getitem__(ind)
+
+    @property
+    def n_features_in_(self):
+        """Number of columns seen in `fit`."""
+        return self._first.n_features_in_
+
+    @property
+    def feature_names_in_(self):
+        """Names of the columns seen in `fit`, where X had any."""
+        return self._first.feature_names_in_
+
+    @property
+    def _first(self):
+        """The first step that sees X, which Pipeline takes to be steps[0]."""
+        return [*self._transformers(), self.steps[-1]][0][1]
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "log_image_mass_")
+
+    # ------------------------------------------------------------------ fit
+
+    def fit(self, X, y=None, sample_weight=None, **params):
+        """Fit the transformers one after the other, and the density behind them.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Finite numbers.
+        y : Ignored
+            Handed to the steps, as Pipeline does.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows, for all steps whose `fit` takes them, the density among them. Rows
+            of weight zero are left out everywhere. With metadata routing it goes to the steps that
+            request it.
+        **params : dict
+            As in :class:`~sklearn.pipeline.Pipeline`; ``step__sample_weight`` is that of one step.
+
+        Returns
+        -------
+        self : DensityPipeline
+
+        Raises
+        ------
+        ValueError
+            For a transformer that is not known to be invertible, by its name.
+        """
+        self._learn(X, y, sample_weight, params)
+        return self
+
+    def _learn(self, X, y, sample_weight, params):
+        """Fit, and return which rows have positive weight, and their weights of mean one."""
+        rows, precision = self._check(X), relative_precision(X)
+        X = like(X, rows)
+        for name in _LEARNED:
+            self.__dict__.pop(name, None)
+        self._check_steps(rows.shape[1])
+        params = self._with_weight(sample_weight, params)
+        weight = _check_sample_weight(
+            self._weight_of_density(params), rows, dtype=np.float64, ensure_non_negative=True
+        )
+        used = np.flatnonzero(weight > 0)
+        if len(used) < len(rows):
+            y = y if y is None else _safe_indexing(y, used)
+            params = _check_method_params(X, params, used)
+            X, rows, weight = _safe_indexing(X, used), rows[used], weight[used]
+        super().fit(X, y, **params)
+
+        self._seen = {}
+        step_input = X
+        for name, transformer in self._transformers():
+            self._seen[name] = step_input[:0]
+            check_given(name, transformer, step_input)
+            step_input = transformer.transform(step_input)
+        self._constants, self._precision = np.full(rows.shape[1], np.nan), precision
+        if _is_detector(self):
+            constant = (rows == rows[0]).all(axis=0) & ~self._varying()
+            self._constants[constant] = rows[0, constant]
+        mass, error = self._measure_image()
+        self._set_threshold(X, weight / weight.mean(), mass)
+        self.log_image_mass_, self.log_image_mass_std_error_ = mass, error
+        return used, weight / weight.mean()
+
+    def _transformers(self):
+        return [(name, t) for name, t in self.steps[:-1] if t is not None and t != "passthrough"]
+
+    def _check(self, X):
+        """X as an array of finite numbers, or an error that names the column."""
+        rows = check_array(X, dtype=np.float64, ensure_all_finite=False, estimator=self)
+        bad = ~np.isfinite(rows).all(axis=0)
+        if bad.any():
+            column = getattr(X, "columns", range(rows.shape[1]))[int(bad.argmax())]
+            raise ValueError(
+                f"column {column!r} of X contains NaN or infinity: a density has no value there. "
+                "Leave those rows out, or impute them before the pipeline."
+            )
+        return rows
+
+    def _snap(self, rows, precision):
+        """Rows with constants wherever they are met within the precision of what was given.
+
+        Transformers subtract and scale, and a rounding error would be all that is left of them.
+        """
+        coarser = 4.0 * np.maximum(self._precision, precision)
+        met = np.abs(rows - self._constants) <= coarser * np.abs(self._constants)  # NaN is not
+        return np.where(met, self._constants, rows)
+
+    def _check_steps(self, n_features):
+        name, density = self.steps[-1]
+        for method in ("fit", "score_samples", "sample"):
+            if not callable(getattr(density, method, None)):
+                raise ValueError(
+                    f"the last step, {name!r}, must be a density with score_samples and sample; "
+                    f"{density!r} has no method {method}."
+                )
+        for name, transformer in self._transformers():
+            refuse_unknown(name, transformer, n_features)
+
+    def _with_weight(self, sample_weight, params):
+        """Parameters as Pipeline takes them, the weight handed to all steps that can use it."""
+        if sample_weight is None:
+            return params
+        if get_config()["enable_metadata_routing"]:
+            return params | {"sample_weight": sample_weight}
+        steps = [*self._transformers(), self.steps[-1]]
+        taking = [name for name, step in steps if has_fit_parameter(step, "sample_weight")]
+        name, density = self.steps[-1]
+        if name not in taking:
+            raise TypeError(f"sample_weight: {type(density).__name__}.fit takes no weights.")
+        return {f"{step}__sample_weight": sample_weight for step in taking} | params
+
+    def _weight_of_density(self, params):
+        name = self.steps[-1][0]
+        if get_config()["enable_metadata_routing"]:
+            return process_routing(self, "fit", **params)[name].fit.get("sample_weight")
+        return params.get(f"{name}__sample_weight")
+
+    def _varying(self):
+        """Columns that the density has a density in; the others are a point mass to it."""
+        density = self.steps[-1][1]
+        return density._columns.varying if _is_detector(self) else slice(None)
+
+    def _set_threshold(self, X, weight, log_mass):
+        if not _is_detector(self):
+            return
+        density = self.steps[-1][1]
+        z, log_det, _ = self._forward(X)
+        self.out_of_fold_scores_ = density.out_of_fold_scores_ + log_det - log_mass
+        if density.contamination == "auto":
+            held = ~np.isnan(self.out_of_fold_scores_)
+            scores, level = self.out_of_fold_scores_[held], AUTO_CONTAMINATION
+            weight = weight[held]
+        else:
+            scores = density.score_samples(z) + log_det - log_mass
+            level = density.contamination
+        self.offset_ = _weighted_quantile(scores, weight, level)
+
+    # ------------------------------------------------------------------ change of variables
+
+    def _changes(self):
+        """Names, transformers, and the changes of variables that they make."""
+        return [(name, t, change_of(name, t, self._seen[name])) for name, t in self._transformers()]
+
+    def _forward(self, X):
+        """Rows that have a z, as z, with their log-determinants and their positions in X."""
+        where = np.arange(len(as_rows(X)))
+        log_det = np.zeros(len(where))
+        for _, transformer, change in self._changes():
+            if change.in_domain is not None:
+                X, log_det, where = _kept(change.in_domain(as_rows(X)), X, log_det, where)
+            if not len(where):
+                break
+            with np.errstate(all="ignore"):  # where a function has no value
+                z = transformer.transform(X)
+            finite = np.isfinite(as_rows(z)).all(axis=1)
+            X, z, log_det, where = _kept(finite, X, z, log_det, where)
+            if len(where):
+                term = change.log_det(as_rows(X))
+                log_det = log_det + (term[:, self._varying()].sum(1) if term.ndim == 2 else term)
+            X = z
+        return X, log_det, where
+
+    def _backward(self, z):
+        """Rows that have an x, as x, and their positions in z."""
+        where = np.arange(len(z))
+        for _, transformer, change in reversed(self._changes()):
+            if not len(where):
+                break
+            with np.errstate(all="ignore"):
+                if change.in_image is not None:
+                    inside = change.in_image(z)
+                    z, where = z[inside], where[inside]
+                if len(where):
+                    z = as_rows(transformer.inverse_transform(z))
+            inside = np.isfinite(z).all(axis=1)
+            z, where = z[inside], where[inside]
+        return z, where
+
+    def _measure_image(self):
+        """log of the mass of the density inside the image of the transformers, and its error."""
+        if all(change.in_image is None for *_, change in self._changes()):
+            return 0.0, 0.0
+        inside = len(self._backward(draw_from(self.steps[-1][1], N_IMAGE_DRAWS, 0))[1])
+        if not inside:
+            raise ValueError(
+                f"none of {N_IMAGE_DRAWS} draws of the density has a row x that the transformers "
+                "would take there: fit it on rows as they come out of the transformers."
+            )
+        share = inside / N_IMAGE_DRAWS
+        return math.log(share), math.sqrt((1.0 - share) / inside)
+
+    # ------------------------------------------------------------------ density
+
+    def score_samples(self, X, return_std=False):
+        """Log-density of every row, in the units of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        return_std : bool, default=False
+            Also return the standard error: that of the density, and that of `log_image_mass_`.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,), float64
+            In nats; -inf for rows outside of the domain of a transformer.
+        std_error : ndarray of shape (n_samples,), float64
+            Only if `return_std`; in nats.
+
+        Raises
+        ------
+        ValueError
+            For `return_std`, if the density does not say its standard error.
+        """
+        check_is_fitted(self)
+        rows = self._check(X)
+        if rows.shape[1] != len(self._constants):
+            raise ValueError(
+                f"X has {rows.shape[1]} features, but DensityPipeline is expecting "
+                f"{len(self._constants)} features as input."
+            )
+        X, n = like(X, self._snap(rows, relative_precision(X))), len(rows)
+        density, options = self.steps[-1][1], {}
+        if return_std:
+            if "return_std" not in inspect.signature(density.score_samples).parameters:
+                raise ValueError(
+                    f"return_std=True: {type(density).__name__} does not say its standard error."
+                )
+            options["return_std"] = True
+        z, log_det, where = self._forward(X)
+        log_density, error = np.full(n, -np.inf), np.zeros(n)
+        if len(where):
+            scores = density.score_samples(z, **options)
+            if return_std:
+                scores, own = scores
+                error[where] = np.hypot(own, self.log_image_mass_std_error_)
+            log_density[where] = scores + log_det - self.log_image_mass_
+        return (log_density, error) if return_std else log_density
+
+    score = BaseDensity.score
+
+    def sample(self, n_samples=1, random_state=None, **options):
+        """Draw new rows, in the units of X.
+
+        Rows are drawn from the density and taken back by `inverse_transform` of the transformers;
+        those that no x is mapped to are drawn anew.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+        random_state : int, RandomState instance or None, default=None
+            An int gives the same rows at every call.
+        **options : dict
+            Passed to `sample` of the density, such as ``n_steps``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features), float64
+            In random order.
+        """
+        check_is_fitted(self)
+        if not isinstance(n_samples, int | np.integer) or n_samples < 1:
+            raise ValueError(f"n_samples={n_samples!r} must be an integer of at least 1.")
+        random = check_random_state(random_state)
+        parts, missing, barren = [], n_samples, 0
+        while missing:
+            n = min(math.ceil(missing / math.exp(self.log_image_mass_)), MAX_DRAWN)
+            z = draw_from(self.steps[-1][1], n, random.randint(np.iinfo(np.int32).max), **options)
+            # the rows of a mixture come component by component, and some may be left over
+            x = self._backward(z[random.permutation(n)])[0][:missing]
+            parts.append(x)
+            missing -= len(x)
+            barren = 0 if len(x) else barren + 1
+            if barren == MAX_BARREN:
+                raise ValueError("the density draws no rows that the transformers can take back.")
+        x = np.concatenate(parts)
+        return np.where(np.isnan(self._constants), x, self._constants)
+
+    # ------------------------------------------------------------------ outlier detector
+
+    @available_if(_is_detector)
+    def decision_function(self, X):
+        """`score_samples` minus `offset_`: negative for outliers.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), float64
+        """
+        return self.score_samples(X) - self.offset_
+
+    @available_if(_has("predict"))
+    def predict(self, X, **params):
+        """Label rows: +1 for inliers, -1 for outliers; with a mixture, its components.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        **params : dict
+            As in :class:`~sklearn.pipeline.Pipeline`; none for densities of skebm.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), int
+        """
+        if _is_detector(self):
+            return np.where(self.decision_function(X, **params) < 0, -1, 1)
+        return super().predict(X, **params)
+
+    @available_if(_has("fit_predict"))
+    def fit_predict(self, X, y=None, sample_weight=None, **params):
+        """Fit, then label the same rows.
+
+        Densities of skebm label rows by their out-of-fold scores, where there are some: with
+        ``contamination="auto"`` those below `offset_` are outliers, and with a number the share
+        with the lowest.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : Ignored
+            Handed to the steps, as Pipeline does.
+        sample_weight : array-like of shape (n_samples,), default=None
+        **params : dict
+            As in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), int
+        """
+        used, weight = self._learn(X, y, sample_weight, params)
+        labels = self.predict(X)
+        if _is_detector(self):
+            scores = self.out_of_fold_scores_
+            scores = np.where(np.isnan(scores), self.score_samples(X)[used], scores)
+            level, threshold = self.steps[-1][1].contamination, self.offset_
+            if level != "auto":
+                threshold = _weighted_quantile(scores, weight, level)
+            labels[used] = np.where(scores < threshold, -1, 1)
+        return labels
+
+    @available_if(_has("transform"))
+    def fit_transform(self, X, y=None, sample_weight=None, **params):
+        """Fit, then transform the same rows by all steps.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : Ignored
+            Handed to the steps, as Pipeline does.
+        sample_weight : array-like of shape (n_samples,), default=None
+        **params : dict
+            As in `fit`.
+
+        Returns
+        -------
+        array-like of shape (n_samples, n_components)
+        """
+        return self.fit(X, y, sample_weight, **params).transform(X)
+
+
+def _kept(inside, *tables):
+    """The rows of every table that are inside."""
+    if inside.all():
+        return tables
+    return [_safe_indexing(table, np.flatnonzero(inside)) for table in tables]
+
+
+_LEARNED = (
+    "log_image_mass_", "log_image_mass_std_error_", "offset_", "out_of_fold_scores_",
+    "_constants", "_precision", "_seen",
+)  # fmt: skip
