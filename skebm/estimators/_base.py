@@ -12,10 +12,14 @@ from sklearn.base import BaseEstimator, DensityMixin, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from skebm import _threads
 from skebm._random import Seeds
 from skebm._sklearn_compat import Interval, StrOptions, _check_sample_weight, _fit_context
 from skebm._threads import limit_threads
+from skebm._warnings import warn
 from skebm.training import Columns, Progress, relative_precision, resolve_device
+
+from ._cells import bad_cell, refuse_what_would_be_read_through
 
 AUTO_CONTAMINATION = 0.05
 """``contamination="auto"``: share of new rows of the same kind that `predict` calls outliers."""
@@ -106,8 +110,20 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         """
         before = self.__dict__.copy()
         n_threads = torch.get_num_threads()  # for training; all else is made of small steps
+        if _threads.was_forked:
+            _threads.was_forked = False
+            warn(
+                "this process was forked from one that computed with several threads; torch keeps "
+                "to one here, because it would wait for ever for the others. Start processes by "
+                "'spawn' or 'forkserver', or by joblib's loky, to train with several."
+            )
         try:
-            with limit_threads(1), Progress(self.verbose) as progress, torch.no_grad():
+            with (
+                torch.inference_mode(False),  # which training cannot do with; it allows gradients
+                torch.no_grad(),
+                limit_threads(1),
+                Progress(self.verbose) as progress,
+            ):
                 self._check_parameters()
                 model = getattr(self, "model_", None) if self.warm_start else None
                 rows, weight, precision = self._read(X, sample_weight, reset=model is None)
@@ -136,12 +152,24 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
     def _read(self, X, sample_weight, *, reset):
         """The rows of positive weight, their weights of mean one, and the precision of X."""
         precision = relative_precision(X)
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, reset=reset)
+        refuse_what_would_be_read_through(sample_weight, "sample_weight")
+        X = self._checked(X, ensure_min_samples=2, reset=reset)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         used = weight > 0
         if used.sum() < 2:
             raise ValueError("sample_weight must be positive for at least 2 samples.")
         return X[used], weight[used] / weight[used].mean(), precision
+
+    def _checked(self, X, **options):
+        """X as finite doubles; an error names the column that has something else."""
+        refuse_what_would_be_read_through(X)
+        try:
+            return validate_data(self, X, dtype=np.float64, **options)
+        except ValueError as error:
+            problem = bad_cell(X)
+            if problem is None:
+                raise
+            raise ValueError(problem) from error
 
     def _names(self, rows):
         """Names of the columns of X, for messages."""
@@ -171,7 +199,7 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
     def _validate(self, X):
         check_is_fitted(self)
-        checked = validate_data(self, X, dtype=np.float64, reset=False)
+        checked = self._checked(X, reset=False)
         return self._columns.snap(checked, relative_precision(X))
 
     @property

@@ -185,6 +185,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         return -(self.score_samples(X) + self.log_partition_.mean())
 
     @available_if(_has_gradient)
+    @torch.inference_mode(False)
     def stein_score(self, X):
         """Gradient of the log-density at every row.
 
@@ -216,6 +217,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
 
     # ------------------------------------------------------------------ sampling
 
+    @torch.inference_mode(False)
     def sample(self, n_samples=1, random_state=None, *, n_steps=0):
         """Draw new rows from the model.
 

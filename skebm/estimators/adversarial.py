@@ -114,6 +114,10 @@ class AdversarialEBM(TiltedDensity):
         ``n_iter``, ``held_out_log_likelihood`` (nats per row, out of fold, before recalibration;
         the first entry is the base) and ``train_loss`` (minus the value of the game and the
         penalty; no likelihood, because the bound moves).
+    training_log_ : list of dict
+        What skorch's callbacks see of the training, one dict per epoch; its ``batches`` are filled
+        only where there are callbacks. ``skorch.history.History(training_log_)`` is indexed as
+        skorch's own. Only where networks were trained.
     n_iter_ : int
         Epochs of the state kept; 0 if none was accepted.
     offset_ : float
@@ -197,6 +201,7 @@ class AdversarialEBM(TiltedDensity):
             "log_partition_bound_std_error_": settled.bound_std_error.numpy(),
         }
 
+    @torch.inference_mode(False)
     def sample(self, n_samples=1, random_state=None, *, n_steps=None, start="base"):
         """Draw new rows from the model.
 

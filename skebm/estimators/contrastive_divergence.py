@@ -124,6 +124,10 @@ class ContrastiveDivergenceEBM(TiltedDensity):
     history_ : dict of ndarrays
         ``n_iter``, ``held_out_log_likelihood`` (nats per row, out of fold, before recalibration;
         the first entry is the base) and ``train_loss`` (which estimates no likelihood).
+    training_log_ : list of dict
+        What skorch's callbacks see of the training, one dict per epoch; its ``batches`` are filled
+        only where there are callbacks. ``skorch.history.History(training_log_)`` is indexed as
+        skorch's own. Only where networks were trained.
     n_iter_ : int
         Epochs of the state kept; 0 if no state was better than the base, whose modes the
         recalibration may still have weighted.
@@ -243,6 +247,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
 
     # ------------------------------------------------------------------ sampling
 
+    @torch.inference_mode(False)
     def sample(self, n_samples=1, random_state=None, *, n_steps=None, start="base"):
         """Draw new rows from the model, by chains of the sampler it was trained with.
 

@@ -121,6 +121,10 @@ class FlowContrastiveDensity(TiltedDensity):
         the first entry is the base), ``train_loss`` and ``jensen_shannon``, the Jensen-Shannon
         divergence between data and flow that the discriminator sees, log 2 + V / 2, in nats (NaN
         after the game).
+    training_log_ : list of dict
+        What skorch's callbacks see of the training, one dict per epoch; its ``batches`` are filled
+        only where there are callbacks. ``skorch.history.History(training_log_)`` is indexed as
+        skorch's own. Only where networks were trained.
     n_iter_ : int
         Epochs of the state kept, and iterations of boosting, counted through all stages; 0 if none
         was accepted.

@@ -97,6 +97,10 @@ class NCEDensity(TiltedDensity):
     history_ : dict of ndarrays
         ``n_iter``, ``held_out_log_likelihood`` (nats per row, out of fold, before recalibration;
         the first entry is the base) and, for networks, ``train_loss``.
+    training_log_ : list of dict
+        What skorch's callbacks see of the training, one dict per epoch; its ``batches`` are filled
+        only where there are callbacks. ``skorch.history.History(training_log_)`` is indexed as
+        skorch's own. Only where networks were trained.
     n_iter_ : int
         Epochs or boosting iterations of the state kept; 0 if the base alone was better.
     offset_ : float

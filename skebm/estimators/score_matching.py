@@ -97,6 +97,10 @@ class ScoreMatchingEBM(TiltedDensity):
         ``n_iter``, ``held_out_log_likelihood`` (nats per row, out of fold, before recalibration;
         the first entry is the base) and ``train_loss`` (nats per squared unit of z; 0 is the base,
         for "exact" and "sliced").
+    training_log_ : list of dict
+        What skorch's callbacks see of the training, one dict per epoch; its ``batches`` are filled
+        only where there are callbacks. ``skorch.history.History(training_log_)`` is indexed as
+        skorch's own. Only where networks were trained.
     n_iter_ : int
         Epochs of the state kept; 0 if no state was better than the base, whose modes the
         recalibration may still have weighted.

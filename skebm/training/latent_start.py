@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from skebm._modules import layer_sizes
 from skebm.latents import (
     FULL_NOISE_SHARE,
     AffinePlus,
@@ -72,7 +73,7 @@ def build_model(x, weight, n_components, settings, seeds):
         # little noise: with much of it z is of no use at first, and may stay so
         total = factors.variance + loadings.square().sum(1)
         likelihood = GaussianLikelihood((FULL_NOISE_SHARE * total).float())
-    make = partial(perceptron, hidden_layer_sizes=settings.hidden_layer_sizes)
+    make = partial(perceptron, hidden_layer_sizes=layer_sizes(settings.hidden_layer_sizes))
     if isinstance(settings.decoder_model, str):
         decoder = AffinePlus(loadings, center, make(k, d, seed=seeds.of("decoder")))
     else:
