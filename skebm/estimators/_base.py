@@ -143,6 +143,7 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
                 fitted = self._fit(rows, weight, columns, context)
                 self._keep(fitted, columns, seeds)
                 self.offset_ = self._threshold(rows, weight)
+                self.out_of_fold_offset_ = self._out_of_fold_threshold(rows, weight)
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
@@ -191,6 +192,16 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         scores = self.out_of_fold_scores_
         held = ~np.isnan(scores)
         return _weighted_quantile(scores[held], weight[held], AUTO_CONTAMINATION)
+
+    def _out_of_fold_threshold(self, rows, weight):
+        """Score below which `fit_predict` calls a training row an outlier."""
+        if self.contamination == "auto":
+            return self.offset_
+        scores = self.out_of_fold_scores_.copy()
+        seen = np.isnan(scores)
+        if seen.any():
+            scores[seen] = self._log_density(rows[seen])
+        return _weighted_quantile(scores, weight, self.contamination)
 
     def _draw_seed(self, random_state):
         return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
@@ -292,7 +303,14 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def fit_predict(self, X, y=None, sample_weight=None):
-        """Fit, then label the same rows.
+        """Fit, then label the same rows, each by the member that has not seen it.
+
+        The density of a training row is flattered by the row itself. So the labels come from
+        `out_of_fold_scores_`, and not from `predict`, which is for new rows: with
+        ``contamination="auto"`` the rows below `offset_` are outliers, with a number the share with
+        the lowest out-of-fold scores. Rows that were never held out (with one member, or beyond
+        50,000 per member) are judged by `score_samples`, and so are rows of weight zero, which
+        were left out of the fit.
 
         Parameters
         ----------
@@ -304,8 +322,17 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
         Returns
         -------
         ndarray of shape (n_samples,), int
+            +1 for inliers, -1 for outliers.
         """
-        return self.fit(X, sample_weight=sample_weight).predict(X)
+        self.fit(X, sample_weight=sample_weight)
+        scores = self.out_of_fold_scores_
+        if np.ndim(sample_weight) == 1:
+            used = np.asarray(sample_weight, dtype=np.float64) > 0
+            scores = np.full(len(used), np.nan)
+            scores[used] = self.out_of_fold_scores_
+        if np.isnan(scores).any():
+            scores = np.where(np.isnan(scores), self.score_samples(X), scores)
+        return np.where(scores < self.out_of_fold_offset_, -1, 1)
 
     # ------------------------------------------------------------------ pickling
 

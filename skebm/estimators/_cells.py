@@ -68,8 +68,8 @@ def bad_cell(X):
             if isinstance(value, str | bytes) and not missing[row] and not _is_number(value):
                 return (
                     f"column {name!r} holds text ({str(value)!r} in row {row}), and only numbers "
-                    "are modelled: encode it, for example by sklearn.preprocessing.OrdinalEncoder, or "
-                    "leave it out."
+                    "are modelled: encode it, for example by sklearn.preprocessing.OrdinalEncoder, "
+                    "or leave it out."
                 )
         try:
             if missing.any():

@@ -94,9 +94,10 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     smoothing : float or "scott", default=0.0
         Fits the density of X + h times standard deviation times normal noise.
     contamination : float or "auto", default="auto"
-        Share of the training rows that `predict` calls outliers. "auto" takes the threshold from
-        out-of-fold scores instead, so that 5 % of *new* rows of the same distribution fall below
-        it.
+        Share of the training rows that `predict` and `fit_predict` call outliers; rows with the
+        score at which the share ends are none, so that with ties it is less. "auto" takes the
+        threshold from out-of-fold scores instead, so that 5 % of *new* rows of the same
+        distribution fall below it.
     callbacks : list of skorch callbacks, default=None
         Called in training, as those of :class:`~skebm.Network`.
     device : str, default="auto"
@@ -128,6 +129,9 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         Epochs of the state kept; 0 if none beat the start.
     offset_ : float
         Threshold of `predict` on `score_samples`.
+    out_of_fold_offset_ : float
+        Threshold of `fit_predict` on `out_of_fold_scores_`: `offset_`, or where `contamination` is
+        a number, what that share of these scores lies below.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
         Log-density of the training rows (of positive weight) that were held out; NaN for the rest.
     out_of_fold_members_ : ndarray of shape (n_rows,), int

@@ -701,10 +701,49 @@ def test_contamination_is_the_share_of_flagged_training_rows(name):
     for contamination in (0.05, 0.5):
         flagged = fitted(name).score_samples(data(2)) < threshold(name, contamination)
         assert flagged.sum() == contamination * 400
-    estimator = quick(name).set_params(contamination=0.1)
+    # of rows with one score none is flagged where only some could be
+    estimator, rows = copy.deepcopy(fitted(name)), np.repeat(data(2)[:2], [37, 13], axis=0)
+    scores = estimator.score_samples(rows)
+    rare_is_odd = scores[-1] < scores[0]
+    for share, n_flagged in ((0.1, 0), (0.2, 0), (0.3, 13), (0.5, 13)):
+        with torch.no_grad():
+            offset = estimator.set_params(contamination=share)._threshold(rows, np.ones(50))
+        assert (scores < offset - 1e-9).sum() == n_flagged * rare_is_odd
+
+
+@every_estimator
+def test_labels_of_training_rows_are_out_of_fold(name):
+    # rows of weight zero are new to the fit
+    rows, weight = data(2)[:120], np.where(np.arange(120) % 6 == 5, 0.0, 1.0)
+    used, new = weight > 0, weight == 0
+    for contamination in ("auto", 0.1):
+        estimator = quick(name).set_params(contamination=contamination)
+        labels = estimator.fit_predict(rows, sample_weight=weight)
+        assert labels.dtype.kind == "i"
+        scores, in_sample = estimator.out_of_fold_scores_, estimator.score_samples(rows)
+        held = np.isfinite(scores)
+        scores = np.where(held, scores, in_sample[used])
+        threshold = estimator.out_of_fold_offset_
+        np.testing.assert_array_equal(labels[used] == -1, scores < threshold)
+        np.testing.assert_array_equal(labels[new] == -1, in_sample[new] < threshold)
+        # predict keeps its own threshold
+        np.testing.assert_array_equal(estimator.predict(rows) == -1, in_sample < estimator.offset_)
+        if contamination == "auto":
+            assert threshold == estimator.offset_
+            assert (scores[held] < threshold).mean() == pytest.approx(0.05, abs=1.0 / held.sum())
+        else:
+            assert (labels[used] == -1).sum() == 10
+    if held.all():  # the test would be idle if the two agreed
+        assert (in_sample[used] != scores).any()
+
+
+def test_one_member_labels_what_it_has_not_held_out_by_its_own_scores():
+    estimator = quick("nce-network").set_params(n_members=1, contamination=0.1)
     labels = estimator.fit_predict(data(2)[:100])
-    assert (labels == -1).sum() == 10
-    np.testing.assert_array_equal(labels, estimator.predict(data(2)[:100]))
+    scores = estimator.out_of_fold_scores_
+    assert np.isfinite(scores).sum() == 10
+    scores = np.where(np.isfinite(scores), scores, estimator.score_samples(data(2)[:100]))
+    np.testing.assert_array_equal(np.flatnonzero(labels == -1), np.sort(scores.argsort()[:10]))
 
 
 @every_estimator
