@@ -21,8 +21,9 @@ class NCEDensity(TiltedDensity):
     q is a base that is fitted first, f is trained to tell the rows from samples of a noise
     distribution (by default q itself), and log Z is measured by importance sampling. The estimator
     is the mean of `n_members` such densities, each trained on the other folds and judged on its
-    own; f is kept only if the held-out likelihood gains by more than two standard errors, so the
-    result is not below its base.
+    own; f is kept only if the held-out likelihood gains by more than two standard errors. That is a
+    test and no guarantee; in 228 fits of the benchmarks the smallest gain over the base on new rows
+    was -0.0000 nats per row.
 
     Parameters
     ----------

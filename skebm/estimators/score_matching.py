@@ -21,7 +21,8 @@ class ScoreMatchingEBM(TiltedDensity):
     coordinates z; neither noise samples nor log Z are needed for that. As in
     :class:`~skebm.NCEDensity`, q is a base that is fitted first, log Z is measured afterwards, the
     estimator is the mean of `n_members` cross-fitted members, and f is kept only if the held-out
-    likelihood gains by more than two standard errors, so the result is not below its base.
+    likelihood gains by more than two standard errors. That is a test and no guarantee; in the
+    benchmarks (one seed) the smallest gain over the base on new rows was -0.000 nats per row.
 
     Parameters
     ----------
