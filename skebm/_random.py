@@ -25,6 +25,9 @@ Threads that draw on the global generators outside of this lock are not held bac
 def seeded_global_rng(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Run a block with the global generators seeded, and put them back as they were.
 
+    Torch's default dtype is float32 in the block, so that what others build and draw does not
+    depend on it either.
+
     Parameters
     ----------
     seed : int
@@ -36,7 +39,9 @@ def seeded_global_rng(seed: int, device: torch.device | None = None) -> Iterator
     cuda = [device] if device is not None and device.type == "cuda" else []
     with GLOBAL_RNG_LOCK, torch.random.fork_rng(devices=cuda):
         numpy_state = np.random.get_state()  # noqa: NPY002
+        dtype = torch.get_default_dtype()
         try:
+            torch.set_default_dtype(torch.float32)
             # not torch.manual_seed, which would reseed every accelerator for good
             torch.default_generator.manual_seed(seed)
             for d in cuda:
@@ -45,6 +50,7 @@ def seeded_global_rng(seed: int, device: torch.device | None = None) -> Iterator
             np.random.seed(seed)  # noqa: NPY002
             yield
         finally:
+            torch.set_default_dtype(dtype)
             np.random.set_state(numpy_state)  # noqa: NPY002
 
 

@@ -9,10 +9,23 @@ import numpy as np
 import pytest
 import sklearn
 import torch
-from skorch.callbacks import Callback, EarlyStopping, EpochTimer, GradientNormClipping, LRScheduler
+from skorch.callbacks import (
+    BatchScoring,
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    EpochScoring,
+    EpochTimer,
+    GradientNormClipping,
+    InputShapeSetter,
+    LRScheduler,
+    PrintLog,
+    ProgressBar,
+)
+from skorch.history import History
 
 from skebm import _engine
-from skebm._engine import MemberBatches, Opponent, train
+from skebm._engine import MemberBatches, Opponent, check_callbacks, train
 from skebm.energies import MLPEnergy
 from skebm.exceptions import DivergenceError
 from skebm.objectives import nce_losses
@@ -116,7 +129,8 @@ def test_batches_refresh_the_data_each_epoch():
 def test_learns_and_keeps_the_best_state():
     problem = Problem()
     history = problem.train()
-    assert set(history) == {"epoch", "train_loss", "validation_gain"}
+    assert set(history) == {"epoch", "train_loss", "validation_gain", "log"}
+    assert len(history.pop("log")) == 40
     assert all(len(values) == 41 for values in history.values())
     gains = history["validation_gain"]
     assert gains[0] == 0.0  # no tilt
@@ -477,6 +491,82 @@ def test_skorch_early_stopping_ends_training_without_an_error():
     history = problem.train(evaluate=lambda m: next(gains), callbacks=[stop])
     assert len(history["epoch"]) == 4
     assert problem.gain(problem.module) != 0.0  # the state of epoch 1
+
+
+def test_checkpoints_hold_the_weights_that_were_judged(tmp_path):
+    problem, lines = Problem(), []
+    checkpoint = Checkpoint(monitor="valid_loss_best", dirname=str(tmp_path))
+    history = problem.train(
+        max_epochs=6, evaluate_every=3, callbacks=[checkpoint, PrintLog(sink=lines.append)]
+    )
+    # whoever watches the held-out gain has it measured after every epoch
+    assert np.isfinite(history["validation_gain"]).all()
+    best = int(history["validation_gain"].argmax())
+    assert best > 0
+    saved = torch.load(tmp_path / "params.pt")
+    state = problem.module.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in saved.items())
+    log = History.from_file(str(tmp_path / "history.json"))
+    assert log[-1, "event_cp"]
+    assert log[:, "epoch"] == list(range(1, best + 1))
+    assert len(lines) == 2 + 6
+    assert lines[0].split() == ["epoch", "train_loss", "valid_loss", "validation_gain", "cp"]
+    assert History(history["log"])[:, "train_loss"] == list(history["train_loss"][1:])
+    best_losses = np.flatnonzero(History(history["log"])[:, "train_loss_best"])
+    losses = history["train_loss"][1:]
+    assert all(losses[i] == losses[: i + 1].min() for i in best_losses)
+    assert losses.argmin() in best_losses
+
+
+def test_progress_bars_know_the_length_of_an_epoch(monkeypatch):
+    totals = []
+
+    class Bar:
+        def __init__(self, total, leave):
+            totals.append(total)
+
+        def set_postfix(self, values, refresh):
+            assert values["train_loss"] > 0
+
+        def update(self):
+            totals[-1] -= 1
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("skorch.callbacks.logging.tqdm.tqdm", Bar)
+    problem = Problem()
+    problem.train(max_epochs=2, callbacks=[ProgressBar()])
+    assert len(problem.batches) > 1
+    assert totals == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (7, "must hold callbacks of skorch, got 7"),
+        (print, "must hold callbacks of skorch"),
+        (("name", "log"), "must hold callbacks of skorch"),
+        (EpochScoring("neg_log_loss"), "EpochScoring scores predictions .* predicts nothing"),
+        (("r2", BatchScoring("r2")), "BatchScoring scores predictions"),
+        (EpochScoring, "EpochScoring scores predictions"),
+        (InputShapeSetter(), "InputShapeSetter reads the shape of X"),
+        (Checkpoint(load_best=True), "Checkpoint must have load_best=False"),
+        (Checkpoint(f_pickle="net.pkl"), "Checkpoint must have f_pickle=None"),
+    ],
+)
+def test_callbacks_that_cannot_work_are_refused(callback, message):
+    with pytest.raises(ValueError, match=message):
+        check_callbacks([EpochTimer(), callback], judged=True)
+
+
+@pytest.mark.parametrize("callback", [Checkpoint(), Checkpoint, ("stop", EarlyStopping())])
+def test_nobody_watches_what_is_not_measured(callback):
+    check_callbacks([callback], judged=True)
+    with pytest.raises(ValueError, match="patience=None judges nothing"):
+        check_callbacks([callback], judged=False)
+    watches_training = Checkpoint(monitor="train_loss_best")
+    check_callbacks([watches_training, PrintLog, ("bar", ProgressBar)], judged=False)
 
 
 def test_keyboard_interrupt_is_passed_on():

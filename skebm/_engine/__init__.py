@@ -7,6 +7,13 @@ row-by-row collation, no host sync per step), so that a step costs what a bare t
 
 from skebm._engine.batches import MemberBatches
 from skebm._engine.budget import Budget, evaluations_every
-from skebm._engine.loop import Opponent, train
+from skebm._engine.loop import Opponent, check_callbacks, train
 
-__all__ = ["Budget", "MemberBatches", "Opponent", "evaluations_every", "train"]
+__all__ = [
+    "Budget",
+    "MemberBatches",
+    "Opponent",
+    "check_callbacks",
+    "evaluations_every",
+    "train",
+]

@@ -37,6 +37,27 @@ class Opponent:
     solo_loss: Callable[[nn.Module], Tensor] | None = None
 
 
+def check_callbacks(callbacks: Sequence | None, *, judged: bool) -> None:
+    """Refuse callbacks that are none, or that could not do here what skorch documents.
+
+    Parameters
+    ----------
+    callbacks : sequence of skorch callbacks or None
+        Instances, classes, or pairs of a name and one of these, as skorch takes them.
+    judged : bool
+        Whether held-out rows are judged in training, so that there is a ``valid_loss``.
+
+    Raises
+    ------
+    ValueError
+        That names the callback, and says why.
+    """
+    if callbacks:
+        from .net import refuse_callbacks  # and with it skorch, which takes a while
+
+        refuse_callbacks(callbacks, judged)
+
+
 def train(
     module: nn.Module,
     loss: Callable[[nn.Module, tuple[Tensor, ...]], Tensor],
@@ -53,7 +74,7 @@ def train(
     device: str | torch.device = "cpu",
     progress: Callable[[dict], None] | None = None,
     opponent: Opponent | None = None,
-) -> dict[str, np.ndarray]:
+) -> dict:
     """Train a module in place and leave its best state in it, in evaluation mode.
 
     AdamW with a warm-up of 100 steps (a tenth of a shorter training) and a cosine to zero, with
@@ -80,13 +101,15 @@ def train(
     patience : int, optional
         Stop after this many epochs without a better evaluation; never by default.
     evaluate_every : int, default=1
-        Epochs from one evaluation to the next; more than one when epochs are very short.
+        Epochs from one evaluation to the next; more than one when epochs are very short. It is one
+        where a callback watches ``valid_loss``.
     max_gradient_norm : float, default=2.0
         Where gradients are clipped. Below their usual norm every step counts alike, however large
         its gradient: that biases the minimum where gradients have heavy tails.
     callbacks : list of skorch callbacks, optional
-        The user's. A callback that raises KeyboardInterrupt at the end of an epoch, as skorch's own
-        EarlyStopping does, ends the training; the same from the keyboard is passed on.
+        The user's, which `check_callbacks` lets pass. One that raises KeyboardInterrupt at the end
+        of an epoch, as skorch's own EarlyStopping does, ends the training; the same from the
+        keyboard is passed on.
     device : str or torch.device, default="cpu"
         The module is moved there; batches must be there.
     progress : callable, optional
@@ -98,9 +121,11 @@ def train(
 
     Returns
     -------
-    dict of arrays of shape (n_epochs + 1,)
-        ``epoch``, ``train_loss``, ``validation_gain``. Row 0 is the initial state (no train loss);
-        gains are NaN where none was measured.
+    dict
+        Arrays of shape (n_epochs + 1,): ``epoch``, ``train_loss``, ``validation_gain``. Row 0 is
+        the initial state (no train loss); gains are NaN where none was measured. And ``log``, the
+        history of skorch as a list of dicts, one per epoch, with its ``batches`` where there are
+        callbacks.
 
     Raises
     ------
@@ -136,4 +161,5 @@ def train(
         "validation_gain": np.array(
             [net.initial_gain, *(row["validation_gain"] for row in net.history)]
         ),
+        "log": [dict(row) for row in net.history],
     }

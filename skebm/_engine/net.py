@@ -6,6 +6,14 @@ from typing import Any, Self
 
 import torch
 from skorch import NeuralNet
+from skorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    InputShapeSetter,
+    TrainEndCheckpoint,
+)
+from skorch.callbacks.scoring import ScoringBase
 from torch import nn
 
 from skebm._engine import Opponent
@@ -17,6 +25,55 @@ WHAT_TO_LOWER = (
     "lower the learning rate (by a factor of 3 to 10), for an energy by energy_model=Network("
     "learning_rate=...), or scale down your module's output."
 )
+
+
+def refuse_callbacks(callbacks, judged):
+    """Raise for callbacks that are none or cannot work; see `check_callbacks`."""
+    for item in callbacks:
+        callback = _without_name(item)
+        kind = callback if isinstance(callback, type) else type(callback)
+        if not issubclass(kind, Callback):
+            raise ValueError(f"callbacks must hold callbacks of skorch, got {item!r}.")
+        why = _why_not(callback, kind, judged)
+        if why is not None:
+            raise ValueError(f"callbacks: {kind.__name__} {why}")
+
+
+def _without_name(item):
+    named = isinstance(item, tuple | list) and len(item) == 2
+    return item[1] if named else item
+
+
+def _monitor(callback):
+    """What in the history a callback watches, "" if nothing."""
+    if isinstance(callback, type) and issubclass(callback, Checkpoint | EarlyStopping):
+        callback = callback()  # skorch makes it with its defaults
+    monitor = getattr(callback, "monitor", None)
+    return monitor if isinstance(monitor, str) else "valid_" if callable(monitor) else ""
+
+
+def _why_not(callback, kind, judged):
+    """Why a callback could not do what skorch documents, or None."""
+    if issubclass(kind, ScoringBase):
+        return (
+            "scores predictions of rows X, and an energy predicts nothing. The held-out gain is "
+            "in the history as minus valid_loss; for other scores write a callback with "
+            "on_epoch_end."
+        )
+    if issubclass(kind, InputShapeSetter):
+        return "reads the shape of X, which a module is given here as n_features."
+    if issubclass(kind, Checkpoint | TrainEndCheckpoint):
+        if getattr(callback, "load_best", False):
+            return "must have load_best=False: the state that is best on held-out rows is kept."
+        if getattr(callback, "f_pickle", None) is not None:
+            return "must have f_pickle=None: a net in training cannot be pickled; take f_params."
+    monitor = _monitor(callback)
+    if not judged and monitor.startswith("valid_") and monitor != "valid_":
+        return (
+            f"watches {monitor!r}, but patience=None judges nothing on held-out rows. Set patience "
+            f'(a large one never stops), or monitor="{monitor.replace("valid_", "train_")}".'
+        )
+    return None
 
 
 class EngineNet(NeuralNet):
@@ -54,12 +111,17 @@ class EngineNet(NeuralNet):
             max_epochs=max_epochs,
             train_split=None,  # pyright: ignore[reportArgumentType]
             callbacks=list(callbacks or []),
-            verbose=0,
+            # what callbacks print is skorch's own affair; without any nothing is printed
+            verbose=int(bool(callbacks)),
+            batch_size=1,  # of the items that `batches` counts, for progress bars
             device=device,  # pyright: ignore[reportArgumentType]
         )
         self.loss, self.batches, self.evaluate, self.progress = loss, batches, evaluate, progress
-        self.patience, self.evaluate_every, self.opponent = patience, evaluate_every, opponent
-        self.max_gradient_norm = max_gradient_norm
+        # whoever counts epochs without a better valid_loss wants one after every epoch
+        watched = any(_monitor(_without_name(c)).startswith("valid_") for c in callbacks or ())
+        self.evaluate_every = 1 if watched else evaluate_every
+        self.patience, self.opponent = patience, opponent
+        self.max_gradient_norm, self.averaged = max_gradient_norm, None
 
     def get_default_callbacks(self) -> list:
         return []
@@ -106,13 +168,23 @@ class EngineNet(NeuralNet):
             self.averaged.swap()
         else:
             self.module_.load_state_dict(self.best_state)
+        self.averaged = None
         return self
+
+    def save_params(self, *args: Any, **kwargs: Any) -> None:
+        """Save as skorch does, in training the moving average of the weights: that is judged."""
+        trains = self.averaged is not None
+        if trains:
+            self.averaged.swap()
+        super().save_params(*args, **kwargs)
+        if trains:
+            self.averaged.swap()
 
     def run_single_epoch(
         self, iterator: Any, training: bool, prefix: str, step_fn: Callable, **fit_params: Any
     ) -> None:
         self._set_training(training)
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
         for batch in iterator:
             # bookkeeping per batch costs as much as a small step: only when somebody listens
             if self.callbacks_:
@@ -142,7 +214,9 @@ class EngineNet(NeuralNet):
         mean = total.item() / len(iterator)
         if not math.isfinite(mean):
             raise DivergenceError(f"The training loss became {mean}; {WHAT_TO_LOWER}")
+        earlier = [row[f"{prefix}_loss"] for row in self.history[:-1]]
         self.history.record(f"{prefix}_loss", mean)
+        self.history.record(f"{prefix}_loss_best", mean < min(earlier, default=math.inf))
         self.history.record(f"{prefix}_batch_count", len(iterator))
 
     def raise_by_opponent(self, progress: float) -> None:

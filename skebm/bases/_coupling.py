@@ -135,10 +135,10 @@ class _CouplingLayer(nn.Module):
         self.n_mapped = n_features - self.n_fixed
 
         def parameter(*shape, scale=0.0):
-            draws = torch.stack([torch.rand(*shape, generator=own) for own in rngs])
-            return nn.Parameter(scale * (2 * draws - 1))
+            draws = [torch.rand(*shape, generator=own, dtype=torch.float32) for own in rngs]
+            return nn.Parameter(scale * (2 * torch.stack(draws) - 1))
 
-        eye = torch.eye(n_features)
+        eye = torch.eye(n_features, dtype=torch.float32)
         start = [eye[_order(n_features, shuffle, own)] for own in rngs]
         self.register_buffer("permutation", torch.stack(start))
         # W = (lower triangle, ones on the diagonal) (upper triangle, exp on it) permutation
@@ -208,7 +208,7 @@ class _CouplingLayer(nn.Module):
             both = index.unsqueeze(1).expand(-1, 2, -1, -1, -1)
         # widths and heights, and where they begin
         size = _MIN_SIZE + free * share.gather(2, both).squeeze(2)
-        end = _MIN_SIZE * (index + 1) + free * total.gather(2, both).squeeze(2)
+        end = _MIN_SIZE * (index + 1).to(x.dtype) + free * total.gather(2, both).squeeze(2)
         (width, height), (left, bottom) = size.unbind(1), (end - size).unbind(1)
         at = torch.cat([index - 1, index], dim=1)
         slopes = log_slopes.gather(1, at.clamp(0, self.n_bins - 2))

@@ -96,6 +96,8 @@ def fit_bases(
         columns.append(
             torch.cat([q.log_prob(x[held]) for q, (_, held) in zip(fitted, splits, strict=True)])
         )
+    if len(distributions) == 1:
+        return distributions[0]
     weights = stacking_weights(torch.stack(columns, dim=1), held_weight)
     kept = [j for j in range(len(distributions)) if weights[j] > 0]
     if len(kept) == 1:

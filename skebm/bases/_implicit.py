@@ -69,11 +69,12 @@ class ImplicitGenerator(nn.Module):
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         rngs = spawn(rng, n_members)
         for n_in, n_out in zip(widths, widths[1:], strict=False):
-            draws = [torch.randn(n_in, n_out, generator=own) for own in rngs]
+            draws = [torch.randn(n_in, n_out, generator=own, dtype=torch.float32) for own in rngs]
             self.weights.append(n_in**-0.5 * torch.stack(draws))
-            self.biases.append(torch.zeros(n_members, 1, n_out))
+            self.biases.append(torch.zeros(n_members, 1, n_out, dtype=torch.float32))
         nn.init.zeros_(self.weights[-1])
-        self.log_scale = nn.Parameter(torch.full((n_members,), math.log(_MAX_SCALE)))
+        start = torch.full((n_members,), math.log(_MAX_SCALE), dtype=torch.float32)
+        self.log_scale = nn.Parameter(start)
 
     @property
     def scale(self) -> torch.Tensor:

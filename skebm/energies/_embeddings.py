@@ -134,7 +134,9 @@ class PeriodicEmbedding(nn.Module):
     ):
         super().__init__()
         shape = (1, n_features, n_frequencies)
-        draws = [torch.randn(shape, generator=own) for own in spawn(rng, n_members)]
+        draws = [
+            torch.randn(shape, generator=own, dtype=torch.float32) for own in spawn(rng, n_members)
+        ]
         self.frequencies = nn.Parameter(sigma * torch.stack(draws))
         self.n_members, self.n_features = n_members, n_features
         self.n_outputs = 2 * n_features * n_frequencies

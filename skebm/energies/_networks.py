@@ -53,7 +53,7 @@ class MLPEnergy(StackedEnergy):
         for n_units in hidden_layer_sizes:
             self.hidden.append(_Hidden(width, n_units, rngs))
             width = n_units
-        self.output = nn.Parameter(torch.zeros(n_members, width, 1))
+        self.output = nn.Parameter(torch.zeros(n_members, width, 1, dtype=torch.float32))
 
     def stacked(self, z: Tensor) -> Tensor:
         h = z if self.embedding is None else self.embedding(z)
@@ -70,12 +70,14 @@ class _Hidden(nn.Module):
         n_members = len(rngs)
 
         def uniform(n_rows):  # as torch.nn.Linear
-            draws = [torch.rand(n_rows, n_units, generator=own) for own in rngs]
+            draws = [
+                torch.rand(n_rows, n_units, generator=own, dtype=torch.float32) for own in rngs
+            ]
             return nn.Parameter(n_inputs**-0.5 * (2 * torch.stack(draws) - 1))
 
         self.weight, self.offset = uniform(n_inputs), uniform(1)
-        self.gain = nn.Parameter(torch.ones(n_members, 1, n_units))
-        self.bias = nn.Parameter(torch.zeros(n_members, 1, n_units))
+        self.gain = nn.Parameter(torch.ones(n_members, 1, n_units, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(n_members, 1, n_units, dtype=torch.float32))
 
     def forward(self, h: Tensor) -> Tensor:
         h = torch.baddbmm(self.offset, h, self.weight)

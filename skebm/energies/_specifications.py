@@ -17,6 +17,8 @@ from sklearn.base import BaseEstimator, is_classifier
 from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import nn
 
+from skebm._engine import check_callbacks
+from skebm._modules import layer_sizes
 from skebm._sklearn_compat import Interval, StrOptions
 from skebm.energies._embeddings import PeriodicEmbedding, PiecewiseLinearEmbedding
 from skebm.energies._networks import MLPEnergy
@@ -72,8 +74,10 @@ class Network(_Specification):
         None is skebm's own perceptron, :class:`~skebm.energies.MLPEnergy`. Else a module that maps
         (n, n_features) to (n,) or (n, 1): an instance, which is copied and never trained itself, or
         a class or factory, which is called with n_features and with the `module__*` settings.
-    hidden_layer_sizes : sequence of int, default=(128, 128)
-        Widths of the hidden layers of the perceptron.
+        Where all of its arguments have a value without, and none is called ``n_features``, it is
+        called with the settings alone, as skorch does. A module must not change its input in place.
+    hidden_layer_sizes : int or sequence of int, default=(128, 128)
+        Widths of the hidden layers of the perceptron; an int is one layer.
     embedding : {"auto", "periodic", "piecewise_linear"} or None, default="auto"
         How the perceptron sees a column [1]_. "periodic" are sines and cosines of learned
         frequencies, which are smooth. "piecewise_linear" is the position between the quantiles of
@@ -93,7 +97,11 @@ class Network(_Specification):
         least three looks at it (few rows are judged less than once per epoch) and, in a game, 200
         steps; the best state is kept. None trains to the end and keeps the last state.
     callbacks : list of skorch callbacks, default=None
-        Called while the networks train.
+        Called while the networks train, with skorch's history: ``train_loss``, and with `patience`
+        ``valid_loss``, minus the held-out gain in nats per row. `EpochScoring`, `BatchScoring` and
+        `InputShapeSetter` are refused: an energy predicts nothing, and there is no X to score. So
+        are the `load_best` of a `Checkpoint`, because `patience` says which state is kept, and its
+        `f_pickle`. A checkpoint holds the moving average of the weights, which is what is judged.
     **module_parameters : dict
         Arguments for a class or factory `module`, by skorch's convention, under names that begin
         with ``module__``: ``Network(MyModule, module__width=64)`` calls ``MyModule(n_features,
@@ -143,7 +151,7 @@ class Network(_Specification):
 
     _parameter_constraints: dict = {
         "module": [nn.Module, callable, None],
-        "hidden_layer_sizes": ["array-like"],
+        "hidden_layer_sizes": ["array-like", Integral],
         "embedding": [StrOptions({"auto", "periodic", "piecewise_linear"}), None],
         "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
@@ -229,16 +237,14 @@ class Network(_Specification):
         Raises
         ------
         ValueError
-            Where a setting has a wrong type or is out of range; where `hidden_layer_sizes` or
+            Where a setting has a wrong type or is out of range; where a callback cannot do its
+            work here (see `callbacks`); where `hidden_layer_sizes` or
             `embedding`, which shape skebm's perceptron, are given beside a `module`; and where
             there are `module__*` settings but no class or factory that could take them.
         """
         super().validate()
-        sizes = tuple(self.hidden_layer_sizes)
-        if not all(isinstance(size, Integral) and size >= 1 for size in sizes):
-            raise ValueError(
-                f"hidden_layer_sizes={self.hidden_layer_sizes!r} must hold integers of at least 1."
-            )
+        sizes = layer_sizes(self.hidden_layer_sizes)
+        check_callbacks(self.callbacks, judged=self.patience is not None)
         arguments = self._module_arguments()
         if arguments and (self.module is None or isinstance(self.module, nn.Module)):
             raise ValueError(
@@ -310,7 +316,7 @@ class Network(_Specification):
         return MLPEnergy(
             n_features,
             n_members,
-            hidden_layer_sizes=self.hidden_layer_sizes,
+            hidden_layer_sizes=layer_sizes(self.hidden_layer_sizes),
             embedding=encoder,
             rng=rng,
         )

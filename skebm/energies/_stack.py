@@ -127,7 +127,7 @@ class ModuleStack(PrivateStream, StackedEnergy):
             self.members = nn.ModuleList(members).to("cpu", torch.float32)
             for member in self.members:  # a module that does not fit fails here
                 _as_vector(try_module(member, "energy_model", n_features), 3)
-        self.gain = nn.Parameter(torch.zeros(n_members))
+        self.gain = nn.Parameter(torch.zeros(n_members, dtype=torch.float32))
         self._next_seed = seed + 1
 
     def stacked(self, z: Tensor) -> Tensor:

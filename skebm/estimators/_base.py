@@ -19,6 +19,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from skebm import _threads
 from skebm._random import Seeds
 from skebm._sklearn_compat import Interval, StrOptions, _check_sample_weight, _fit_context
 from skebm._state import ModulesAsArrays
@@ -38,6 +39,8 @@ from skebm.training import (
     relative_precision,
     resolve_device,
 )
+
+from ._cells import bad_cell, refuse_what_would_be_read_through
 
 AUTO_CONTAMINATION = 0.05
 """``contamination="auto"``: share of new rows of the same kind that `predict` calls outliers."""
@@ -171,8 +174,20 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         """
         before = self.__dict__.copy()
         n_threads = torch.get_num_threads()  # for training; all else is made of small steps
+        if _threads.was_forked:
+            _threads.was_forked = False
+            warn(
+                "this process was forked from one that computed with several threads; torch keeps "
+                "to one here, because it would wait for ever for the others. Start processes by "
+                "'spawn' or 'forkserver', or by joblib's loky, to train with several."
+            )
         try:
-            with limit_threads(1), Progress(self.verbose) as progress, torch.no_grad():
+            with (
+                torch.inference_mode(False),  # which training cannot do with; it allows gradients
+                torch.no_grad(),
+                limit_threads(1),
+                Progress(self.verbose) as progress,
+            ):
                 self._check_parameters()
                 rows, weight, groups, precision = self._read(X, sample_weight, groups)
                 rows = merge_near_ties(rows, precision)
@@ -195,6 +210,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
                 fitted = self._fit(rows, weight, columns, context)
                 self._keep(fitted, columns, seeds, copy_of)
                 self.offset_ = self._threshold(rows, weight, fitted.scores)
+                self.out_of_fold_offset_ = self._out_of_fold_threshold(rows, weight, fitted.scores)
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
@@ -204,7 +220,8 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
     def _read(self, X, sample_weight, groups):
         """Rows of positive weight, their weights and groups, and the precision of X."""
         precision = relative_precision(X)
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        refuse_what_would_be_read_through(sample_weight, "sample_weight")
+        X = self._checked(X, ensure_min_samples=2)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         used = weight > 0
         if used.sum() < 2:
@@ -248,6 +265,17 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
             return None
         return copy.deepcopy(model).to("cpu")
 
+    def _checked(self, X, **options):
+        """X as finite doubles; an error names the column that has something else."""
+        refuse_what_would_be_read_through(X)
+        try:
+            return validate_data(self, X, dtype=np.float64, **options)
+        except ValueError as error:
+            problem = bad_cell(X)
+            if problem is None:
+                raise
+            raise ValueError(problem) from error
+
     def _names(self, rows):
         """Names of the columns of X, for messages."""
         return getattr(self, "feature_names_in_", range(rows.shape[1]))
@@ -269,6 +297,16 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         held = ~np.isnan(held_out_scores)
         return float(weighted_quantile(held_out_scores[held], weight[held], AUTO_CONTAMINATION))
 
+    def _out_of_fold_threshold(self, rows, weight, held_out_scores):
+        """Score below which `fit_predict` calls a training row an outlier."""
+        if self.contamination == "auto":
+            return self.offset_
+        scores = held_out_scores.copy()
+        seen = np.isnan(scores)
+        if seen.any():
+            scores[seen] = self._log_density(rows[seen])
+        return float(weighted_quantile(scores, weight, self.contamination))
+
     def _draw_seed(self, random_state):
         return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
@@ -276,7 +314,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
 
     def _validate(self, X: Any) -> FloatArray:
         check_is_fitted(self)
-        checked: Any = validate_data(self, X, dtype=np.float64, reset=False)
+        checked = self._checked(X, reset=False)
         rows = self._columns.snap(checked, relative_precision(X))
         elsewhere = self._columns.elsewhere(rows)
         if elsewhere.any():
@@ -388,9 +426,20 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def fit_predict(
-        self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None
+        self,
+        X: ArrayLike,
+        y: object = None,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
     ) -> NDArray[np.int_]:
-        """Fit, then label the same rows.
+        """Fit, then label the same rows, each by the member that has not seen it.
+
+        The density of a training row is flattered by the row itself. So the labels come from
+        `out_of_fold_scores_`, and not from `predict`, which is for new rows: with
+        ``contamination="auto"`` the rows below `offset_` are outliers, with a number the share with
+        the lowest out-of-fold scores. Rows that were never held out (with one member, or beyond
+        50,000 per member) are judged by `score_samples`, and so are rows of weight zero, which
+        were left out of the fit.
 
         Parameters
         ----------
@@ -398,12 +447,23 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         y : Ignored
             Present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
+        groups : array-like of shape (n_samples,), default=None
+            As in `fit`.
 
         Returns
         -------
         ndarray of shape (n_samples,), int
+            +1 for inliers, -1 for outliers.
         """
-        return self.fit(X, sample_weight=sample_weight).predict(X)
+        self.fit(X, sample_weight=sample_weight, groups=groups)
+        scores = self.out_of_fold_scores_
+        if np.ndim(sample_weight) == 1:
+            used = np.asarray(sample_weight, dtype=np.float64) > 0
+            scores = np.full(len(used), np.nan)
+            scores[used] = self.out_of_fold_scores_
+        if np.isnan(scores).any():
+            scores = np.where(np.isnan(scores), self.score_samples(X), scores)
+        return np.where(scores < self.out_of_fold_offset_, -1, 1)
 
     # ------------------------------------------------------------------ pickling
 

@@ -239,6 +239,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         return -(self.score_samples(X) + self.log_partition_.mean())
 
     @_if_differentiable
+    @torch.inference_mode(False)
     def stein_score(self, X: ArrayLike) -> FloatArray:
         """Gradient of the log-density at every row.
 
@@ -270,6 +271,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
 
     # ------------------------------------------------------------------ sampling
 
+    @torch.inference_mode(False)
     def sample(
         self, n_samples: int = 1, random_state: RandomState = None, *, n_steps: int = 0
     ) -> FloatArray:

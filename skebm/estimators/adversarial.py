@@ -38,8 +38,8 @@ class AdversarialEBM(TiltedDensity):
 
     a bound on log Z that is tight where g is the model [1]_. As in :class:`~skebm.NCEDensity`,
     log Z is measured afterwards, the estimator is the mean of `n_members` cross-fitted members, and
-    f is kept only if the held-out likelihood gains by more than two standard errors, so the result
-    is not below its base. By the same rule a generator that is a flow, and has become a better
+    f is kept only if the held-out likelihood gains by more than two standard errors, which is a test
+    and no guarantee that the result is not below its base. By the same rule a generator that is a flow, and has become a better
     density than both, is the model in their place.
 
     Parameters
@@ -83,9 +83,10 @@ class AdversarialEBM(TiltedDensity):
         h and h = .5, without a trained energy, so that `score_samples` is the mean of three
         log-densities up to a constant.
     contamination : float or "auto", default="auto"
-        Share of the training rows that `predict` calls outliers. "auto" takes the threshold from
-        out-of-fold scores instead, so that 5 % of *new* rows of the same distribution fall below
-        it.
+        Share of the training rows that `predict` and `fit_predict` call outliers; rows with the
+        score at which the share ends are none, so that with ties it is less. "auto" takes the
+        threshold from out-of-fold scores instead, so that 5 % of *new* rows of the same
+        distribution fall below it.
     device : str, default="auto"
         "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Networks train, and the
         model scores and samples, on the device; all else is fitted on the CPU.
@@ -119,10 +120,17 @@ class AdversarialEBM(TiltedDensity):
         ``n_iter``, ``held_out_log_likelihood`` (nats per row, out of fold, before recalibration;
         the first entry is the base) and ``train_loss`` (minus the value of the game and the
         penalty; no likelihood, because the bound moves).
+    training_log_ : list of dict
+        What skorch's callbacks see of the training, one dict per epoch; its ``batches`` are filled
+        only where there are callbacks. ``skorch.history.History(training_log_)`` is indexed as
+        skorch's own. Only where networks were trained.
     n_iter_ : int
         Epochs of the state kept; 0 if none was accepted.
     offset_ : float
         Threshold of `predict` on `score_samples`.
+    out_of_fold_offset_ : float
+        Threshold of `fit_predict` on `out_of_fold_scores_`: `offset_`, or where `contamination` is
+        a number, what that share of these scores lies below.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
         Log-density of every training row (of positive weight) under the member that has not seen
         it; NaN for rows that were never held out (with one member, or beyond 50,000 per member).
@@ -207,6 +215,7 @@ class AdversarialEBM(TiltedDensity):
             "log_partition_bound_std_error_": settled.bound_std_error.numpy(),
         }
 
+    @torch.inference_mode(False)
     def sample(
         self,
         n_samples: int = 1,

@@ -42,8 +42,9 @@ class ContrastiveDivergenceEBM(TiltedDensity):
     log-likelihood; the samples are Markov chains that follow f while it is learned, in Gaussianised
     coordinates. As in :class:`~skebm.NCEDensity`, q is a base that is fitted first, log Z is
     measured afterwards, the estimator is the mean of `n_members` cross-fitted members, and f is
-    kept only if the held-out likelihood gains by more than two standard errors, so the result is
-    not below its base.
+    kept only if the held-out likelihood gains by more than two standard errors. That is a test and
+    no guarantee; in 85 fits of the benchmarks the smallest gain over the base on new rows was -0.017
+    nats per row.
 
     Parameters
     ----------
@@ -89,9 +90,10 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         h and h = .5, without a trained energy, so that `score_samples` is the mean of three
         log-densities up to a constant.
     contamination : float or "auto", default="auto"
-        Share of the training rows that `predict` calls outliers. "auto" takes the threshold from
-        out-of-fold scores instead, so that 5 % of *new* rows of the same distribution fall below
-        it.
+        Share of the training rows that `predict` and `fit_predict` call outliers; rows with the
+        score at which the share ends are none, so that with ties it is less. "auto" takes the
+        threshold from out-of-fold scores instead, so that 5 % of *new* rows of the same
+        distribution fall below it.
     device : str, default="auto"
         "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Networks train, and the
         model scores and samples, on the device; all else is fitted on the CPU.
@@ -127,11 +129,18 @@ class ContrastiveDivergenceEBM(TiltedDensity):
     history_ : dict of ndarrays
         ``n_iter``, ``held_out_log_likelihood`` (nats per row, out of fold, before recalibration;
         the first entry is the base) and ``train_loss`` (which estimates no likelihood).
+    training_log_ : list of dict
+        What skorch's callbacks see of the training, one dict per epoch; its ``batches`` are filled
+        only where there are callbacks. ``skorch.history.History(training_log_)`` is indexed as
+        skorch's own. Only where networks were trained.
     n_iter_ : int
         Epochs of the state kept; 0 if no state was better than the base, whose modes the
         recalibration may still have weighted.
     offset_ : float
         Threshold of `predict` on `score_samples`.
+    out_of_fold_offset_ : float
+        Threshold of `fit_predict` on `out_of_fold_scores_`: `offset_`, or where `contamination` is
+        a number, what that share of these scores lies below.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
         Log-density of every training row (of positive weight) under the member that has not seen
         it; NaN for rows that were never held out (with one member, or beyond 50,000 per member).
@@ -253,6 +262,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
 
     # ------------------------------------------------------------------ sampling
 
+    @torch.inference_mode(False)
     def sample(
         self,
         n_samples: int = 1,

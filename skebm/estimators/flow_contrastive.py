@@ -35,7 +35,7 @@ class FlowContrastiveDensity(TiltedDensity):
     .. math:: V = E_{\mathrm{data}} \log D + E_q \log(1 - D),
 
     which draws p to the data; the flow lowers it, which draws q to the data, so that its samples
-    are always the hard ones. Then the energy learns once more, from zero, against the flow at rest,
+    stay hard to tell from rows. Then the energy learns once more, from zero, against the flow at rest,
     and boosted trees correct the better one of both, or the base. Of all stages, the flows among
     them, the state that is best on held-out rows is kept.
 
@@ -84,9 +84,10 @@ class FlowContrastiveDensity(TiltedDensity):
         h and h = .5, without a trained energy, so that `score_samples` is the mean of three
         log-densities up to a constant.
     contamination : float or "auto", default="auto"
-        Share of the training rows that `predict` calls outliers. "auto" takes the threshold from
-        out-of-fold scores instead, so that 5 % of *new* rows of the same distribution fall below
-        it.
+        Share of the training rows that `predict` and `fit_predict` call outliers; rows with the
+        score at which the share ends are none, so that with ties it is less. "auto" takes the
+        threshold from out-of-fold scores instead, so that 5 % of *new* rows of the same
+        distribution fall below it.
     device : str, default="auto"
         "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Networks train, and the
         model scores and samples, on the device; all else is fitted on the CPU.
@@ -126,11 +127,18 @@ class FlowContrastiveDensity(TiltedDensity):
         the first entry is the base), ``train_loss`` and ``jensen_shannon``, the Jensen-Shannon
         divergence between data and flow that the discriminator sees, log 2 + V / 2, in nats (NaN
         after the game).
+    training_log_ : list of dict
+        What skorch's callbacks see of the training, one dict per epoch; its ``batches`` are filled
+        only where there are callbacks. ``skorch.history.History(training_log_)`` is indexed as
+        skorch's own. Only where networks were trained.
     n_iter_ : int
         Epochs of the state kept, and iterations of boosting, counted through all stages; 0 if none
         was accepted.
     offset_ : float
         Threshold of `predict` on `score_samples`.
+    out_of_fold_offset_ : float
+        Threshold of `fit_predict` on `out_of_fold_scores_`: `offset_`, or where `contamination` is
+        a number, what that share of these scores lies below.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
         Log-density of every training row (of positive weight) under the member that has not seen
         it; NaN for rows that were never held out (with one member, or beyond 50,000 per member).

@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
+from skebm._engine import check_callbacks
+from skebm._modules import layer_sizes
 from skebm._sklearn_compat import Interval, StrOptions
 from skebm._statistics import gaussian_log_likelihood
 from skebm._typing import FloatArray, RandomState
@@ -83,8 +85,8 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         "mlp": a linear map and a perceptron. A module (instance, or a class or factory called with
         (n_components, n_features)) maps z to the mean of standardised columns, or to logits,
         (n, n_components) -> (n, n_features).
-    hidden_layer_sizes : sequence of int, default=(128, 128)
-        Of every perceptron.
+    hidden_layer_sizes : int or sequence of int, default=(128, 128)
+        Of every perceptron; an int is one hidden layer.
     learning_rate : float or "auto", default="auto"
         "auto" is 2e-3.
     weight_decay : float, default=1e-3
@@ -103,11 +105,12 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     smoothing : float or "scott", default=0.0
         Fits the density of X + h times standard deviation times normal noise.
     contamination : float or "auto", default="auto"
-        Share of the training rows that `predict` calls outliers. "auto" takes the threshold from
-        out-of-fold scores instead, so that 5 % of *new* rows of the same distribution fall below
-        it.
+        Share of the training rows that `predict` and `fit_predict` call outliers; rows with the
+        score at which the share ends are none, so that with ties it is less. "auto" takes the
+        threshold from out-of-fold scores instead, so that 5 % of *new* rows of the same
+        distribution fall below it.
     callbacks : list of skorch callbacks, default=None
-        Called in training.
+        Called in training, as those of :class:`~skebm.Network`.
     device : str, default="auto"
         "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Networks train, and the
         model scores and samples, on the device; all else is fitted on the CPU.
@@ -129,10 +132,17 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         the low side; the first entry is the start, NaN where an epoch was not judged) and
         ``train_loss`` (minus the evidence lower bound; the entropy of implicit encoders counts as
         if they were Gaussian).
+    training_log_ : list of dict
+        What skorch's callbacks see of the training, one dict per epoch; its ``batches`` are filled
+        only where there are callbacks. ``skorch.history.History(training_log_)`` is indexed as
+        skorch's own. Only where networks were trained.
     n_iter_ : int
         Epochs of the state kept; 0 if none beat the start.
     offset_ : float
         Threshold of `predict` on `score_samples`.
+    out_of_fold_offset_ : float
+        Threshold of `fit_predict` on `out_of_fold_scores_`: `offset_`, or where `contamination` is
+        a number, what that share of these scores lies below.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
         Log-density of the training rows (of positive weight) that were held out; NaN for the rest.
     out_of_fold_members_ : ndarray of shape (n_rows,), int
@@ -203,7 +213,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         "n_importance_samples": [Interval(Integral, 10, None, closed="left")],
         "encoder_model": [StrOptions({"mlp"}), callable, torch.nn.Module],
         "decoder_model": [StrOptions({"mlp"}), callable, torch.nn.Module],
-        "hidden_layer_sizes": ["array-like"],
+        "hidden_layer_sizes": ["array-like", Integral],
         "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -216,6 +226,8 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     # ------------------------------------------------------------------ fit
 
     def _check_parameters(self):
+        layer_sizes(self.hidden_layer_sizes)
+        check_callbacks(self.callbacks, judged=self.patience is not None)
         if self.likelihood == "bernoulli" and self.smoothing != 0.0:
             raise ValueError('smoothing leaves [0, 1]: it needs likelihood="gaussian".')
 

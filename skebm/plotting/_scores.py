@@ -69,7 +69,7 @@ class AnomalyScoreDisplay:
     def from_estimator(
         cls,
         estimator: Any,
-        X: ArrayLike,
+        X: ArrayLike | None = None,
         y: ArrayLike | None = None,
         *,
         response_method: str = "score_samples",
@@ -83,10 +83,13 @@ class AnomalyScoreDisplay:
         ----------
         estimator : object
             Fitted outlier detector.
-        X : array-like of shape (n_samples, n_features)
-            The rows to score.
+        X : array-like of shape (n_samples, n_features), default=None
+            The rows to score: new ones. None shows the training rows that were held out, by
+            ``out_of_fold_scores_`` and the threshold of ``fit_predict``; passed as X they would
+            look more ordinary than they are, because the model has seen them.
         y : array-like of shape (n_samples,), default=None
-            A known class per row, for colours only.
+            A known class per row, for colours only; without X per training row (of positive
+            weight).
         response_method : {"score_samples", "decision_function"}, default="score_samples"
             What to show: log-densities, whose threshold is ``offset_``, or their difference
             from it, whose threshold is zero.
@@ -102,20 +105,30 @@ class AnomalyScoreDisplay:
         display : AnomalyScoreDisplay
             The computed display.
         """
-        if response_method == "score_samples":
-            threshold, name = getattr(estimator, "offset_", None), "log-density (nats)"
-        elif response_method == "decision_function":
-            threshold, name = 0.0, "log-density above the threshold (nats)"
-        else:
+        names = {
+            "score_samples": "log-density (nats)",
+            "decision_function": "log-density above the threshold (nats)",
+        }
+        if response_method not in names:
             raise ValueError(
                 "response_method must be 'score_samples' or 'decision_function', "
                 f"got {response_method!r}."
             )
+        labels = None if y is None else np.asarray(y)
+        relative = response_method == "decision_function"
+        if X is None:
+            offset, scores = estimator.out_of_fold_offset_, estimator.out_of_fold_scores_
+            held = ~np.isnan(scores)
+            scores = scores[held] - (offset if relative else 0.0)
+            labels = None if labels is None else labels[held]
+        else:
+            offset = getattr(estimator, "offset_", None)
+            scores = np.asarray(getattr(estimator, response_method)(X))
         display = cls(
-            np.asarray(getattr(estimator, response_method)(X)),
-            threshold=threshold,
-            labels=None if y is None else np.asarray(y),
-            score_name=name,
+            scores,
+            threshold=0.0 if relative else offset,
+            labels=labels,
+            score_name=names[response_method],
         )
         return display.plot(ax=ax, **plot_params) if plot else display
 

@@ -307,7 +307,7 @@ class Chains:
     def advance_some(self, buffer: Walkers, n: int) -> Walkers:
         """The same for n chains of `buffer`, in place, with jumps first; returns these n."""
         shape = buffer.log_weight.shape
-        order = torch.rand(shape, generator=self.rng, device=self.device)
+        order = torch.rand(shape, generator=self.rng, dtype=torch.float32, device=self.device)
         index = order.argsort(1)[:, :n]
         across = index[..., None].expand(-1, -1, buffer.z.shape[-1])
         walkers = Walkers(buffer.z.gather(1, across), buffer.log_weight.gather(1, index))
@@ -327,7 +327,9 @@ class Chains:
             jump_rate = None
             if self.moves.reinit_fraction > 0:
                 shape = walkers.log_weight.shape
-                offered = torch.rand(shape, generator=self.rng, device=self.device)
+                offered = torch.rand(
+                    shape, generator=self.rng, dtype=torch.float32, device=self.device
+                )
                 offered = offered < self.moves.reinit_fraction
                 jumped, jump_rate = self.jump(walkers)
                 walkers = Walkers(

@@ -208,7 +208,8 @@ def _noise(task, k, n, start, rng):
         return task.features(proposal.sample(n, rng))
     z = task.features(proposal.sample(_PROPOSED * n, rng))
     weights = in_blocks(start.energy.member(k), z[None])[0].softmax(0)
-    return z[systematic_resampling(weights, torch.rand(1, generator=rng), n)]
+    offset = torch.rand(1, generator=rng, dtype=torch.float32)
+    return z[systematic_resampling(weights, offset, n)]
 
 
 def _curve(classifier, contrast, early_stopping):

@@ -156,12 +156,38 @@ def resolve(task: Task, given: Any, where: str) -> list[Any]:
         return [ConfiningGaussian(center, variance)] * len(task)
     candidates = _candidates(given, where, task.x)
     if candidates is None:
-        return [_fixed(given, where, task.columns)] * len(task)
-    done = iter(range(len(candidates)))
-    return fit_bases(
-        task.x, task.weight, task.splits, candidates, task.seeds.rng(where),
-        lambda name: task.progress.stage(f"{where}: {name}", next(done), len(candidates)),
-    )  # fmt: skip
+        distributions = [_fixed(given, where, task.columns)] * len(task)
+    else:
+        done = iter(range(len(candidates)))
+        distributions = fit_bases(
+            task.x, task.weight, task.splits, candidates, task.seeds.rng(where),
+            lambda name: task.progress.stage(f"{where}: {name}", next(done), len(candidates)),
+        )  # fmt: skip
+    if candidates is None or hasattr(given, "fit"):  # not one of ours
+        _check(task, distributions, given, where)
+    return distributions
+
+
+def _check(task, distributions, given, where):
+    """Refuse distributions of the user that cannot be drawn from, or leave rows without density."""
+    try:
+        for distribution in {id(q): q for q in distributions}.values():
+            distribution.sample(1, task.seeds.rng(where))
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{where}={given!r} cannot draw rows (its sample is not implemented), which log Z and "
+            'sample need; take one that can, such as KernelDensity(kernel="gaussian").'
+        ) from error
+    n_lost = sum(
+        int((~q.log_prob(task.x[held]).isfinite()).sum())
+        for q, held in zip(distributions, task.held, strict=True)
+    )
+    if n_lost:
+        raise ValueError(
+            f"{where}={given!r} gives no density to {n_lost} of the held-out rows, and "
+            "no tilt can put that right; take one with a density everywhere, such as "
+            'KernelDensity(kernel="gaussian"), "auto" or "kde".'
+        )
 
 
 def _candidates(given, where, x):

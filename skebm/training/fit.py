@@ -312,6 +312,8 @@ def finished(
         "log_partition_std_error_": partition.std_error.numpy(),
         "effective_sample_size_": partition.ess.numpy(),
     }
+    if trained.log:
+        attributes["training_log_"] = trained.log
     if trained.log_partition is not None:
         attributes["log_partition_learned_"] = trained.log_partition.numpy()
         # before recalibration: that is the f whose log Z was learned

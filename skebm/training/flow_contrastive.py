@@ -95,7 +95,7 @@ def train_by_flow_contrast(
 
 
 def _play(task, network, flow, generator_learning_rate, accuracy_threshold):
-    accuracy = torch.zeros((), device=task.device)
+    accuracy = torch.zeros((), dtype=torch.float32, device=task.device)
 
     def loss(game, y, z, log_base, weight, drawn):
         nonlocal accuracy
@@ -126,14 +126,15 @@ def _play(task, network, flow, generator_learning_rate, accuracy_threshold):
 def _better(task, before, after, keeps_best):
     """The better one of two energies (the second unless `keeps_best`), and its gain.
 
-    It has the history of both.
+    It has the history and the log of both.
     """
     history, n_before = _one_after_the_other(before.history, after.history)
     gain = task.mean_gain(after.held, after.pool).item()
     level = task.mean_gain(before.held, before.pool).item()
+    whole = {"history": history, "log": before.log + after.log}
     if keeps_best and gain <= level:
-        return replace(before, history=history), level
-    return replace(after, n_iter=n_before + after.n_iter, history=history), gain
+        return replace(before, **whole), level
+    return replace(after, n_iter=n_before + after.n_iter, **whole), gain
 
 
 def _one_after_the_other(first, second):

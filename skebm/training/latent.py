@@ -64,7 +64,7 @@ class LatentSettings:
     n_importance_samples: int
     encoder_model: Any
     decoder_model: Any
-    hidden_layer_sizes: Sequence[int]
+    hidden_layer_sizes: int | Sequence[int]
     learning_rate: float | str
     weight_decay: float
     batch_size: int
@@ -139,6 +139,7 @@ def _finished(task, settings, model, history, n_iter):
             "epoch": np.zeros(1, dtype=int),
             "validation_gain": np.atleast_1d(np.average(found, weights=task.weight[held])),
             "train_loss": np.full(1, np.nan),
+            "log": [],
         }
     attributes = {
         "n_iter_": n_iter,
@@ -149,6 +150,8 @@ def _finished(task, settings, model, history, n_iter):
             "train_loss": history["train_loss"],
         },
     }
+    if history["log"]:
+        attributes["training_log_"] = history["log"]
     if settings.likelihood == "gaussian":
         variance = np.zeros(len(columns.varying))
         learned = model.likelihood.variance.cpu().numpy()
@@ -177,7 +180,7 @@ def train_latent(
 
     Returns
     -------
-    dict of arrays
+    dict
         The engine's history; its gains are held-out log-likelihoods, in nats per row.
     """
     device, seeds = task.device, task.seeds

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from skebm._modules import layer_sizes
 from skebm._random import Seeds
 from skebm.latents import (
     FULL_NOISE_SHARE,
@@ -78,7 +79,7 @@ def build_model(
         # little noise: with much of it z is of no use at first, and may stay so
         total = factors.variance + loadings.square().sum(1)
         likelihood = GaussianLikelihood((FULL_NOISE_SHARE * total).float())
-    make = partial(perceptron, hidden_layer_sizes=settings.hidden_layer_sizes)
+    make = partial(perceptron, hidden_layer_sizes=layer_sizes(settings.hidden_layer_sizes))
     if isinstance(settings.decoder_model, str):
         decoder = AffinePlus(loadings, center, make(k, d, seed=seeds.of("decoder")))
     else:

@@ -34,7 +34,7 @@ class EnergyWithPartition(nn.Module):
     def __init__(self, energy: Any, log_partition: torch.Tensor | None = None):
         super().__init__()
         self.energy = energy
-        self.log_partition = nn.Parameter(torch.zeros(energy.n_members))
+        self.log_partition = nn.Parameter(torch.zeros(energy.n_members, dtype=torch.float32))
         if log_partition is not None:
             with torch.no_grad():
                 self.log_partition.copy_(log_partition)
@@ -158,6 +158,7 @@ def train_networks(
         pool=pool,
         n_iter=best,
         history={"n_iter": epochs, "gain": gain, "train_loss": history["train_loss"]},
+        log=history["log"],
     )
 
 

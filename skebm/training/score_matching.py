@@ -188,7 +188,7 @@ def _kinked_activations(energy):
     """Names of the piecewise-linear activations that a stack of modules evaluates."""
     training = energy.training
     with torch.no_grad(), _Calls() as calls:
-        energy.eval()(torch.zeros(energy.n_members, 2, energy.n_features))
+        energy.eval()(torch.zeros(energy.n_members, 2, energy.n_features, dtype=torch.float32))
     energy.train(training)
     return sorted(calls.names & PIECEWISE_LINEAR)
 

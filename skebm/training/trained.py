@@ -29,6 +29,8 @@ class Trained:
         Learned log Z of the objective, where it learns one.
     results : dict
         What else the method leaves behind.
+    log : list of dict
+        History of skorch, one dict per epoch of all networks that were trained.
     candidates : tuple of Candidate
         Other models that may be better than the tilted bases.
     """
@@ -40,6 +42,7 @@ class Trained:
     history: dict[str, np.ndarray]
     log_partition: torch.Tensor | None = None
     results: dict[str, Any] = field(default_factory=dict)
+    log: list[Any] = field(default_factory=list)
     candidates: "tuple[Candidate, ...]" = ()
 
     @classmethod

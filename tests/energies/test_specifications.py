@@ -307,7 +307,10 @@ class TestRefusals:
         [
             ({"module": 3}, "module"),
             ({"module": "mlp"}, "module"),
-            ({"hidden_layer_sizes": 8}, "hidden_layer_sizes"),
+            ({"hidden_layer_sizes": 0}, "hidden_layer_sizes"),
+            ({"hidden_layer_sizes": -1}, "hidden_layer_sizes"),
+            ({"hidden_layer_sizes": 2.5}, "hidden_layer_sizes"),
+            ({"hidden_layer_sizes": True}, "hidden_layer_sizes"),
             ({"hidden_layer_sizes": (8, 0)}, "hidden_layer_sizes"),
             ({"hidden_layer_sizes": (8.0,)}, "hidden_layer_sizes"),
             ({"hidden_layer_sizes": [[8, 8]]}, "hidden_layer_sizes"),
@@ -320,6 +323,7 @@ class TestRefusals:
             ({"max_epochs": -1}, "max_epochs"),
             ({"patience": 0}, "patience"),
             ({"callbacks": "log"}, "callbacks"),
+            ({"callbacks": [7]}, "callbacks"),
         ],
     )
     def test_network(self, settings, name):

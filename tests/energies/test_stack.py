@@ -1,5 +1,6 @@
 import copy
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -41,6 +42,18 @@ def periodic(k):
 
 def user_module(k):
     return ModuleStack(small_network, D, k, seed=3)
+
+
+class InPlace(nn.Module):
+    """Moves the rows that it is given, in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(D, 1)
+
+    def forward(self, z):
+        z -= 1.0
+        return self.linear(z)
 
 
 # name -> stack of K members; a new energy joins all laws with one line
@@ -171,11 +184,42 @@ class TestUserModules:
             (nn.Linear(D + 1, 1), r"energy_model failed on rows of shape \(3, 3\)"),
             (lambda n_features: "net", r"energy_model\(3\) must return a torch.nn.Module"),
             (3.0, r"energy_model must be a torch.nn.Module"),
+            (InPlace, r"energy_model changes its input in place; .* x = x - 1"),
+            (nn.Sequential(nn.ReLU(inplace=True), nn.Linear(D, 1)), "energy_model changes its in"),
+            (lambda width, depth: None, r"energy_model could not be made by .*module__"),
+            (partial(small_network, rank=2), r"energy_model could not be made by .*rank"),
+            (nn.Bilinear(D, D, 1), r"energy_model failed on rows of shape \(3, 3\)"),
         ],
     )
     def test_clear_errors(self, bad, message):
         with pytest.raises(ValueError, match=message):
             ModuleStack(bad, D, 1)
+
+    @pytest.mark.parametrize(
+        ("make", "called_with"),
+        [
+            (lambda d: small_network(d), D),
+            (lambda d, width=7: small_network(d), D),
+            (lambda *sizes: small_network(*sizes), D),
+            (lambda width=7, *, n_features: small_network(n_features), D),
+            (lambda width=7, n_features=2: small_network(n_features), D),
+            # what skorch calls without the number of columns
+            (lambda n_inputs=D: small_network(n_inputs), D),
+            (lambda: small_network(D), D),
+            (partial(lambda n_inputs, width: small_network(n_inputs), n_inputs=D, width=7), D),
+            (partial(lambda width, d: small_network(d), 7), D),
+        ],
+    )
+    def test_is_called_with_the_number_of_columns_where_it_asks_for_it(self, make, called_with):
+        member = ModuleStack(make, D, 1).members[0]
+        assert member[0].in_features == called_with
+
+    def test_a_module_that_works_on_a_copy_of_its_input_is_taken(self):
+        class Copies(InPlace):
+            def forward(self, z):
+                return super().forward(z.clone())
+
+        assert perturbed(ModuleStack(Copies(), D, 2))(torch.randn(2, N, D)).shape == (2, N)
 
     def test_dropout_is_private_and_reproducible_in_threads(self):
         def with_dropout(n_features):

@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from threading import Event
 from types import SimpleNamespace
@@ -131,6 +132,8 @@ def quick(name, epochs=2):
     length = {Network: "energy_model__max_epochs", Boosting: "energy_model__max_iter"}
     if estimator.energy_model is not None:
         estimator.set_params(**{length[type(estimator.energy_model)]: epochs})
+    if name == "fce":
+        estimator.set_params(correction__max_iter=epochs)
     return estimator.set_params(n_partition_samples=1000)
 
 
@@ -556,6 +559,60 @@ def test_fits_depend_on_rows_and_seed_alone(name):
     assert scaled.offset_ == pytest.approx(reference.offset_ - shift, abs=1e-9)
 
 
+@contextmanager
+def doubles_in_inference_mode():
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+one_of_each = pytest.mark.parametrize(
+    "name",
+    ["nce-trees", "nce-network", "sm-sliced", "cd-from-rows", "fce", "adversarial", "vae"],
+    scope="module",
+)
+"""Every estimator, NCEDensity with trees and with a network, at the setting that is quickest."""
+
+
+@one_of_each
+def test_settings_of_torch_around_the_calls_change_nothing(name):
+    rows = data(2)[:60]
+
+    def used(estimator):
+        yield estimator.score_samples(rows)
+        yield estimator.sample(10, random_state=0)
+        if name in LATENT:
+            yield estimator.reconstruct(rows)
+        else:
+            yield estimator.stein_score(rows)
+            yield estimator.sample(5, random_state=0, n_steps=2)
+
+    before = quick(name).fit(rows)
+    expected = list(used(before))
+    with doubles_in_inference_mode():
+        inside = quick(name).fit(rows)
+        found = list(used(before)), list(used(inside))
+    for values in (*found, list(used(inside))):
+        for got, wanted in zip(values, expected, strict=True):
+            # two calls may differ by a rounding: sums of torch depend on where memory begins
+            np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_modules_of_users_are_built_alike_whatever_the_default_dtype():
+    def fit():
+        energy_model = Network(Noisy, max_epochs=2)
+        return NCEDensity(**network() | {"base": None, "noise": "gaussian", "energy_model":
+                          energy_model, "n_partition_samples": 1000}).fit(data(2)[:60])  # fmt: skip
+
+    expected = fit().score_samples(fresh(2)[:50])
+    with doubles_in_inference_mode():
+        found = fit().score_samples(fresh(2)[:50])
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 class Noisy(torch.nn.Module):
     """A user's energy that draws on torch's global generator while it trains."""
 
@@ -748,10 +805,49 @@ def test_contamination_is_the_share_of_flagged_training_rows(name):
     for contamination in (0.05, 0.5):
         flagged = fitted(name).score_samples(data(2)) < threshold(name, contamination)
         assert flagged.sum() == contamination * 400
-    estimator = quick(name).set_params(contamination=0.1)
+    # of rows with one score none is flagged where only some could be
+    estimator, rows = copy.deepcopy(fitted(name)), np.repeat(data(2)[:2], [37, 13], axis=0)
+    scores = estimator.score_samples(rows)
+    rare_is_odd = scores[-1] < scores[0]
+    for share, n_flagged in ((0.1, 0), (0.2, 0), (0.3, 13), (0.5, 13)):
+        with torch.no_grad():
+            offset = estimator.set_params(contamination=share)._threshold(rows, np.ones(50))
+        assert (scores < offset - 1e-9).sum() == n_flagged * rare_is_odd
+
+
+@every_estimator
+def test_labels_of_training_rows_are_out_of_fold(name):
+    # rows of weight zero are new to the fit
+    rows, weight = data(2)[:120], np.where(np.arange(120) % 6 == 5, 0.0, 1.0)
+    used, new = weight > 0, weight == 0
+    for contamination in ("auto", 0.1):
+        estimator = quick(name).set_params(contamination=contamination)
+        labels = estimator.fit_predict(rows, sample_weight=weight)
+        assert labels.dtype.kind == "i"
+        scores, in_sample = estimator.out_of_fold_scores_, estimator.score_samples(rows)
+        held = np.isfinite(scores)
+        scores = np.where(held, scores, in_sample[used])
+        threshold = estimator.out_of_fold_offset_
+        np.testing.assert_array_equal(labels[used] == -1, scores < threshold)
+        np.testing.assert_array_equal(labels[new] == -1, in_sample[new] < threshold)
+        # predict keeps its own threshold
+        np.testing.assert_array_equal(estimator.predict(rows) == -1, in_sample < estimator.offset_)
+        if contamination == "auto":
+            assert threshold == estimator.offset_
+            assert (scores[held] < threshold).mean() == pytest.approx(0.05, abs=1.0 / held.sum())
+        else:
+            assert (labels[used] == -1).sum() == 10
+    if held.all():  # the test would be idle if the two agreed
+        assert (in_sample[used] != scores).any()
+
+
+def test_one_member_labels_what_it_has_not_held_out_by_its_own_scores():
+    estimator = quick("nce-network").set_params(n_members=1, contamination=0.1)
     labels = estimator.fit_predict(data(2)[:100])
-    assert (labels == -1).sum() == 10
-    np.testing.assert_array_equal(labels, estimator.predict(data(2)[:100]))
+    scores = estimator.out_of_fold_scores_
+    assert np.isfinite(scores).sum() == 10
+    scores = np.where(np.isfinite(scores), scores, estimator.score_samples(data(2)[:100]))
+    np.testing.assert_array_equal(np.flatnonzero(labels == -1), np.sort(scores.argsort()[:10]))
 
 
 @every_estimator
@@ -797,19 +893,34 @@ def bad_inputs():
     tiny = rows * [1.0, 1e-320]
     weight = np.ones(30)
     weight[3] = -1.0
-    yield "nan", with_nan, None, "NaN"
-    yield "inf", with_inf, None, "infinity"
+    masked = np.ma.masked_array(rows, mask=np.eye(30, 2))
+    days = np.arange(60).reshape(30, 2).astype("M8[D]")
+    yield "nan", with_nan, None, r"^column 1 contains NaN, .* row 3: .*SimpleImputer\.$"
+    yield "nan in a list", with_nan.tolist(), None, "^column 1 contains NaN"
+    yield "nan in a tensor", torch.as_tensor(with_nan), None, "^column 1 contains NaN"
+    yield "inf", with_inf, None, "^column 1 contains infinity, .* row 3: .* clip"
+    yield "masked cells", masked, None, "2 masked cell.*first in column 0, row 0: .*not modelled"
+    yield "dates", days, None, "column 0 of X holds dates or times; turn it into numbers"
+    yield "durations", days - days[0, 0], None, "column 0 of X holds durations; turn it into"
+    yield (
+        "objects",
+        np.c_[rows.astype(object), days[:, 0].astype(object)],
+        None,
+        "column 2 of X holds dates",
+    )
     yield "one row", rows[:1], None, r"1 sample.*minimum of 2"
     yield "one distinct row", rows[[0] * 10], None, "every column of X is constant"
     yield "one axis", rows[:, 0], None, "Expected 2D array"
     yield "no column", rows[:, :0], None, "0 feature"
-    yield "strings", np.array([["a", "b"], ["c", "d"]]), None, "could not convert string"
+    yield "strings", np.array([["1", "b"], ["2", "d"]]), None, "^column 1 holds text .'b' in row 0"
     yield "huge", huge, None, "column 1 spans"
     yield "tiny", tiny, None, "column 1 varies by less than"
     yield "negative weight", rows, weight, "Negative values in data passed to `sample_weight`"
     yield "wrong weights", rows, weight[:7], "sample_weight.shape"
     yield "one weight", rows, np.eye(30)[0], "positive for at least 2 samples"
     yield "nan weight", rows, np.full(30, np.nan), "sample_weight contains NaN"
+    masked = np.ma.masked_array(np.ones(30), mask=np.arange(30) == 3)
+    yield "masked weight", rows, masked, "sample_weight is a masked array .* row 3"
 
 
 @every_estimator
@@ -823,10 +934,30 @@ def test_bad_rows_are_refused_by_name(name, X, weight, message):
 
 def test_bad_column_of_a_frame_is_named():
     pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"good": [0.0, 1.0, 2.0], "bad": [0.0, 1.0, 1e200]})
-    for factory in ESTIMATORS.values():
-        with pytest.raises(ValueError, match="column 'bad' spans"):
-            factory().fit(frame)
+    days = pandas.date_range("2024-01-01", periods=3)
+    bad = {
+        "spans": [0.0, 1.0, 1e200],
+        "contains NaN": [0.0, None, 1.0],
+        "contains infinity": [0.0, np.inf, 1.0],
+        "holds text": ["x", "y", "x"],
+        "(of X )?holds dates": days,
+        "of X holds dates": days.tz_localize("UTC"),
+        "of X holds durations": days - days[0],
+        " of X holds dates": list(days.date),
+        "contains NaN, a missing": pandas.array([1, None, 2], dtype="Int64"),
+    }
+    for message, values in bad.items():
+        frame = pandas.DataFrame({"good": [0.0, 1.0, 2.0], "bad": values})
+        for factory in ESTIMATORS.values():
+            with pytest.raises(ValueError, match=f"column 'bad' {message.strip()}"):
+                factory().fit(frame)
+    # alone they are no counts of their unit
+    for values in (days, days - days[0]):
+        with pytest.raises(ValueError, match="column 'bad' of X holds"):
+            NCEDensity().fit(pandas.DataFrame({"bad": values}))
+    estimator = fitted("nce-trees")
+    with pytest.raises(ValueError, match="^column 1 contains NaN"):
+        estimator.score_samples([[0.0, 1.0], [0.0, np.nan]])
 
 
 BAD_VALUES = {
@@ -836,8 +967,8 @@ BAD_VALUES = {
     "random_state": ["seed"], "warm_start": ["yes"], "verbose": [-1],
 }  # fmt: skip
 BAD_TRAINING = {
-    "hidden_layer_sizes": [3], "learning_rate": [-1.0], "weight_decay": [-1.0], "batch_size": [0],
-    "max_epochs": [-1], "patience": [0], "callbacks": ["print"],
+    "hidden_layer_sizes": [0, -1, 2.5], "learning_rate": [-1.0], "weight_decay": [-1.0],
+    "batch_size": [0], "max_epochs": [-1], "patience": [0], "callbacks": [[7], "print"],
 }  # fmt: skip
 
 
@@ -854,10 +985,18 @@ def test_bad_parameters_are_refused_by_name(name):
         bad |= {"validation_fraction": [1.0]}
     else:
         for parameter, values in BAD_TRAINING.items():
-            refused(parameter, energy_model=Network(**{parameter: values[0]}))
+            for value in values:
+                refused(parameter, energy_model=Network(**{parameter: value}))
     for parameter, values in bad.items():
         for value in values:
             refused(parameter, **{parameter: value})
+
+
+def test_history_of_skorch_and_sizes_of_a_latent_variable_model():
+    one, same = (quick("vae").set_params(hidden_layer_sizes=n).fit(data(2)) for n in (16, (16,)))
+    losses = [row["train_loss"] for row in one.training_log_]
+    np.testing.assert_array_equal(losses, one.history_["train_loss"][1:])
+    np.testing.assert_array_equal(losses, same.history_["train_loss"][1:])
 
 
 @every_estimator

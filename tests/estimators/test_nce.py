@@ -19,7 +19,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity, KNeighborsClassifier
 from skorch.callbacks import Callback
 from torch import nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent, Normal, Uniform
 
 from skebm import Boosting, NCEDensity, Network
 from skebm.bases import MarginalGaussianization
@@ -293,6 +293,33 @@ def test_a_base_must_be_able_to_sample(moons):
         NCEDensity(base=IsolationForest()).fit(moons)
 
 
+def unit_square():
+    zeros = torch.zeros(2, dtype=torch.float64)
+    return Independent(Uniform(zeros, zeros + 1.0), 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda X: KernelDensity(kernel="tophat", bandwidth=0.1), "gives no density to .* held-"),
+        (lambda X: unit_square(), r"gives no density to \d+ of the held-out rows"),
+        (lambda X: KernelDensity(kernel="epanechnikov"), "cannot draw rows"),
+        (lambda X: KernelDensity(kernel="epanechnikov").fit(X), "cannot draw rows"),
+        (lambda X: KernelDensity(kernel="cosine", bandwidth=3.0).fit(X), "cannot draw rows"),
+    ],
+)
+@pytest.mark.parametrize("where", ["base", "noise"])
+def test_distributions_that_no_tilt_can_repair_are_refused(where, given, message, moons):
+    with pytest.raises(ValueError, match=rf"(?s)^{where}=.*{message}"):
+        NCEDensity(**QUICK | {where: given(moons)}).fit(moons)
+
+
+def test_a_compact_kernel_that_covers_the_rows_is_taken(moons):
+    base = KernelDensity(kernel="tophat", bandwidth=3.0)
+    estimator = NCEDensity(**QUICK | {"base": base}, energy_model=None).fit(moons)
+    assert np.isfinite(estimator.out_of_fold_scores_).all()
+
+
 # ---------------------------------------------------------------------- energies
 
 
@@ -491,6 +518,28 @@ def test_callbacks_of_skorch_are_called(moons):
     NCEDensity(**QUICK, energy_model=network(max_epochs=4, callbacks=[watch])).fit(moons)
     assert (watch.began, watch.epochs, watch.ended) == (1, 4, 1)
     assert watch.batches == 4 * round(200 / 64)
+
+
+def test_history_of_skorch_is_left_behind(moons):
+    estimator = NCEDensity(**QUICK, energy_model=network(max_epochs=4)).fit(moons)
+    log = estimator.training_log_
+    losses = [row["train_loss"] for row in log]
+    np.testing.assert_array_equal(losses, estimator.history_["train_loss"][1:])
+    assert not any(any(row["batches"]) for row in log)
+    watched = NCEDensity(**QUICK, energy_model=network(max_epochs=4, callbacks=[Watch()]))
+    batches = watched.fit(moons).training_log_[0]["batches"]
+    assert len(batches) == round(200 / 64)
+    np.testing.assert_allclose(np.mean([b["train_loss"] for b in batches]), losses[0], rtol=1e-6)
+    trees = NCEDensity(**QUICK, energy_model=Boosting(max_iter=2)).fit(moons)
+    assert not hasattr(trees, "training_log_")
+
+
+def test_an_int_is_one_hidden_layer(moons):
+    one, same = (
+        NCEDensity(**QUICK, energy_model=network(hidden_layer_sizes=size, max_epochs=4)).fit(moons)
+        for size in (16, (16,))
+    )
+    np.testing.assert_array_equal(one.history_["train_loss"], same.history_["train_loss"])
 
 
 def test_callback_may_end_the_training(moons):

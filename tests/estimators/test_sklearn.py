@@ -55,6 +55,14 @@ EXPECTED_FAILURES = {
     )
 }
 
+# With several members only: the one of ImplicitVAE scores held-out rows like all others.
+EXPECTED_OF_MEMBERS = {
+    "check_outliers_fit_predict": (
+        "fit_predict labels the training rows by out-of-fold scores, because their own densities "
+        "are flattered by themselves; predict is for new rows."
+    )
+}
+
 
 pytestmark = [
     pytest.mark.usefixtures("small_flows"),
@@ -89,8 +97,9 @@ def checks():
     both = [kind(cls)(**quick) for cls, quick in QUICKLY.items()
             for kind in (lambda cls: cls, outlier_detector)]  # fmt: skip
     for estimator in both:
+        of_members = {} if isinstance(estimator, ImplicitVAE) else EXPECTED_OF_MEMBERS
         battery = estimator_checks_generator(
-            estimator, mark="xfail", expected_failed_checks=EXPECTED_FAILURES
+            estimator, mark="xfail", expected_failed_checks=EXPECTED_FAILURES | of_members
         )
         for item in battery:
             # pytest.param where the check is expected to fail, (estimator, check) otherwise

@@ -87,6 +87,8 @@ def test_leading_axes_are_flattened_for_modules():
         (nn.LSTM(3, 2), "decoder_model must map .*returned tuple"),
         (lambda a, b: None, r"decoder_model\(3, 2\) must return a torch.nn.Module, got None"),
         ("cnn", "decoder_model must be a torch.nn.Module"),
+        (lambda a: None, r"decoder_model could not be made by .*called as decoder_model\(3, 2\)"),
+        (nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)), "decoder_model changes its input"),
     ],
 )
 def test_errors_name_the_parameter(model, message):
