@@ -44,7 +44,7 @@ def log_integrals(est, X, recalibrated=True):
     model = est.model_
     if not recalibrated:
         model = type(model)(model.bases, model.proposals, model.features, model.energy)
-    x, _ = est._columns.standardize(X)
+    x = est._columns.standardize(X)
     axes = [np.linspace(c.min() - MARGIN, c.max() + MARGIN, N_GRID) for c in x.T]
     points = torch.as_tensor(np.stack(np.meshgrid(*axes), -1).reshape(-1, 2))
     base, tilted = [], []

@@ -13,8 +13,9 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from skebm._containers import like
 from skebm._sklearn_compat import _check_method_params, _check_sample_weight, _safe_indexing
+from skebm._statistics import weighted_quantile
 from skebm.bases import draw_from
-from skebm.estimators._base import AUTO_CONTAMINATION, BaseDensity, _weighted_quantile
+from skebm.estimators._base import AUTO_CONTAMINATION, BaseDensity
 from skebm.training import relative_precision
 
 from ._changes import as_rows, change_of, check_given, refuse_unknown
@@ -262,7 +263,7 @@ class DensityPipeline(Pipeline):
         else:
             scores = density.score_samples(z) + log_det - log_mass
             level = density.contamination
-        self.offset_ = _weighted_quantile(scores, weight, level)
+        self.offset_ = float(weighted_quantile(scores, weight, level))
 
     # ------------------------------------------------------------------ change of variables
 
@@ -467,7 +468,7 @@ class DensityPipeline(Pipeline):
             scores = np.where(np.isnan(scores), self.score_samples(X)[used], scores)
             level, threshold = self.steps[-1][1].contamination, self.offset_
             if level != "auto":
-                threshold = _weighted_quantile(scores, weight, level)
+                threshold = weighted_quantile(scores, weight, level)
             labels[used] = np.where(scores < threshold, -1, 1)
         return labels
 

@@ -38,9 +38,9 @@ class AdversarialEBM(TiltedDensity):
 
     a bound on log Z that is tight where g is the model [1]_. As in :class:`~skebm.NCEDensity`,
     log Z is measured afterwards, the estimator is the mean of `n_members` cross-fitted members, and
-    f is kept only if the held-out likelihood gains by more than two standard errors, which is a test
-    and no guarantee that the result is not below its base. By the same rule a generator that is a flow, and has become a better
-    density than both, is the model in their place.
+    f is kept only if the held-out likelihood gains by more than two standard errors, which is a
+    test and no guarantee that the result is not below its base. By the same rule a generator that
+    is a flow, and has become a better density than both, is the model in their place.
 
     Parameters
     ----------

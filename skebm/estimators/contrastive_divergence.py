@@ -43,8 +43,8 @@ class ContrastiveDivergenceEBM(TiltedDensity):
     coordinates. As in :class:`~skebm.NCEDensity`, q is a base that is fitted first, log Z is
     measured afterwards, the estimator is the mean of `n_members` cross-fitted members, and f is
     kept only if the held-out likelihood gains by more than two standard errors. That is a test and
-    no guarantee; in 85 fits of the benchmarks the smallest gain over the base on new rows was -0.017
-    nats per row.
+    no guarantee; in 85 fits of the benchmarks the smallest gain over the base on new rows was
+    -0.017 nats per row.
 
     Parameters
     ----------

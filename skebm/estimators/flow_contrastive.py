@@ -35,9 +35,9 @@ class FlowContrastiveDensity(TiltedDensity):
     .. math:: V = E_{\mathrm{data}} \log D + E_q \log(1 - D),
 
     which draws p to the data; the flow lowers it, which draws q to the data, so that its samples
-    stay hard to tell from rows. Then the energy learns once more, from zero, against the flow at rest,
-    and boosted trees correct the better one of both, or the base. Of all stages, the flows among
-    them, the state that is best on held-out rows is kept.
+    stay hard to tell from rows. Then the energy learns once more, from zero, against the flow at
+    rest, and boosted trees correct the better one of both, or the base. Of all stages, the flows
+    among them, the state that is best on held-out rows is kept.
 
     Parameters
     ----------

@@ -89,6 +89,44 @@ class ModesAndBackground(nn.Module):
         return torch.cat([inside * self.mixture.responsibilities(x), 1.0 - inside], dim=1)
 
 
+class MarginalBin(nn.Module):
+    """Indicator of an interval of one column, which recalibration may weight to match its mass.
+
+    Parameters
+    ----------
+    column : int
+    low, high : float
+        The interval is [low, high) on the standardised column.
+    """
+
+    def __init__(self, column: int, low: float, high: float):
+        super().__init__()
+        self.column, self.low, self.high = column, low, high
+
+    def responsibilities(self, x: torch.Tensor) -> torch.Tensor:
+        """One inside and zero outside, (n, d) -> (n, 1)."""
+        at = x[:, self.column]
+        return ((at >= self.low) & (at < self.high)).to(x.dtype)[:, None]
+
+
+class ModesTogether(nn.Module):
+    """All of several responsibilities, side by side.
+
+    Parameters
+    ----------
+    parts : sequence of nn.Module
+        With `responsibilities`.
+    """
+
+    def __init__(self, parts: Sequence[Any]):
+        super().__init__()
+        self.parts: Modules = nn.ModuleList(parts)
+
+    def responsibilities(self, x: torch.Tensor) -> torch.Tensor:
+        """All of theirs, (n, d) -> (n, n_components)."""
+        return torch.cat([part.responsibilities(x) for part in self.parts], dim=1)
+
+
 class TiltedMixture(nn.Module):
     r"""Mean over K members of :math:`q_k(x)\, e^{t_k(x)} / Z_k`.
 

@@ -7,9 +7,10 @@ import torch
 
 from skebm._typing import Distribution
 from skebm.bases import MAX_FIT_ROWS, fit_gaussian_mixture
-from skebm.models import ModesAndBackground, TiltedMixture
+from skebm.models import MarginalBin, ModesAndBackground, TiltedMixture
 from skebm.partition import ess, largest_power
 
+from .marginals import misplaced_bin, with_bins
 from .task import Task
 from .tilted_task import TiltedTask
 from .trained import Trained
@@ -17,6 +18,9 @@ from .trained import Trained
 MAX_MODES, ROWS_PER_MODE, ROWS_PER_COLUMN = 8, 50, 10
 """Size of the mixture whose components recalibration may weight: so many rows for each mode, and so
 many more for each column."""
+
+MAX_BINS = 5
+"""Bins of columns whose masses recalibration may match; then the tilt is rejected."""
 
 MIN_ESS = 0.02
 """Effective sample size, as a fraction, below which importance sampling is not trusted."""
@@ -62,18 +66,26 @@ def _tilted(task, trained, recalibrates, always):
     )
     if trained.energy is None or not changes:
         return untilted, False
-    inverse_temperature, mode_weights = 1.0, torch.zeros(0, dtype=torch.float64)
-    pool, gain = trained.pool, task.gain(trained.held, trained.pool)
-    if recalibrates:
-        inverse_temperature, mode_weights, gain = recalibrate(task, trained.held, trained.pool)
+    bins: list[MarginalBin] = []
+    while True:
+        judged = with_bins(task, bins)
+        inverse_temperature, mode_weights, gain = recalibrate(
+            judged, trained.held, trained.pool, only_bins=not recalibrates, n_bins=len(bins)
+        )
         pool = inverse_temperature * trained.pool
         if len(mode_weights):
-            pool = pool + task.responsibilities()[1] @ mode_weights
-    if not always and not is_gain(task, gain, pool):
-        return untilted, False
+            pool = pool + judged.responsibilities()[1] @ mode_weights
+        if not always and not is_gain(judged, gain, pool):
+            return untilted, False
+        factor = guard(judged, pool)
+        wrong = misplaced_bin(judged, factor * pool)
+        if wrong is None or (always and len(bins) == MAX_BINS):
+            break
+        if len(bins) == MAX_BINS:
+            return untilted, False
+        bins.append(wrong)
     model = TiltedMixture(task.bases, task.proposals, task.features, trained.energy)
-    factor = guard(task, pool)
-    model.calibrate(factor * inverse_temperature, factor * mode_weights, task.modes)
+    model.calibrate(factor * inverse_temperature, factor * mode_weights, judged.modes)
     return model, True
 
 
@@ -118,6 +130,8 @@ def recalibrate(
     pool_f: torch.Tensor,
     *,
     ridge: tuple[float, float] = (1e-2, 1e-3),
+    n_bins: int = 0,
+    only_bins: bool = False,
 ) -> tuple[float, torch.Tensor, torch.Tensor]:
     """Exponential tilt on [f, responsibilities of modes] by maximum likelihood on held-out rows.
 
@@ -132,6 +146,11 @@ def recalibrate(
     pool_f : Tensor (K, m)
     ridge : (float, float), default=(1e-2, 1e-3)
         For the factor on f and for the weights of the modes.
+    n_bins : int, default=0
+        How many of the modes, the last ones, are bins whose masses are to be matched: these
+        weights are free without a check, and without a ridge.
+    only_bins : bool, default=False
+        Whether nothing else is changed.
 
     Returns
     -------
@@ -153,6 +172,8 @@ def recalibrate(
     identity[0] = 1.0
     penalty = torch.full((n_features,), ridge[1], dtype=torch.float64)
     penalty[0] = ridge[0]
+    bins = list(range(n_features - n_bins, n_features))
+    penalty[bins] = 0.0
 
     def gain(theta):
         return task.gain([h @ theta for h in held], pool @ theta)
@@ -185,11 +206,15 @@ def recalibrate(
     weight = task.held_weight
     share = weight / weight.sum()
     half = torch.arange(len(weight)) % 2
-    best, best_columns = gain(identity), None
-    for columns in ([0], list(range(n_features))):
-        value = torch.where(
+
+    def crossed(columns):
+        return torch.where(
             half == 0, gain(fit(weight * half, columns)), gain(fit(weight * (1 - half), columns))
         )
+
+    best, best_columns = (crossed(bins), bins) if bins else (gain(identity), None)
+    for columns in () if only_bins else ([0, *bins], list(range(n_features))):
+        value = crossed(columns)
         rise = (share @ (value - best)).item()
         if rise > 0.0 and math.isfinite(rise):
             best, best_columns = value, columns

@@ -873,7 +873,7 @@ def test_out_of_fold_scores_are_of_members_that_have_not_seen_the_row(name):
     scores = estimator.out_of_fold_scores_
     assert np.isfinite(scores).all()
     # each is the score of one of the members
-    x = torch.as_tensor(estimator._columns.standardize(data(2))[0])
+    x = torch.as_tensor(estimator._columns.standardize(data(2)))
     with torch.no_grad():
         members = estimator.model_.log_members(x).numpy() + estimator._columns.log_det
     which = np.abs(members - scores).argmin(axis=0)
