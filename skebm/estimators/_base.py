@@ -24,6 +24,7 @@ from skebm._random import Seeds
 from skebm._sklearn_compat import Interval, StrOptions, _check_sample_weight, _fit_context
 from skebm._state import ModulesAsArrays
 from skebm._statistics import weighted_quantile
+from skebm._tensors import results_like, without_tensors
 from skebm._threads import limit_threads
 from skebm._typing import FloatArray, RandomState
 from skebm._version import __version__
@@ -156,7 +157,8 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows; numpy, pandas, polars or torch, finite, at least two different ones.
+            Rows; numpy, pandas, polars or torch, finite, at least two different ones. Of tensors,
+            results are arrays; under scikit-learn's array API dispatch they are tensors, too.
         y : Ignored
             Present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -219,10 +221,12 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
 
     def _read(self, X, sample_weight, groups):
         """Rows of positive weight, their weights and groups, and the precision of X."""
-        precision = relative_precision(X)
+        precision, X = relative_precision(X), without_tensors(X)
         refuse_what_would_be_read_through(sample_weight, "sample_weight")
         X = self._checked(X, ensure_min_samples=2)
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        weight = _check_sample_weight(
+            without_tensors(sample_weight), X, dtype=np.float64, ensure_non_negative=True
+        )
         used = weight > 0
         if used.sum() < 2:
             raise ValueError("sample_weight must be positive for at least 2 samples.")
@@ -314,7 +318,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
 
     def _validate(self, X: Any) -> FloatArray:
         check_is_fitted(self)
-        checked = self._checked(X, reset=False)
+        checked = self._checked(without_tensors(X), reset=False)
         rows = self._columns.snap(checked, relative_precision(X))
         elsewhere = self._columns.elsewhere(rows)
         if elsewhere.any():
@@ -361,8 +365,11 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         std_error : ndarray of shape (n_samples,), float64
             Only if `return_std`; in nats.
         """
-        X = self._validate(X)
-        return self._log_density_std(X) if return_std else self._log_density(X)
+        rows, like = self._validate(X), results_like(X)
+        if not return_std:
+            return like(self._log_density(rows))
+        log_density, std_error = self._log_density_std(rows)
+        return like(log_density), like(std_error)
 
     def score(
         self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None
@@ -382,8 +389,8 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         float
             In nats per row, in the units of X (a mean, as for GaussianMixture).
         """
-        scores = self.score_samples(X)
-        weight: Any = sample_weight
+        scores = self._log_density(self._validate(X))
+        weight: Any = without_tensors(sample_weight)
         if weight is not None:
             weight = _check_sample_weight(weight, scores[:, None], ensure_non_negative=True)
         return float(np.average(scores, weights=weight))
@@ -423,7 +430,8 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         -------
         ndarray of shape (n_samples,), int
         """
-        return np.where(self.decision_function(X) < 0, -1, 1)
+        scores = self._log_density(self._validate(X))
+        return results_like(X)(np.where(scores - self.offset_ < 0, -1, 1))
 
     def fit_predict(
         self,
@@ -458,12 +466,12 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         self.fit(X, sample_weight=sample_weight, groups=groups)
         scores = self.out_of_fold_scores_
         if np.ndim(sample_weight) == 1:
-            used = np.asarray(sample_weight, dtype=np.float64) > 0
+            used = np.asarray(without_tensors(sample_weight), dtype=np.float64) > 0
             scores = np.full(len(used), np.nan)
             scores[used] = self.out_of_fold_scores_
         if np.isnan(scores).any():
-            scores = np.where(np.isnan(scores), self.score_samples(X), scores)
-        return np.where(scores < self.out_of_fold_offset_, -1, 1)
+            scores = np.where(np.isnan(scores), self._log_density(self._validate(X)), scores)
+        return results_like(X)(np.where(scores < self.out_of_fold_offset_, -1, 1))
 
     # ------------------------------------------------------------------ pickling
 

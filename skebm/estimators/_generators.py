@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils import check_array, check_random_state
 
 from skebm._state import ModulesAsArrays
+from skebm._tensors import results_like, without_tensors
 from skebm._threads import limit_threads
 from skebm._typing import Distribution, FloatArray, RandomState
 from skebm.bases import JUDGED_AT_ONCE, Coordinates, ImplicitGenerator, StackedBase
@@ -50,7 +51,7 @@ class FlowDensity(ModulesAsArrays):
         ndarray of shape (n_samples,), float64
             In nats, in the units of X.
         """
-        rows = check_array(X, dtype=np.float64)  # pyright: ignore[reportArgumentType]
+        rows = check_array(without_tensors(X), dtype=np.float64)  # pyright: ignore[reportArgumentType]
         if rows.shape[1] != len(self._columns.varying):
             raise ValueError(
                 f"X has {rows.shape[1]} features, but the flow is expecting "
@@ -59,7 +60,8 @@ class FlowDensity(ModulesAsArrays):
         x = self._columns.standardize(rows)
         with torch.no_grad(), limit_threads(1):
             values = [self._mixture.log_prob(c) for c in torch.as_tensor(x).split(JUDGED_AT_ONCE)]
-        return torch.cat(values).numpy() + self._columns.log_factors(rows)
+        values = torch.cat(values).numpy() + self._columns.log_factors(rows)
+        return results_like(X)(values)
 
     def score(self, X: ArrayLike, y: object = None) -> float:
         """Mean log-density of the rows of X, in nats."""

@@ -17,6 +17,7 @@ from torch.distributions import Distribution
 
 from skebm._sklearn_compat import HasMethods, Interval, StrOptions
 from skebm._statistics import gaussian_log_likelihood
+from skebm._tensors import results_like
 from skebm._threads import limit_threads
 from skebm._typing import FloatArray, RandomState
 from skebm._warnings import warn
@@ -221,8 +222,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         ndarray of shape (n_samples,), float64
             In nats, in the units of X. What `score_samples` adds to it is what the energy learned.
         """
-        X = self._validate(X)
-        return self._on_rows(self.model_.base_log_prob, X)
+        return results_like(X)(self._on_rows(self.model_.base_log_prob, self._validate(X)))
 
     def energy(self, X: ArrayLike) -> FloatArray:
         """Energy of every row: minus the log-density, up to a constant of the fitted model.
@@ -255,11 +255,11 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         ndarray of shape (n_samples, n_features), float64
             In nats per unit of X; 0 along columns that were constant in `fit`.
         """
-        X = self._validate(X)
-        gradient = np.zeros(X.shape)
-        score = self._differentiable_model().score(self._tensor(X)).cpu().numpy()
+        rows = self._validate(X)
+        gradient = np.zeros(rows.shape)
+        score = self._differentiable_model().score(self._tensor(rows)).cpu().numpy()
         gradient[:, self._columns.varying] = score / self._columns.scale
-        return gradient
+        return results_like(X)(gradient)
 
     def _differentiable_model(self):
         """The model, with soft trees in place of hard ones."""

@@ -15,6 +15,7 @@ from skebm._engine import check_callbacks
 from skebm._modules import layer_sizes
 from skebm._sklearn_compat import Interval, StrOptions
 from skebm._statistics import gaussian_log_likelihood
+from skebm._tensors import results_like, without_tensors
 from skebm._typing import FloatArray, RandomState
 from skebm.latents import BernoulliLikelihood, GaussianLikelihood
 from skebm.models import antithetic_noise
@@ -311,7 +312,8 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
             Means of N(0, I) variables. The same rows give the same values.
         """
         x = self._tensor(self._validate(X))
-        return self._encode(x, lambda rows, noise: self.model_.encoder.moments(rows, noise)[0])
+        moments = self.model_.encoder.moments
+        return results_like(X)(self._encode(x, lambda rows, noise: moments(rows, noise)[0]))
 
     def reconstruct(self, X: ArrayLike) -> FloatArray:
         """Rows as the latent variables remember them: means of p(x | z) over the encoder's z.
@@ -330,7 +332,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         def means(rows, noise):
             return self.model_.mean(self.model_.encoder.draw(rows, noise)).mean(1)
 
-        return self._columns.restore(self._encode(x, means))
+        return results_like(X)(self._columns.restore(self._encode(x, means)))
 
     def inverse_transform(self, X: ArrayLike) -> FloatArray:
         """Mean of p(x | z) for latent variables.
@@ -346,7 +348,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
             In the units of the rows that were fitted.
         """
         check_is_fitted(self)
-        z = check_array(X, dtype=np.float64)  # pyright: ignore[reportArgumentType]
+        z = check_array(without_tensors(X), dtype=np.float64)  # pyright: ignore[reportArgumentType]
         if z.shape[1] != self.n_components_:
             raise ValueError(
                 f"X has {z.shape[1]} columns, but there are {self.n_components_} latent variables."
@@ -354,7 +356,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         z = torch.tensor(z, device=self._device)
         with torch.no_grad():
             parts = [self.model_.mean(rows) for rows in z.split(DECODED_ROWS)]
-        return self._columns.restore(torch.cat(parts).cpu().numpy())
+        return results_like(X)(self._columns.restore(torch.cat(parts).cpu().numpy()))
 
     def _encode(self, x, function):
         """``function(rows, noise)`` over all rows, with one noise for all of them."""

@@ -78,8 +78,8 @@ def _tilted(task, trained, recalibrates, always):
         if not always and not is_gain(judged, gain, pool):
             return untilted, False
         factor = guard(judged, pool)
-        wrong = misplaced_bin(judged, factor * pool)
-        if wrong is None or (always and len(bins) == MAX_BINS):
+        wrong = None if always else misplaced_bin(judged, factor * pool)
+        if wrong is None:
             break
         if len(bins) == MAX_BINS:
             return untilted, False

@@ -12,10 +12,12 @@ from types import SimpleNamespace
 import joblib
 import numpy as np
 import pytest
+import sklearn
 import torch
 from scipy import stats
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.mixture import GaussianMixture
 from sklearn.preprocessing import RobustScaler
 
 from skebm import (
@@ -515,6 +517,84 @@ def test_a_constant_column_is_met_within_the_precision_of_what_is_given(name, dt
     np.testing.assert_array_equal(estimator.score_samples(asked), estimator.score_samples(given))
     moved = X + [0.0, 1e-3]
     assert (estimator.score_samples(moved) == -np.inf).all()
+
+
+# ---------------------------------------------------------------------- tensors as tables
+
+
+@pytest.fixture
+def array_api_dispatch(monkeypatch):
+    monkeypatch.setenv("SCIPY_ARRAY_API", "1")
+    try:
+        context = sklearn.config_context(array_api_dispatch=True)
+        context.__enter__()
+    except ImportError as error:  # older versions of scikit-learn need array-api-compat
+        pytest.skip(str(error))
+    yield
+    context.__exit__(None, None, None)
+
+
+OF_ROWS = (
+    "score_samples", "decision_function", "predict", "base_score_samples", "energy", "stein_score",
+    "transform", "reconstruct",
+)  # fmt: skip
+
+
+@every_estimator
+def test_tensors_come_back_under_array_api_dispatch(name, array_api_dispatch):
+    estimator, rows, x = fitted(name), fresh(2)[:50], torch.from_numpy(fresh(2)[:50])
+    for method in OF_ROWS:
+        if hasattr(estimator, method):
+            result, array = (getattr(estimator, method)(X) for X in (x, rows))
+            assert isinstance(result, torch.Tensor)
+            np.testing.assert_array_equal(result, array)
+            assert result.numpy().dtype == array.dtype
+    for result, array in zip(
+        estimator.score_samples(x, return_std=True),
+        estimator.score_samples(rows, return_std=True),
+        strict=True,
+    ):
+        assert isinstance(result, torch.Tensor)
+        np.testing.assert_array_equal(result, array)
+    for flow in ("flow_", "generator_"):
+        if hasattr(estimator, flow):
+            result, array = (getattr(estimator, flow).score_samples(X) for X in (x, rows))
+            np.testing.assert_array_equal(result, array)
+            assert isinstance(result, torch.Tensor)
+    if name in LATENT:
+        result, array = (estimator.inverse_transform(X) for X in (x, rows))
+        np.testing.assert_array_equal(result, array)
+        assert isinstance(result, torch.Tensor)
+    weight = np.arange(50.0)
+    score = estimator.score(x, sample_weight=torch.from_numpy(weight))
+    assert score == estimator.score(rows, sample_weight=weight)
+    assert estimator.offset_ == fitted(name).offset_
+    # a fit learns the same from them
+    rows, weight = data(1)[:50], 1.0 + np.arange(50.0)
+    plain = quick(name).fit(rows, sample_weight=weight)
+    again = quick(name).fit(torch.from_numpy(rows), sample_weight=torch.from_numpy(weight))
+    np.testing.assert_array_equal(again.score_samples(rows), plain.score_samples(rows))
+
+
+def test_tensors_come_back_as_from_a_gaussian_mixture(array_api_dispatch):
+    x = torch.from_numpy(data(2))
+    theirs = GaussianMixture(2, init_params="random_from_data", random_state=0).fit(x)
+    for method in ("score_samples", "predict", "score", "fit_predict"):
+        ours, expected = (getattr(e, method)(x) for e in (quick("nce-base-alone").fit(x), theirs))
+        assert type(ours) is type(expected)
+        if method != "score":
+            assert (ours.dtype, ours.shape, ours.device) == (
+                expected.dtype, expected.shape, expected.device,
+            )  # fmt: skip
+
+
+@every_estimator
+def test_coarse_tensors_are_taken_as_their_values(name):
+    for dtype in (torch.bfloat16, torch.float16):
+        x = torch.from_numpy(fresh(2)[:50]).to(dtype)
+        scores = fitted(name).score_samples(x)
+        assert isinstance(scores, np.ndarray)
+        np.testing.assert_array_equal(scores, fitted(name).score_samples(x.double().numpy()))
 
 
 # ---------------------------------------------------------------------- determinism and state

@@ -10,8 +10,10 @@ from torch import nn
 
 from skebm.bases import GaussianMixtureBase, KernelDensityBase, StackedBase
 from skebm.partition import ess
+from skebm.training import Trained
 from skebm.training import tilted_task as task_module
-from skebm.training.acceptance import MIN_ESS, guard, is_gain, recalibrate
+from skebm.training.acceptance import MIN_ESS, accept, guard, is_gain, recalibrate
+from skebm.training.marginals import misplaced_bin
 from skebm.training.tilted_task import POOL_SIZE
 
 
@@ -262,3 +264,83 @@ def test_guard_of_an_absurd_tilt(tilted):
     _, pool = values(m, bump)
     factor = guard(m, 1e9 * pool)
     assert least_ess(m, 1e9 * factor * pool) >= MIN_ESS
+
+
+# ---------------------------------------------------------------- marginal masses
+
+
+class Given(nn.Module):
+    """An energy that is known: f of the features."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, z):
+        return torch.stack([self.f(rows) for rows in z])
+
+
+def accepted(task, f, **options):
+    held, pool = values(task, f)
+    trained = Trained(Given(f), held, pool, 1, {})
+    return accept(task, trained, always=False, **{"recalibrates": True} | options)
+
+
+def draining(x):
+    """Much likelihood at a needle around 1, and none of it paid by the rows below -1."""
+    return 4.0 * ((x[:, 0] - 1.0).abs() < 0.01).to(x) - 1.5 * (x[:, 0] < -1.0).to(x)
+
+
+def needle(n, seed=0):
+    """N(0, 1), with a fifth of the rows at 1."""
+    generator = np.random.default_rng(seed)
+    x = np.where(generator.random((n, 1)) < 0.2, 1.0 + 0.005 * generator.uniform(-1, 1, (n, 1)),
+                 generator.normal(size=(n, 1)))  # fmt: skip
+    return torch.as_tensor(x)
+
+
+def mass_below(model, bound):
+    """Probability of x < bound, by quadrature."""
+    grid = torch.linspace(-9.0, 9.0, 360_001, dtype=torch.float64)[:, None]
+    density = model.log_members(grid).exp()  # log Z is not measured yet
+    share = density / density.sum(1, keepdim=True)
+    return share[:, grid[:, 0] < bound].sum(1).mean().item()
+
+
+def test_a_tilt_that_drains_a_bin_gets_its_mass_back(tilted):
+    task = tilted(needle(2000), [gaussian()] * 2)
+    model, kept = accepted(task, draining)
+    assert kept
+    share = (task.x < -1.0).double().mean().item()
+    # of the tilt alone about a quarter is left there
+    assert 0.85 * share < mass_below(model, -1.0) < 1.15 * share
+    held, pool = values(task, draining)
+    found = misplaced_bin(task, pool)
+    assert found is not None
+    assert found.column == 0
+
+
+def test_without_recalibration_bins_alone_are_matched(tilted):
+    task = tilted(needle(2000), [gaussian()] * 2)
+    model, kept = accepted(task, draining, recalibrates=False)
+    assert kept
+    assert model.inverse_temperature == 1.0
+    assert mass_below(model, -1.0) > 0.8 * (task.x < -1.0).double().mean().item()
+
+
+def test_right_masses_are_left_alone(tilted):
+    wrong = 0
+    for seed in range(20):
+        x = normal(400, seed=seed, d=3)
+        task = tilted(x, [gaussian(d=3)] * 2, seed=seed)
+        _, pool = values(task, zero)
+        wrong += misplaced_bin(task, pool) is not None
+    assert wrong <= 2  # .2 expected
+
+
+def test_a_base_in_the_wrong_place_is_found(tilted):
+    x = normal(400, d=3)
+    x[:, 1] += 0.4
+    task = tilted(x, [gaussian(d=3)] * 2)
+    _, pool = values(task, zero)
+    assert misplaced_bin(task, pool).column == 1

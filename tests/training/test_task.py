@@ -59,6 +59,24 @@ def test_splits_are_random_and_reproducible():
     assert not torch.equal(a[0][1], torch.arange(20))
 
 
+@pytest.mark.parametrize("n_members", [1, 3, 8])
+def test_groups_are_held_out_together(n_members):
+    sizes = [40, 1, 1, 30, 5, 5, 18]
+    groups = np.random.default_rng(0).permutation(np.repeat(np.arange(7), sizes))
+    splits = make_splits(100, n_members, 0.1, rng(), groups)
+    assert len(splits) == min(n_members, 7)
+    for train, held in splits:
+        assert not set(groups[train.numpy()]) & set(groups[held.numpy()])
+        assert sorted(torch.cat([train, held]).tolist()) == list(range(100))
+    held = [len(h) for _, h in splits]
+    if n_members == 3:
+        assert sorted(held) == [30, 30, 40]  # the large ones first, then the smallest fold
+    if n_members == 1:
+        assert 10 <= held[0] < 50
+    again = make_splits(100, n_members, 0.1, rng(), groups)
+    assert all(torch.equal(s[1], t[1]) for s, t in zip(splits, again, strict=True))
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.4])
 def test_copies_of_a_row_stay_in_its_fold(smoothing):
     X = np.random.default_rng(0).normal([3.0, -1.0], [2.0, 0.1], size=(300, 2))
