@@ -136,8 +136,9 @@ class NCEDensity(TiltedDensity):
     -----
     Columns are standardised by median and interquartile range, so the units of X change the scores
     by a constant only. A column with ties (integers, rounding) is modelled at its own resolution:
-    its values are spread evenly over the cells between them while fitting. A constant column is a
-    point mass.
+    its values are spread evenly over the cells between them while fitting. A constant column has
+    two states, its constant and elsewhere. The user guide says what becomes of weights, copies of
+    rows, groups and far rows (:ref:`tables`).
 
     Large tables: bases are fitted on at most 20,000 rows per member, boosted trees on at most
     200,000, and a member is judged on at most 50,000; networks see every row.

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -18,6 +19,7 @@ from scipy import stats
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import GroupKFold, cross_validate
 from sklearn.preprocessing import RobustScaler
 
 from skebm import (
@@ -187,7 +189,7 @@ def threshold(name, contamination):
     """Threshold of the fitted estimator, had it been fitted with that contamination."""
     estimator = copy.deepcopy(fitted(name)).set_params(contamination=contamination)
     with torch.no_grad():
-        return estimator._threshold(data(2), np.ones(400))
+        return estimator._threshold(data(2), np.ones(400), None)
 
 
 @cache
@@ -297,21 +299,27 @@ def test_constant_columns_and_rows_of_weight_zero_change_nothing(name):
     weight = np.where(bad, 0.0, 8.0)
     estimator = ESTIMATORS[name]().set_params(contamination=0.1).fit(table, sample_weight=weight)
     new = np.insert(fresh(2)[:100], [1, 2], [5.0, 0.0], axis=1)
-    np.testing.assert_array_equal(
-        estimator.score_samples(new), fitted(name).score_samples(fresh(2)[:100])
+    # two columns have shown one of their two states 400 times
+    both = 2 * math.log(401 / 402)
+    alone = fitted(name).score_samples(fresh(2)[:100])
+    np.testing.assert_allclose(estimator.score_samples(new), alone + both, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        estimator.out_of_fold_scores_, fitted(name).out_of_fold_scores_ + both, rtol=1e-12
     )
-    np.testing.assert_array_equal(estimator.out_of_fold_scores_, fitted(name).out_of_fold_scores_)
-    assert estimator.offset_ == threshold(name, 0.1)
-    # a constant column is a point mass
+    assert estimator.offset_ == pytest.approx(threshold(name, 0.1) + both, abs=1e-12)
+    # of the other state only the probability is known, wherever the value is
     new[:50, 1] = 5.0 + 1e-9
-    scores, std = estimator.score_samples(new, return_std=True)
-    assert (scores[:50] == -np.inf).all()
-    assert np.isfinite(scores[50:]).all()
+    new[50:60, [1, 3]] = 1e6
+    with pytest.warns(UserWarning, match="column 1 was constant in fit"):
+        scores, std = estimator.score_samples(new, return_std=True)
+    n_elsewhere = np.repeat([1, 2, 0], [50, 10, 40])
+    expected = alone + both - n_elsewhere * math.log(401)
+    np.testing.assert_allclose(scores, expected, rtol=1e-12, atol=1e-12)
     assert np.isfinite(std).all()
-    assert (estimator.predict(new[:50]) == -1).all()
     assert (estimator.sample(20)[:, [1, 3]] == [5.0, 0.0]).all()
     if name not in LATENT:
-        assert (estimator.stein_score(new)[:, [1, 3]] == 0.0).all()
+        with pytest.warns(UserWarning, match="was constant in fit"):
+            assert (estimator.stein_score(new)[:, [1, 3]] == 0.0).all()
 
 
 for_likelihood = [name for name in ESTIMATORS if name not in {"nce-multiscale", *LATENT}]
@@ -516,7 +524,9 @@ def test_a_constant_column_is_met_within_the_precision_of_what_is_given(name, dt
     estimator = quick(name).fit(given)
     np.testing.assert_array_equal(estimator.score_samples(asked), estimator.score_samples(given))
     moved = X + [0.0, 1e-3]
-    assert (estimator.score_samples(moved) == -np.inf).all()
+    with pytest.warns(UserWarning, match="column 1 was constant in fit"):
+        lost = estimator.score_samples(given) - estimator.score_samples(moved)
+    np.testing.assert_allclose(lost, math.log(51), rtol=1e-3)
 
 
 # ---------------------------------------------------------------------- tensors as tables
@@ -830,7 +840,8 @@ def test_weights_stand_for_repeated_rows(name):
     repeated.fit(np.repeat(rows, weight, axis=0))
     plain = fitted(name, 1)
     scores = [e.score(new, sample_weight=heavy) for e in (weighted, repeated, plain)]
-    assert scores[0] == pytest.approx(scores[1], abs=0.12)
+    # copies of a row are one row of that weight
+    assert scores[0] == pytest.approx(scores[1], abs=1e-9)
     # weights do matter
     assert scores[0] > scores[2] + 0.02
     share, other = ((e.sample(4000, random_state=0) > -0.5).mean() for e in (weighted, repeated))
@@ -841,9 +852,123 @@ def test_weights_stand_for_repeated_rows(name):
     flagged = weight[weighted.predict(rows) == -1].sum() / weight.sum()
     assert abs(flagged - 0.1) <= weight.max() / weight.sum()
     held = np.isfinite(weighted.out_of_fold_scores_)
-    offset = weighted.set_params(contamination="auto")._threshold(rows, weight)
+    offset = weighted.set_params(contamination="auto")._threshold(
+        rows, weight, weighted.out_of_fold_scores_
+    )
     flagged = weighted.out_of_fold_scores_[held] < offset
     assert np.average(flagged, weights=weight[held]) == pytest.approx(0.05, abs=0.01)
+
+
+@one_of_each
+def test_copies_of_rows_are_weights(name):
+    generator = np.random.default_rng(0)
+    rows, new = data(2)[:100], fresh(2)[:50]
+    drawn = rows[generator.integers(0, 100, 100)]
+    _, first, copy_of, count = np.unique(
+        drawn, axis=0, return_index=True, return_inverse=True, return_counts=True
+    )
+    order = first.argsort()
+    weighted = quick(name).fit(drawn[first[order]], sample_weight=count[order].astype(float))
+    repeated = quick(name).fit(drawn)
+    np.testing.assert_allclose(repeated.score_samples(new), weighted.score_samples(new), atol=1e-9)
+    assert repeated.offset_ == pytest.approx(weighted.offset_, abs=1e-9)
+    # what is known of a row is known of its copies
+    assert len(repeated.out_of_fold_scores_) == 100
+    for attribute in ("out_of_fold_scores_", "out_of_fold_members_"):
+        values = getattr(repeated, attribute)
+        np.testing.assert_array_equal(values, values[first][copy_of])
+    # a jitter makes them no other rows
+    jittered = drawn + 1e-7 * generator.normal(size=drawn.shape)
+    moved = quick(name).fit(jittered)
+    np.testing.assert_allclose(moved.score_samples(new), weighted.score_samples(new), atol=1e-2)
+
+
+def test_a_bootstrap_sample_is_scored_as_it_deserves():
+    # a tenth of a nat is what is lost by having only two thirds of the rows
+    generator = np.random.default_rng(0)
+    rows, new = generator.normal(size=(400, 3)), generator.normal(size=(4000, 3))
+    truth = stats.multivariate_normal(np.zeros(3)).logpdf(new).mean()
+    estimator = NCEDensity(base="gmm", **COMMON)
+    drawn = rows[generator.integers(0, 400, 400)]
+    assert estimator.fit(drawn).score(new) > truth - 0.15
+    assert estimator.out_of_fold_scores_.mean() < truth + 0.25
+    # 250 rows: the quantile has an error of 1.4 %
+    assert (estimator.predict(new) == -1).mean() < 0.1
+
+
+@one_of_each
+def test_groups_are_held_out_together(name):
+    generator = np.random.default_rng(0)
+    rows, groups = data(2)[:120], generator.choice(list("abcdefgh"), 120)
+    weight = (np.arange(120) >= 10).astype(float)
+    estimator = quick(name).fit(rows, sample_weight=weight, groups=groups)
+    members = estimator.out_of_fold_members_
+    assert len(np.unique(members)) == 2  # of two members, or of the validation split and the rest
+    for group in np.unique(groups):
+        assert len(np.unique(members[groups[10:] == group])) == 1
+    labels = quick(name).fit_predict(rows, groups=groups)
+    assert labels.shape == (120,)
+    for wrong, message in ((groups[:-1], "inconsistent numbers"), (["a"] * 120, "groups")):
+        with pytest.raises(ValueError, match=message):
+            quick(name).fit(rows, groups=wrong)
+
+
+def test_groups_are_routed():
+    rows, groups = data(2)[:120], np.arange(120) // 10
+    seen = []
+
+    class Density(NCEDensity):
+        def fit(self, X, y=None, sample_weight=None, groups=None):
+            seen.append(groups)
+            return super().fit(X, y, sample_weight, groups)
+
+    with sklearn.config_context(enable_metadata_routing=True):
+        estimator = Density(**COMMON, base="gaussian", energy_model=None)
+        estimator.set_fit_request(groups=True)
+        cross_validate(estimator, rows, cv=GroupKFold(3), params={"groups": groups})
+    assert len(seen) == 3
+    for fold in seen:
+        assert len(np.unique(fold)) == 8  # of twelve, four are in the test fold
+
+
+def test_blocks_of_a_time_series_keep_the_promise_of_the_threshold():
+    # autocorrelation .99: a fold chosen at random is known from its neighbours in time
+    generator = np.random.default_rng(0)
+    rows = np.empty((2000, 2))
+    rows[0], noise = 0.0, generator.normal(size=(2000, 2))
+    for t in range(1, 2000):
+        rows[t] = 0.99 * rows[t - 1] + math.sqrt(1 - 0.99**2) * noise[t]
+    new = generator.normal(size=(4000, 2))
+    estimator = NCEDensity(base="gmm", energy_model=None, n_members=5, random_state=0)
+    blocks = np.arange(2000) // 200
+    random, grouped = (
+        (estimator.fit(rows, groups=groups).predict(new) == -1).mean() for groups in (None, blocks)
+    )
+    assert random > 0.15
+    assert grouped < 0.6 * random
+
+
+COLD = {
+    "other columns": lambda X: X[:, :2],
+    "other dtypes": lambda X: X.astype("float32"),
+    "other columns are constant": lambda X: np.c_[X[:, :2], X[:, 0] ** 2],
+    "a fresh start": lambda X: np.c_[5.0 + 3.0 * X[:, :2], X[:, 2]],
+}
+
+
+@one_of_each
+def test_a_warm_start_from_another_table_is_a_cold_one(name):
+    X = np.c_[data(2)[:80], np.ones(80)]
+    before = quick(name).set_params(warm_start=True).fit(X)
+    for reason, change in COLD.items():
+        warm, cold = copy.deepcopy(before), quick(name)
+        with pytest.warns(UserWarning, match=f"warm_start=True, but .*{reason}.*: this fit starts"):
+            warm.fit(change(X))
+        scores = cold.fit(change(X)).score_samples(change(X))
+        np.testing.assert_array_equal(warm.score_samples(change(X)), scores)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="warm_start")
+        before.fit(X)
 
 
 @every_estimator
@@ -891,7 +1016,7 @@ def test_contamination_is_the_share_of_flagged_training_rows(name):
     rare_is_odd = scores[-1] < scores[0]
     for share, n_flagged in ((0.1, 0), (0.2, 0), (0.3, 13), (0.5, 13)):
         with torch.no_grad():
-            offset = estimator.set_params(contamination=share)._threshold(rows, np.ones(50))
+            offset = estimator.set_params(contamination=share)._threshold(rows, np.ones(50), None)
         assert (scores < offset - 1e-9).sum() == n_flagged * rare_is_odd
 
 
