@@ -18,6 +18,7 @@ from skebm._sklearn_compat import Interval, StrOptions, _check_sample_weight, _f
 from skebm._threads import limit_threads
 from skebm._warnings import warn
 from skebm.training import Columns, Progress, relative_precision, resolve_device
+from skebm.training.degenerate import warn_of_degenerate_columns
 
 from ._cells import bad_cell, refuse_what_would_be_read_through
 
@@ -134,6 +135,7 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
                     columns = self._learn_columns(rows, self._names(rows), precision)
                 else:
                     columns = self._columns
+                warn_of_degenerate_columns(rows, self._names(rows), precision)
                 rows = columns.snap(rows, precision)
                 seeds = Seeds(self._draw_seed(self.random_state))
                 context = {
@@ -205,6 +207,17 @@ class BaseDensity(DensityMixin, OutlierMixin, BaseEstimator, ABC):
 
     def _draw_seed(self, random_state):
         return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+    def summary(self):
+        """What the fit has kept, and why, in one line.
+
+        Returns
+        -------
+        str
+            With the held-out gain and its standard error, in nats per row.
+        """
+        check_is_fitted(self)
+        return self._summary
 
     # ------------------------------------------------------------------ density
 

@@ -15,7 +15,7 @@ from skebm.exceptions import LowEffectiveSampleSizeWarning
 from skebm.models import FeatureMap, ScaleAverage, TiltedMixture
 from skebm.partition import MIN_ESS_SHARE, LogPartition, adaptive_importance_sampling, estimate
 
-from .acceptance import accept, data_modes
+from .acceptance import BLENDED, NOT_TRAINED, accept, data_modes
 from .columns import scott
 from .distributions import (
     Distributions,
@@ -54,6 +54,8 @@ class Recipe:
     train : callable or None
         ``train(task)`` -> Trained. None: the bases alone.
     base, noise : as the user gives them
+    own_energy : bool
+        Whether the user has made the energy, and is to hear when it is rejected.
     flow : str, flow, callable or None
         What the bases are made of where they are flows.
     flow_batch_size : int
@@ -73,6 +75,7 @@ class Recipe:
     train: Callable | None
     base: Any
     noise: Any = None
+    own_energy: bool = False
     flow: Any = None
     flow_batch_size: int = 256
     data_modes: bool = False
@@ -99,14 +102,20 @@ def fit_tilted(task, recipe):
         if recipe.train is not None:
             with torch.enable_grad():
                 trained = recipe.train(task)
-        model, accepted = accept(
+        model, decision = accept(
             task, trained, recalibrates=recipe.recalibrates, always=recipe.base is None
         )
-        if not accepted:
+        if not decision.is_tilted:
             trained = replace(trained, n_iter=0, log_partition=None)
+            if recipe.own_energy and decision is not NOT_TRAINED:
+                warn(
+                    f"your energy_model was trained and rejected: {decision.text}. A gain has to "
+                    "exceed two standard errors. Another base or longer training may leave it, or "
+                    "let it find, more; summary() of the estimator repeats this."
+                )
         left = recipe.finish(task, trained, model)
         partition = measure(model, task, recipe.n_partition_samples)
-        return finished(task, trained, model, partition, left)
+        return finished(task, trained, decision, model, partition, left)
 
 
 def prepare(task, recipe):
@@ -170,7 +179,7 @@ def fit_blend(task_at, recipe):
         trained = Trained.nothing(task)
         left = recipe.finish(task, trained, model)
         partition = measure(model, task, recipe.n_partition_samples, for_ranking=True)
-        return finished(task, trained, model, partition, left)
+        return finished(task, trained, BLENDED, model, partition, left)
 
 
 def measure(model, task, n_partition_samples, *, for_ranking=False):
@@ -270,7 +279,7 @@ def _warn_of_errors(partition):
         )
 
 
-def finished(task, trained, model, partition, left):
+def finished(task, trained, decision, model, partition, left):
     """Bring the model to its device, score the held-out rows, and gather the attributes.
 
     Parameters
@@ -278,6 +287,7 @@ def finished(task, trained, model, partition, left):
     task : TiltedTask
     trained : Trained
         With neither iterations nor log Z where its energies were not accepted.
+    decision : Decision
     model : TiltedMixture
     partition : LogPartition
     left : dict
@@ -294,6 +304,10 @@ def finished(task, trained, model, partition, left):
     attributes = {
         "history_": history,
         "n_iter_": trained.n_iter,
+        "accepted_": decision.accepted,
+        "held_out_gain_": decision.gain,
+        "held_out_gain_std_error_": decision.std_error,
+        "_summary": decision.text,
         "log_partition_": partition.value.numpy(),
         "log_partition_std_error_": partition.std_error.numpy(),
         "effective_sample_size_": partition.ess.numpy(),

@@ -9,6 +9,7 @@ from skebm._engine import Budget, evaluations_every, train
 from skebm._threads import limit_threads
 from skebm.energies import StackedEnergy
 
+from .convergence import warn_if_unfinished
 from .trained import Trained
 
 BUDGET = Budget(epochs=100, steps=2000)
@@ -130,6 +131,7 @@ def train_networks(
         )  # fmt: skip
     with torch.no_grad():
         held, pool = judge(module)
+    warn_if_unfinished(history, max_epochs, patience, "energy_model=Network(max_epochs=...)")
     gain, epochs = history["validation_gain"], history["epoch"]
     if stops_early:
         best = int(epochs[torch.as_tensor(gain).nan_to_num(nan=-math.inf).argmax()])
