@@ -25,7 +25,7 @@ from skorch.callbacks import (
 from skorch.history import History
 
 from skebm import _engine
-from skebm._engine import MemberBatches, Opponent, check_callbacks, train
+from skebm._engine import MemberBatches, Opponent, check_callbacks, train, unfinished_gain
 from skebm.energies import MLPEnergy
 from skebm.exceptions import DivergenceError
 from skebm.objectives import nce_losses
@@ -438,6 +438,19 @@ def test_games_are_bit_identical():
         play(module, max_epochs=10)
         states.append(module.state_dict())
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.parametrize(
+    ("gains", "patience", "rise"),
+    [
+        ([0.0, 0.1, 0.2, 0.3, 0.4], 2, 0.2), ([0.0, 0.4, 0.2, 0.3, 0.1], 2, 0.0),
+        ([0.0, 0.4, 0.2, 0.3, 0.1], 9, 0.4), ([0.0, math.nan, 0.2, math.nan, 0.5], 1, 0.3),
+        ([0.0, -1.0, -2.0, -1.5, -1.0], 2, 0.0),
+    ],
+)  # fmt: skip
+def test_what_training_still_gained_when_it_ended(gains, patience, rise):
+    found = unfinished_gain(np.arange(5), np.array(gains), patience)
+    assert found == pytest.approx(rise, abs=1e-12)
 
 
 # --- callbacks and interrupts ------------------------------------------------------------------

@@ -6,7 +6,7 @@ row-by-row collation, no host sync per step), so that a step costs what a bare t
 """
 
 from skebm._engine.batches import MemberBatches
-from skebm._engine.budget import Budget, evaluations_every
+from skebm._engine.budget import Budget, evaluations_every, unfinished_gain
 from skebm._engine.loop import Opponent, check_callbacks, train
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "check_callbacks",
     "evaluations_every",
     "train",
+    "unfinished_gain",
 ]

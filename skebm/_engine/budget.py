@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 EVALUATION_SHARE = 0.1
 """Share of the time of training that judging may take."""
 
@@ -39,6 +41,26 @@ class Budget:
         if asked is None:
             return None
         return max(asked, LOOKS * evaluate_every, math.ceil(self.patience_steps / n_batches))
+
+
+def unfinished_gain(epochs: np.ndarray, gains: np.ndarray, patience: int) -> float:
+    """Gain that the last `patience` epochs have brought, which patience would have waited for.
+
+    Parameters
+    ----------
+    epochs, gains : ndarray of shape (n_evaluations,)
+        When held-out rows were judged, and how; NaN where they were not.
+    patience : int
+
+    Returns
+    -------
+    float
+        In the units of the gains; 0 where the best one is older.
+    """
+    known = ~np.isnan(gains)
+    epochs, gains = epochs[known], gains[known]
+    earlier = gains[epochs <= max(0, epochs[-1] - patience)]
+    return max(0.0, float(gains.max() - earlier.max()))
 
 
 def evaluations_every(cost: float) -> int:

@@ -40,6 +40,7 @@ from skebm.training import (
     relative_precision,
     resolve_device,
 )
+from skebm.training.degenerate import warn_of_degenerate_columns
 
 from ._cells import bad_cell, refuse_what_would_be_read_through
 
@@ -203,6 +204,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
                 start = self._start(before, rows, weight, columns, n_units)
                 if start is not None:
                     columns = before["_columns"].relearned(rows, weight)
+                warn_of_degenerate_columns(rows, self._names(rows), precision)
                 rows = columns.snap(rows, precision)
                 seeds = Seeds(self._draw_seed(self.random_state))
                 context = {
@@ -313,6 +315,17 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
 
     def _draw_seed(self, random_state):
         return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+    def summary(self):
+        """What the fit has kept, and why, in one line.
+
+        Returns
+        -------
+        str
+            With the held-out gain and its standard error, in nats per row.
+        """
+        check_is_fitted(self)
+        return self._summary
 
     # ------------------------------------------------------------------ density
 

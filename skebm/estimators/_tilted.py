@@ -126,6 +126,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         return Recipe(
             train=train,
             base=self.base,
+            own_energy=not (self.energy_model is None or isinstance(self.energy_model, str)),
             n_partition_samples=self.n_partition_samples,
             recalibrates=self.recalibration,
             **particular,

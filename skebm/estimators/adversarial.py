@@ -38,9 +38,9 @@ class AdversarialEBM(TiltedDensity):
 
     a bound on log Z that is tight where g is the model [1]_. As in :class:`~skebm.NCEDensity`,
     log Z is measured afterwards, the estimator is the mean of `n_members` cross-fitted members, and
-    f is kept only if the held-out likelihood gains by more than two standard errors, which is a
-    test and no guarantee that the result is not below its base. By the same rule a generator that
-    is a flow, and has become a better density than both, is the model in their place.
+    f is kept only if the held-out likelihood gains by more than two standard errors; that is a test
+    and no guarantee that new rows gain. By the same rule a generator that is a flow, and has become
+    a better density than both, is the model in their place.
 
     Parameters
     ----------
@@ -126,6 +126,15 @@ class AdversarialEBM(TiltedDensity):
         skorch's own. Only where networks were trained.
     n_iter_ : int
         Epochs of the state kept; 0 if none was accepted.
+    accepted_ : str
+        What was kept: "tilt"; "recalibration", the base with its modes weighted anew and no energy;
+        "base"; "blend", with ``smoothing="multiscale"``; or "flow" or "generator", where a game has
+        made a better density of one.
+    held_out_gain_ : float
+        Gain of the held-out log-likelihood over the base, in nats per row: of what was accepted, or
+        of the tilt that was rejected; 0 where training found none.
+    held_out_gain_std_error_ : float
+        Its standard error; a tilt is accepted where the gain is more than twice that.
     offset_ : float
         Threshold of `predict` on `score_samples`.
     out_of_fold_offset_ : float

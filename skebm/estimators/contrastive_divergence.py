@@ -134,8 +134,16 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         only where there are callbacks. ``skorch.history.History(training_log_)`` is indexed as
         skorch's own. Only where networks were trained.
     n_iter_ : int
-        Epochs of the state kept; 0 if no state was better than the base, whose modes the
-        recalibration may still have weighted.
+        Epochs of the state kept; 0 if none was accepted.
+    accepted_ : str
+        What was kept: "tilt"; "recalibration", the base with its modes weighted anew and no energy;
+        "base"; "blend", with ``smoothing="multiscale"``; or "flow" or "generator", where a game has
+        made a better density of one.
+    held_out_gain_ : float
+        Gain of the held-out log-likelihood over the base, in nats per row: of what was accepted, or
+        of the tilt that was rejected; 0 where training found none.
+    held_out_gain_std_error_ : float
+        Its standard error; a tilt is accepted where the gain is more than twice that.
     offset_ : float
         Threshold of `predict` on `score_samples`.
     out_of_fold_offset_ : float

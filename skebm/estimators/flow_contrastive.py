@@ -134,6 +134,15 @@ class FlowContrastiveDensity(TiltedDensity):
     n_iter_ : int
         Epochs of the state kept, and iterations of boosting, counted through all stages; 0 if none
         was accepted.
+    accepted_ : str
+        What was kept: "tilt"; "recalibration", the base with its modes weighted anew and no energy;
+        "base"; "blend", with ``smoothing="multiscale"``; or "flow" or "generator", where a game has
+        made a better density of one.
+    held_out_gain_ : float
+        Gain of the held-out log-likelihood over the base, in nats per row: of what was accepted, or
+        of the tilt that was rejected; 0 where training found none.
+    held_out_gain_std_error_ : float
+        Its standard error; a tilt is accepted where the gain is more than twice that.
     offset_ : float
         Threshold of `predict` on `score_samples`.
     out_of_fold_offset_ : float

@@ -139,6 +139,15 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         skorch's own. Only where networks were trained.
     n_iter_ : int
         Epochs of the state kept; 0 if none beat the start.
+    accepted_ : str
+        What was kept: "networks", or "start", which is factor analysis, or with `warm_start` the
+        model of the last fit.
+    held_out_gain_ : float
+        Gain of the held-out log-likelihood over the start, in nats per row: of the networks that
+        were accepted or rejected; 0 where there was none, NaN where they were kept without a test
+        (``patience=None``, or a decoder of yours).
+    held_out_gain_std_error_ : float
+        Its standard error; networks are accepted where the gain is more than 1.645 times that.
     offset_ : float
         Threshold of `predict` on `score_samples`.
     out_of_fold_offset_ : float

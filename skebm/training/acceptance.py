@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -42,20 +43,59 @@ def accept(
     Returns
     -------
     model : TiltedMixture
-    accepted : bool
-        Whether it is tilted by the energies that were trained.
+    decision : Decision
     """
-    model, accepted = _tilted(task, trained, recalibrates, always)
+    model, decision = _tilted(task, trained, recalibrates, always)
+    accepted = decision.is_tilted
     reached = task.mean_gain(trained.held, trained.pool).item() if accepted else 0.0
     for candidate in trained.candidates:
         gain, error = mean_and_error(task, candidate.gain)
         if gain > max(reached, 2.0 * error):
-            model, accepted, reached = candidate.model, False, gain
-    return model, accepted
+            text = f"{candidate.name} accepted in place of base and tilt: {in_nats(gain, error)}"
+            model, reached = candidate.model, gain
+            decision = Decision(candidate.name, gain, error, text)
+    return model, decision
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a fit has kept, and why.
+
+    Attributes
+    ----------
+    accepted : str
+        "tilt"; "recalibration", where the tilt is the weights of modes alone; "base"; "blend", of
+        several scales; or the name of a candidate.
+    gain, std_error : float
+        Of the held-out log-likelihood over the base, in nats per row: of what was accepted, or of
+        the tilt that was rejected; 0 where there was none.
+    text : str
+        The same as a sentence.
+    """
+
+    accepted: str
+    gain: float
+    std_error: float
+    text: str
+
+    @property
+    def is_tilted(self):
+        """Whether the model is tilted by the energies that were trained."""
+        return self.accepted in ("tilt", "recalibration")
+
+
+NOT_TRAINED = Decision("base", 0.0, 0.0, "base alone: no energy was trained")
+
+BLENDED = Decision("blend", 0.0, 0.0, "blend of bases at several scales: no energy was trained")
+
+
+def in_nats(gain, error):
+    """A gain in words."""
+    return f"gain {gain:.3g} +- {error:.2g} nats per row on held-out rows"
 
 
 def _tilted(task, trained, recalibrates, always):
-    """The tilted bases, or the bases, and whether the first."""
+    """The tilted bases, or the bases, and the decision."""
     untilted = TiltedMixture(task.bases, task.proposals, task.features, None)
     # a warm start that finds nothing better stays at the tilt it came with, and the weights of
     # modes may be wrong where training found nothing
@@ -64,8 +104,11 @@ def _tilted(task, trained, recalibrates, always):
         or (task.start is not None and not task.start.is_untilted)
         or task.weights_data_modes
     )
-    if trained.energy is None or not changes:
-        return untilted, False
+    if trained.energy is None:
+        return untilted, NOT_TRAINED
+    nothing = Decision("base", 0.0, 0.0, "base kept: training found no gain")
+    if not changes:
+        return untilted, nothing
     bins: list[MarginalBin] = []
     while True:
         judged = with_bins(task, bins)
@@ -75,18 +118,29 @@ def _tilted(task, trained, recalibrates, always):
         pool = inverse_temperature * trained.pool
         if len(mode_weights):
             pool = pool + judged.responsibilities()[1] @ mode_weights
-        if not always and not is_gain(judged, gain, pool):
-            return untilted, False
+        mean, error = gain_and_error(judged, gain, pool)
+        told = in_nats(mean, error)
+        if not always and not mean > 2.0 * error:
+            if trained.n_iter == 0 and not len(mode_weights):
+                return untilted, nothing
+            return untilted, Decision("base", mean, error, f"base kept; tilt rejected: {told}")
         factor = guard(judged, pool)
         wrong = None if always else misplaced_bin(judged, factor * pool)
         if wrong is None:
             break
         if len(bins) == MAX_BINS:
-            return untilted, False
+            text = f"base kept; tilt rejected: {told}, but its mass is not where the rows are"
+            return untilted, Decision("base", mean, error, text)
         bins.append(wrong)
     model = TiltedMixture(task.bases, task.proposals, task.features, trained.energy)
     model.calibrate(factor * inverse_temperature, factor * mode_weights, judged.modes)
-    return model, True
+    if always:
+        text = f"tilt kept without a test, as there is no base: {told}, over the confining Gaussian"
+        return model, Decision("tilt", mean, error, text)
+    if trained.n_iter == 0 and task.start is None:
+        text = f"weights of modes accepted, without an energy: {told}"
+        return model, Decision("recalibration", mean, error, text)
+    return model, Decision("tilt", mean, error, f"tilt accepted: {told}")
 
 
 def mean_and_error(task: TiltedTask, values: torch.Tensor) -> tuple[float, float]:
@@ -97,8 +151,10 @@ def mean_and_error(task: TiltedTask, values: torch.Tensor) -> tuple[float, float
     return mean, (share.square() @ (values - mean).square()).sqrt().item()
 
 
-def is_gain(task: TiltedTask, gain: torch.Tensor, pool_tilt: torch.Tensor) -> bool:
-    """Whether the mean gain exceeds two of its standard errors (rows and log Z)."""
+def gain_and_error(
+    task: TiltedTask, gain: torch.Tensor, pool_tilt: torch.Tensor
+) -> tuple[float, float]:
+    """Mean gain, and its standard error (rows and log Z)."""
     mean, error = mean_and_error(task, gain)
     weight = task.held_weight
     masses = torch.stack([task.weight[held].sum() for held in task.held]) / weight.sum()
@@ -106,7 +162,7 @@ def is_gain(task: TiltedTask, gain: torch.Tensor, pool_tilt: torch.Tensor) -> bo
     share = ess(pool_tilt + task.pool_log_ratio) / n
     # rounding makes the share of equal weights a little more than one
     log_z = (masses.square() * (1 / share - 1).clamp(min=0.0) / n).sum().item()
-    return mean > 2.0 * math.sqrt(error**2 + log_z)
+    return mean, math.sqrt(error**2 + log_z)
 
 
 def guard(task: TiltedTask, pool_tilt: torch.Tensor) -> float:

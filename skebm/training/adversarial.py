@@ -102,7 +102,8 @@ def train_adversarially(
     if kind == "flow" and task.tilts_its_proposal:
         flows = task.coordinates.distributions(generator)
         gain = task.held_log_prob(flows) - task.held_log_prob(task.bases)
-        candidates = (Candidate(TiltedMixture(flows, flows, task.features, None), gain),)
+        model = TiltedMixture(flows, flows, task.features, None)
+        candidates = (Candidate(model, gain, "generator"),)
     return replace(trained, results={"generator": generator}, candidates=candidates)
 
 

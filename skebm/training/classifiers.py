@@ -26,6 +26,7 @@ from skebm.energies import (
 )
 from skebm.partition import systematic_resampling
 
+from .convergence import warn_if_unfinished
 from .networks import in_blocks
 from .tilted_task import TiltedTask
 from .trained import Trained
@@ -41,6 +42,9 @@ SOFTNESS = (0.0, 0.1, 0.25, 0.5)
 
 MANY_ROWS = 5_000
 """Above so many rows less noise is drawn for each."""
+
+WAITED_FOR = 0.3
+"""Share of the trees without a better held-out likelihood after which no more are grown."""
 
 _PROPOSED = 2  # base samples per noise sample, where the noise is a tilted base
 _ROUND = 100  # boosting iterations before the first look at the held-out curve; then doubled
@@ -118,6 +122,10 @@ def train_classifiers(
     gain = task.mean_gain(held, pool)
     best = int(gain.argmax()) if _stops_early(model) else len(stages) - 1
     history, n_stages = {"n_iter": np.array(stages), "gain": gain.numpy()}, stages[best]
+    if isinstance(model, Boosting) and model.early_stopping:
+        looked_at = {"epoch": history["n_iter"], "validation_gain": history["gain"]}
+        last = math.ceil(WAITED_FOR * model.max_iter)
+        warn_if_unfinished(looked_at, model.max_iter, last, "max_iter of Boosting(...)")
     if isinstance(classifiers[0], HistGradientBoostingClassifier):
         energy = _soft_trees(task, classifiers, contrasts, n_stages, start)
         rows = [task.z[h] for h in task.held]
@@ -178,7 +186,7 @@ def _fit_all(task, model, contrasts, start, stage):
         best = stages[int(gain.argmax())]
         task.progress.stage("energy", stages[-1], most, gain=f"{gain.max().item():.3f} nats")
         # a maximum this far from the end will not be beaten by another round
-        if not boosting or not stops or total >= most or best <= 0.7 * total:
+        if not boosting or not stops or total >= most or best <= (1 - WAITED_FOR) * total:
             return classifiers, stages, held, pool
         total = min(2 * total, most)
 

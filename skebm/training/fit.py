@@ -16,7 +16,7 @@ from skebm.exceptions import LowEffectiveSampleSizeWarning
 from skebm.models import FeatureMap, ScaleAverage, TiltedMixture
 from skebm.partition import MIN_ESS_SHARE, LogPartition, adaptive_importance_sampling, estimate
 
-from .acceptance import accept, data_modes
+from .acceptance import BLENDED, NOT_TRAINED, Decision, accept, data_modes
 from .columns import scott
 from .distributions import (
     Distributions,
@@ -56,6 +56,8 @@ class Recipe:
     train : callable or None
         ``train(task)`` -> Trained. None: the bases alone.
     base, noise : as the user gives them
+    own_energy : bool
+        Whether the user has made the energy, and is to hear when it is rejected.
     flow : str, flow, callable or None
         What the bases are made of where they are flows.
     flow_batch_size : int
@@ -75,6 +77,7 @@ class Recipe:
     train: Callable | None
     base: Any
     noise: Any = None
+    own_energy: bool = False
     flow: Any = None
     flow_batch_size: int = 256
     data_modes: bool = False
@@ -101,14 +104,20 @@ def fit_tilted(task: Task, recipe: Recipe) -> Fitted:
         if recipe.train is not None:
             with torch.enable_grad():
                 trained = recipe.train(task)
-        model, accepted = accept(
+        model, decision = accept(
             task, trained, recalibrates=recipe.recalibrates, always=recipe.base is None
         )
-        if not accepted:
+        if not decision.is_tilted:
             trained = replace(trained, n_iter=0, log_partition=None)
+            if recipe.own_energy and decision is not NOT_TRAINED:
+                warn(
+                    f"your energy_model was trained and rejected: {decision.text}. A gain has to "
+                    "exceed two standard errors. Another base or longer training may leave it, or "
+                    "let it find, more; summary() of the estimator repeats this."
+                )
         left = recipe.finish(task, trained, model)
         partition = measure(model, task, recipe.n_partition_samples)
-        return finished(task, trained, model, partition, left)
+        return finished(task, trained, decision, model, partition, left)
 
 
 def prepare(task: Task, recipe: Recipe) -> TiltedTask:
@@ -172,7 +181,7 @@ def fit_blend(task_at: Callable[..., Task], recipe: Recipe) -> Fitted:
         trained = Trained.nothing(task)
         left = recipe.finish(task, trained, model)
         partition = measure(model, task, recipe.n_partition_samples, for_ranking=True)
-        return finished(task, trained, model, partition, left)
+        return finished(task, trained, BLENDED, model, partition, left)
 
 
 def measure(
@@ -281,6 +290,7 @@ def _warn_of_errors(partition):
 def finished(
     task: TiltedTask,
     trained: Trained,
+    decision: Decision,
     model: TiltedMixture,
     partition: LogPartition,
     left: dict[str, Any],
@@ -292,6 +302,7 @@ def finished(
     task : TiltedTask
     trained : Trained
         With neither iterations nor log Z where its energies were not accepted.
+    decision : Decision
     model : TiltedMixture
     partition : LogPartition
     left : dict
@@ -308,6 +319,10 @@ def finished(
     attributes = {
         "history_": history,
         "n_iter_": trained.n_iter,
+        "accepted_": decision.accepted,
+        "held_out_gain_": decision.gain,
+        "held_out_gain_std_error_": decision.std_error,
+        "_summary": decision.text,
         "log_partition_": partition.value.numpy(),
         "log_partition_std_error_": partition.std_error.numpy(),
         "effective_sample_size_": partition.ess.numpy(),

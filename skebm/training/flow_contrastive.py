@@ -90,7 +90,7 @@ def train_by_flow_contrast(
     candidates = ()
     if task.tilts_its_proposal:
         model = TiltedMixture(flows, flows, task.features, None)
-        candidates = (Candidate(model, gain),)
+        candidates = (Candidate(model, gain, "flow"),)
     return replace(best, results={"flows": flows, "stages": stages}, candidates=candidates)
 
 

@@ -22,6 +22,8 @@ from skebm.objectives import (
     stein_scores,
 )
 
+from .acceptance import Decision, in_nats
+from .convergence import warn_if_unfinished
 from .latent_start import build_model, choose_n_components
 from .task import Task
 from .trained import Fitted
@@ -48,6 +50,8 @@ STEP_COST = 6
 
 COMPARED_ROWS = 2_000
 """Held-out rows, at most, on which training is compared with its start."""
+
+NOT_TRAINED = Decision("start", 0.0, 0.0, "start alone: no network was trained")
 
 ONE_SIDED = 1.645
 """Standard errors by which training has to beat its start."""
@@ -92,21 +96,31 @@ def fit_latent(task: Task, settings: LatentSettings) -> Fitted:
     # a decoder with nothing to learn has one likelihood, whatever the encoder: none to stop by
     learns = any(p.requires_grad for p in model.decoder.parameters())
     stops_early = settings.patience is not None and learns
-    history, n_iter = None, 0
+    history, n_iter, decision = None, 0, NOT_TRAINED
     if settings.max_epochs != 0:
         history = train_latent(task, model, settings, stops_early)
         n_iter = int(history["epoch"][-1])
     model, start = model.cpu().double().eval(), start.double().eval()
     task.progress.stage("log-likelihood")
+    if n_iter:
+        decision = Decision("networks", math.nan, math.nan, "networks kept without a test")
     if n_iter and stops_early:
         n_iter = int(history["epoch"][np.nanargmax(history["validation_gain"])])
         # a decoder of the user has been fitted to nothing at the start
         fitted = isinstance(settings.decoder_model, str) or goes_on
-        if n_iter and fitted and not beats(task, model, start):
-            model, n_iter = start, 0
+        if not n_iter:
+            decision = Decision("start", 0.0, 0.0, "start kept: training found no gain")
+        elif fitted:
+            gain, error = gain_over(task, model, start)
+            told = in_nats(gain, error)
+            if gain > ONE_SIDED * error:
+                decision = Decision("networks", gain, error, f"networks accepted: {told}")
+            else:
+                decision = Decision("start", gain, error, f"start kept; networks rejected: {told}")
+                model, n_iter = start, 0
     model.requires_grad_(False)
     model = model.to(task.model_device)
-    return _finished(task, settings, model, history, n_iter)
+    return _finished(task, settings, model, history, n_iter, decision)
 
 
 def _start(task, settings):
@@ -130,7 +144,7 @@ def _start(task, settings):
     return model, goes_on
 
 
-def _finished(task, settings, model, history, n_iter):
+def _finished(task, settings, model, history, n_iter, decision):
     columns, seed, (held,) = task.columns, task.seeds.seed, task.held
     device = next(model.parameters()).device
     if history is None:  # nothing was trained
@@ -143,6 +157,10 @@ def _finished(task, settings, model, history, n_iter):
         }
     attributes = {
         "n_iter_": n_iter,
+        "accepted_": decision.accepted,
+        "held_out_gain_": decision.gain,
+        "held_out_gain_std_error_": decision.std_error,
+        "_summary": decision.text,
         "n_components_": model.n_components,
         "history_": {
             "n_iter": history["epoch"],
@@ -228,17 +246,20 @@ def train_latent(
     every = evaluations_every(len(judged) * JUDGED_DRAWS / (STEP_COST * task.n_train))
     # at another temperature the bound on the likelihood is not what training is after
     waits = stops_early and settings.kl_weight_start == 1.0
+    patience = BUDGET.patience(settings.patience, n_batches, every) if waits else None
     with limit_threads(task.n_threads), torch.enable_grad():
-        return train(
+        history = train(
             model, loss, batches, level if stops_early else None,
             learning_rate=learning_rate,
             weight_decay=settings.weight_decay, max_epochs=max_epochs,
-            patience=BUDGET.patience(settings.patience, n_batches, every) if waits else None,
+            patience=patience,
             evaluate_every=every, callbacks=settings.callbacks, device=device, opponent=opponent,
             progress=lambda state: task.progress.stage(
                 "networks", state["epoch"], max_epochs, held_out=f"{state['best_gain']:.3f} nats"
             ),
         )  # fmt: skip
+    warn_if_unfinished(history, max_epochs, patience, "max_epochs")
+    return history
 
 
 def _solo_loss(task, row_weight, n_rows, noise):
@@ -254,8 +275,10 @@ def _solo_loss(task, row_weight, n_rows, noise):
     return loss
 
 
-def beats(task: Task, model: LatentVariableModel, start: LatentVariableModel) -> bool:
-    """Whether training has raised the mean held-out log-likelihood, by a test at a level of 5 %.
+def gain_over(
+    task: Task, model: LatentVariableModel, start: LatentVariableModel
+) -> tuple[float, float]:
+    """Mean held-out log-likelihood after training minus that before, and its standard error.
 
     Parameters
     ----------
@@ -265,7 +288,8 @@ def beats(task: Task, model: LatentVariableModel, start: LatentVariableModel) ->
 
     Returns
     -------
-    bool
+    gain, std_error : float
+        In nats per row; the error is that of the rows and of the integrals.
     """
     rows = task.held[0][:COMPARED_ROWS]
     x, weight = task.x[rows], task.weight[rows]
@@ -275,7 +299,7 @@ def beats(task: Task, model: LatentVariableModel, start: LatentVariableModel) ->
     gains = new.value - old.value
     mean = share @ gains
     error = share.square() @ ((gains - mean).square() + new.std_error**2 + old.std_error**2)
-    return bool(mean > ONE_SIDED * error.sqrt())
+    return mean.item(), error.sqrt().item()
 
 
 def negative_bounds(

@@ -11,6 +11,7 @@ from skebm._engine import Budget, MemberBatches, Opponent, evaluations_every, tr
 from skebm._threads import limit_threads
 from skebm.energies import Network, StackedEnergy
 
+from .convergence import warn_if_unfinished
 from .tilted_task import TiltedTask
 from .trained import Trained
 
@@ -147,6 +148,7 @@ def train_networks(
         )  # fmt: skip
     with torch.no_grad():
         held, pool = judge(module)
+    warn_if_unfinished(history, max_epochs, patience, "energy_model=Network(max_epochs=...)")
     gain, epochs = history["validation_gain"], history["epoch"]
     if stops_early:
         best = int(epochs[torch.as_tensor(gain).nan_to_num(nan=-math.inf).argmax()])

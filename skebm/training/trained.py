@@ -63,10 +63,13 @@ class Candidate:
         Untilted.
     gain : Tensor of shape (n_held,)
         Its log-density minus that of the base, at the held-out rows, in nats.
+    name : str, default="candidate"
+        What it is, for the user.
     """
 
     model: TiltedMixture
     gain: torch.Tensor
+    name: str = "candidate"
 
 
 @dataclass(frozen=True, eq=False)

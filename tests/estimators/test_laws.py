@@ -17,7 +17,7 @@ import sklearn
 import torch
 from scipy import stats
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GroupKFold, cross_validate
 from sklearn.preprocessing import RobustScaler
@@ -160,8 +160,16 @@ def fresh(d, n=2000):
 
 
 @cache
+def fitted_and_told(name, d=2):
+    """The fitted estimator, and the texts of the warnings of its fit."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        estimator = ESTIMATORS[name]().fit(data(d))
+    return estimator, [str(w.message) for w in caught]
+
+
 def fitted(name, d=2):
-    return ESTIMATORS[name]().fit(data(d))
+    return fitted_and_told(name, d)[0]
 
 
 @cache
@@ -341,6 +349,82 @@ def test_not_below_a_base_that_is_right(name, seed):
     new = rng.normal(size=(4000, 2))
     gains = estimator.score_samples(new) - estimator.base_score_samples(new)
     assert gains.mean() > -0.01
+
+
+@every_estimator
+def test_what_was_accepted_is_said_with_its_gain(name):
+    estimator = fitted(name)
+    accepted, gain = estimator.accepted_, estimator.held_out_gain_
+    if name in LATENT:
+        assert (accepted == "networks") is (estimator.n_iter_ > 0)
+        start = ESTIMATORS[name]().set_params(max_epochs=0).fit(data(2))
+        assert start.accepted_ == "start"
+        assert start.summary() == "start alone: no network was trained"
+        rise = np.nanmean(estimator.out_of_fold_scores_ - start.out_of_fold_scores_)
+        assert gain == pytest.approx(rise, abs=0.02)
+    else:
+        kept_base = estimator.model_.is_untilted
+        assert (accepted in ("base", "flow", "generator")) is kept_base
+        # held-out scores of the model and of the base, of the same members
+        x = torch.as_tensor(estimator._columns.standardize(data(2))[0])
+        with torch.no_grad():
+            base = torch.stack([q.log_prob(x) for q in estimator.model_.bases]).numpy()
+        judge = estimator.out_of_fold_members_
+        base = base[judge, np.arange(400)] + estimator._columns.log_det
+        rise = np.mean(estimator.out_of_fold_scores_ - base)
+        # each half of the rows has judged the recalibration of the other; the model has that of all
+        if name not in UNTRAINED:
+            assert kept_base or -0.02 < rise - gain < 0.06
+    if name in UNTRAINED:
+        assert accepted == ("blend" if name == "nce-multiscale" else "base")
+        assert estimator.summary().endswith("no energy was trained")
+    else:
+        error = estimator.held_out_gain_std_error_
+        assert gain > 1.6 * error > 0.0
+        assert f"gain {gain:.3g} +- {error:.2g} nats per row" in estimator.summary()
+    assert "\n" not in estimator.summary()
+
+
+trained = pytest.mark.parametrize(
+    "name", [n for n in ESTIMATORS if n not in UNTRAINED], scope="module"
+)
+
+
+@trained
+def test_training_that_its_limit_has_ended_says_so(name):
+    # patience lasts longer than the training, in which the likelihood rises
+    _, told = fitted_and_told(name)
+    assert any("training ended at its limit" in text and "raise " in text for text in told), told
+
+
+def test_training_without_patience_ends_when_the_user_says():
+    for patience, told in ((None, False), (1000, True)):
+        network = Network(**TRAINING | {"max_epochs": 20, "patience": patience})
+        estimator = NCEDensity(**ON_GAUSSIAN, energy_model=network, n_partition_samples=1000)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            estimator.fit(data(2))
+        limits = [w for w in caught if "ended at its limit of 20" in str(w.message)]
+        assert [w.category for w in limits] == [ConvergenceWarning] * told
+
+
+@pytest.mark.parametrize("name", ["nce-trees", "vae"])
+def test_columns_without_a_density_are_named(name):
+    pandas = pytest.importorskip("pandas")
+    rows = data(2)[:60]
+    frame = pandas.DataFrame(rows, columns=["a", "b"])
+    frame["sum"], frame["id"] = rows.sum(axis=1), np.random.default_rng(0).permutation(60) + 1001
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quick(name).fit(frame)
+    texts = " ".join(str(w.message) for w in caught)
+    assert "column 'id' numbers the rows" in texts
+    assert "is an exact linear combination of" in texts
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "training ended|the standard error|the learned|log Z")
+        warnings.filterwarnings("ignore", "your energy_model")
+        quick(name).fit(frame[["a", "b"]])
 
 
 # ---------------------------------------------------------------------- errors of log Z

@@ -453,12 +453,13 @@ def test_what_has_no_parameters_says_what_to_pass(cls, energy_model, message):
 SAID_ALIKE = [
     (
         list(QUICKLY), ["contamination", "device", "random_state", "verbose"],
-        ["offset_", "n_features_in_", "feature_names_in_"],
+        ["offset_", "out_of_fold_offset_", "training_log_", "n_features_in_", "feature_names_in_"],
     ),
     (
         TILTED, ["n_members", "n_partition_samples", "recalibration", "smoothing"],
         ["log_partition_", "log_partition_std_error_", "effective_sample_size_",
-         "out_of_fold_scores_", "model_"],
+         "out_of_fold_scores_", "model_", "accepted_", "held_out_gain_",
+         "held_out_gain_std_error_"],
     ),
     ([NCEDensity, ScoreMatchingEBM, ContrastiveDivergenceEBM], ["warm_start"], []),
     ([ScoreMatchingEBM, ContrastiveDivergenceEBM], ["base"], ["n_iter_"]),

@@ -12,7 +12,7 @@ from skebm.bases import GaussianMixtureBase, KernelDensityBase, StackedBase
 from skebm.partition import ess
 from skebm.training import Trained
 from skebm.training import tilted_task as task_module
-from skebm.training.acceptance import MIN_ESS, accept, guard, is_gain, recalibrate
+from skebm.training.acceptance import MIN_ESS, accept, gain_and_error, guard, recalibrate
 from skebm.training.marginals import misplaced_bin
 from skebm.training.tilted_task import POOL_SIZE
 
@@ -64,7 +64,8 @@ def literal_standard_error(m, held, pool):
 
 def accepts(m, f):
     held, pool = values(m, f)
-    return is_gain(m, m.gain(held, pool), pool)
+    mean, error = gain_and_error(m, m.gain(held, pool), pool)
+    return mean > 2.0 * error
 
 
 @pytest.mark.parametrize("pool_size", [20, POOL_SIZE])
@@ -79,9 +80,10 @@ def test_acceptance_at_two_standard_errors(pool_size, monkeypatch, tilted):
     )
     held, pool = values(m, bump)
     mean, error = literal_standard_error(m, held, pool)
-    for n_errors, expected in ((1.98, False), (2.02, True)):
+    for n_errors in (1.98, 2.02):
         shift = n_errors * error - mean  # of the gain: f moves at the rows, not at the pool
-        assert is_gain(m, m.gain([h + shift for h in held], pool), pool) is expected
+        gain, gain_error = gain_and_error(m, m.gain([h + shift for h in held], pool), pool)
+        assert gain / gain_error == pytest.approx(n_errors, rel=5e-3)
 
 
 def test_a_useless_tilt_is_rejected(tilted):
@@ -283,7 +285,9 @@ class Given(nn.Module):
 def accepted(task, f, **options):
     held, pool = values(task, f)
     trained = Trained(Given(f), held, pool, 1, {})
-    return accept(task, trained, always=False, **{"recalibrates": True} | options)
+    options = {"recalibrates": True} | options
+    model, decision = accept(task, trained, always=False, **options)
+    return model, decision.is_tilted
 
 
 def draining(x):

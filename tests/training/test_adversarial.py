@@ -63,8 +63,8 @@ def game(kind):
     task = task_of()
     trained = play(task, kind)
     with torch.no_grad():
-        model, accepted = accept(task, trained, recalibrates=True, always=False)
-    assert accepted
+        model, decision = accept(task, trained, recalibrates=True, always=False)
+    assert decision.accepted == "tilt"
     return task, trained, model
 
 

@@ -186,6 +186,55 @@ def test_a_rejected_tilt_gives_the_base(recalibrates):
     assert tilted > base
 
 
+def decision(fitted):
+    names = ("accepted_", "held_out_gain_", "held_out_gain_std_error_", "_summary")
+    return [fitted.attributes[name] for name in names]
+
+
+def test_the_decision_is_told_with_its_gain():
+    accepted, gain, error, text = decision(plain(toy(SLOPES)))
+    assert accepted == "tilt"
+    task = make()
+    values = exact_gains(task, SLOPES)
+    assert gain == pytest.approx(held_mean(task, values), abs=0.05)
+    share = task.held_weight.numpy() / task.held_weight.numpy().sum()
+    spread = math.sqrt(np.square(share) @ np.square(values - held_mean(task, values)))
+    assert 0.99 * spread < error < 1.1 * spread  # and a little for log Z
+    assert text == f"tilt accepted: gain {gain:.3g} +- {error:.2g} nats per row on held-out rows"
+    # rejected, found nothing, nothing trained, a candidate
+    accepted, gain, error, text = decision(plain(toy([-MEAN, -MEAN])))
+    assert accepted == "base"
+    assert gain == pytest.approx(held_mean(task, exact_gains(task, [-MEAN] * 2)), abs=0.05)
+    assert text.startswith(f"base kept; tilt rejected: gain {gain:.3g} +- {error:.2g} nats")
+    found_nothing = decision(fit(toy(SLOPES, n_iter=0)))
+    assert found_nothing == ["base", 0.0, 0.0, "base kept: training found no gain"]
+    assert decision(fit(None))[::3] == ["base", "base alone: no energy was trained"]
+    found = decision(fit(toy([[0.0, 0.0]] * 2, candidates=[candidate(gain=0.3, spread=0.01)])))
+    assert found[0] == "candidate"
+    assert found[1] == pytest.approx(0.3, abs=1e-9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LowEffectiveSampleSizeWarning)
+        *_, text = decision(plain(toy([[-0.1, 0.0]] * 2), base=None))
+    assert text.startswith("tilt kept without a test, as there is no base: gain ")
+
+
+def exact_gains(task, slopes):
+    """log N(x; s, I) - log N(x; 0, I) at the held-out rows of all members."""
+    pairs = zip(slopes, task.held, strict=True)
+    return np.concatenate([X[rows] @ s - np.square(s).sum() / 2 for s, rows in pairs])
+
+
+def test_an_energy_of_the_user_that_is_rejected_is_told():
+    for slopes, told in (([-MEAN, -MEAN], True), (SLOPES, False)):
+        for own in (True, False):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                fit(toy(slopes), own_energy=own)
+            texts = [str(w.message) for w in caught]
+            found = any("your energy_model was trained and rejected: base kept" in t for t in texts)
+            assert found is (told and own)
+
+
 def test_no_training_gives_the_base():
     assert_is_base(fit(None))
     assert_is_base(fit(toy(SLOPES, n_iter=0)))

@@ -16,7 +16,14 @@ from skebm.latents import GaussianLikelihood, ImplicitEncoder, factor_analysis, 
 from skebm.models import LatentVariableModel
 from skebm.objectives import gaussian_divergences
 from skebm.training import Columns, latent, make_task
-from skebm.training.latent import LatentSettings, beats, fit_latent, negative_bounds, train_latent
+from skebm.training.latent import (
+    ONE_SIDED,
+    LatentSettings,
+    fit_latent,
+    gain_over,
+    negative_bounds,
+    train_latent,
+)
 from skebm.training.latent_start import build_model
 
 SETTINGS = {
@@ -215,9 +222,9 @@ def test_training_has_to_beat_its_start_on_held_out_rows(decoder_model, monkeypa
 
     def never(task, model, start):
         seen.append((model, start))
-        return False
+        return 0.016, 0.01
 
-    monkeypatch.setattr(latent, "beats", never)
+    monkeypatch.setattr(latent, "gain_over", never)
     options = {"max_epochs": 40, "learning_rate": 0.01, "decoder_model": decoder_model}
     task = task_of(moons(400))
     fitted = fit_latent(task, LatentSettings(**SETTINGS | options | {"patience": 20}))
@@ -227,11 +234,20 @@ def test_training_has_to_beat_its_start_on_held_out_rows(decoder_model, monkeypa
         return
     ((model, start),) = seen
     assert fitted.model is start
+    assert fitted.attributes["accepted_"] == "start"
+    assert fitted.attributes["_summary"] == (
+        "start kept; networks rejected: gain 0.016 +- 0.01 nats per row on held-out rows"
+    )
     assert fitted.attributes["n_iter_"] == 0
     before = start_of(task, **options).double().state_dict()
     for name, value in start.state_dict().items():
         torch.testing.assert_close(value, before[name])
     assert (model.decoder.weight != start.decoder.weight).any()
+
+
+def beats(*args):
+    gain, error = gain_over(*args)
+    return gain > ONE_SIDED * error
 
 
 def test_beats_is_a_test_at_five_per_cent():
