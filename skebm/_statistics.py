@@ -37,14 +37,18 @@ def weighted_deviation(X: np.ndarray, weight: FloatArray) -> FloatArray:
 
 
 def gaussian_log_likelihood(x: torch.Tensor, weight: torch.Tensor) -> float:
-    """Mean log-density of weighted rows under their own Gaussian, the one of highest likelihood.
+    """Mean log-density of rows like these, weighted, under a Gaussian that is fitted to these.
 
-    Variances are raised by a millionth, so that columns may be collinear.
+    It is what they have under the one of highest likelihood, less one number of parameters per row
+    for having been fitted to them (Akaike 1974). Variances are raised by a millionth, so that
+    columns may be collinear.
     """
     share = weight / weight.sum()
     x = x - share @ x
     covariance = (x * share[:, None]).mT @ x
     variance = covariance.diagonal()
     variance.mul_(1.0 + 1e-6)
-    constant = x.shape[1] * (1.0 + math.log(2.0 * math.pi))
-    return -0.5 * (constant + torch.logdet(covariance).item())
+    d = x.shape[1]
+    constant = d * (1.0 + math.log(2.0 * math.pi))
+    n_parameters = d * (d + 3) / 2
+    return -0.5 * (constant + torch.logdet(covariance).item()) - n_parameters / len(x)

@@ -29,7 +29,7 @@ MIN_ESS = 0.02
 
 def accept(
     task: TiltedTask, trained: Trained, *, recalibrates: bool, always: bool
-) -> tuple[TiltedMixture, bool]:
+) -> "tuple[TiltedMixture, Decision]":
     """The tilted bases where held-out likelihood favours them; else a candidate or the bases.
 
     Parameters
