@@ -60,7 +60,9 @@ def to_arrays(module: nn.Module) -> list[dict[str, Any]]:
             for name, value in state.items()
             if name not in _BLANK or value != _BLANK[name]
         }
-        if _holds_tensors(attributes):  # which are neither parameters nor buffers
+        tensors = (*own["parameters"].values(), *own["buffers"].values())
+        # a tensor that is neither parameter nor buffer, or that numpy does not know
+        if _holds_tensors(attributes) or not all(t is None or _is_plain(t) for t in tensors):
             return {"module": _on_cpu(part)}
         return {
             "class": f"{cls.__module__}.{cls.__qualname__}",
@@ -109,6 +111,11 @@ def _holds_tensors(value):
     if isinstance(value, list | tuple):
         return any(_holds_tensors(item) for item in value)
     return isinstance(value, torch.Tensor | nn.Module)
+
+
+def _is_plain(tensor):
+    known = tensor.layout is torch.strided and tensor.dtype is not torch.bfloat16
+    return known and type(tensor) in (torch.Tensor, nn.Parameter)
 
 
 def _array(tensor):

@@ -98,6 +98,9 @@ def test_what_arrays_cannot_say_is_kept():
             m.log_prob(X) if hasattr(m, "log_prob") else m(X)[0] for m in (module, again)
         )
         assert torch.equal(ours, theirs)
+    coarse = nn.Linear(2, 1).bfloat16()  # numpy has no such numbers
+    again = from_arrays(pickle.loads(pickle.dumps(to_arrays(coarse))))
+    assert torch.equal(again.weight, coarse.weight)
     pytest.importorskip("zuko")
     flow = build_flow("maf", 2, rng=torch.Generator().manual_seed(0)).member(0)
     again = from_arrays(pickle.loads(pickle.dumps(to_arrays(flow))))
