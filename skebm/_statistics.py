@@ -27,7 +27,11 @@ def weighted_quantile(values: FloatArray, weight: FloatArray, level: Any) -> Any
     # each value stands for the middle of its weight; the first is at level 0, the last at 1
     middle = np.cumsum(weight) - 0.5 * weight
     position = (middle - middle[0]) / max(middle[-1] - middle[0], np.finfo(float).tiny)
-    return np.interp(level, position, values)
+    with np.errstate(invalid="ignore"):
+        quantile = np.interp(level, position, values)
+    # there is no value between minus infinity and another one: the lower
+    lower = values[np.searchsorted(position, level, side="right").clip(1) - 1]
+    return np.where(np.isnan(quantile), lower, quantile)
 
 
 def weighted_deviation(X: np.ndarray, weight: FloatArray) -> FloatArray:

@@ -60,7 +60,8 @@ def merge_copies(rows, weight, n_folds):
     Returns
     -------
     kept : ndarray of shape (m,), int
-        The first of the copies of each row.
+        The first of the copies of each row. With copies the rows are sorted, as ``np.unique`` sorts
+        them; without any they stay as they are.
     inverse : ndarray of shape (n,), int
         Which of those stands for each row.
     """
@@ -87,7 +88,9 @@ def merge_copies(rows, weight, n_folds):
         )
         label = np.where(too_many[label], mass.size + np.arange(n), label)
     _, kept, label = np.unique(label, return_index=True, return_inverse=True)
-    order = np.argsort(kept)  # rows keep their order
+    order = np.lexsort(rows[kept].T[::-1])
+    if len(kept) == n:
+        return np.arange(n), np.arange(n)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     return kept[order], rank[label]

@@ -10,10 +10,12 @@ RNG = np.random.default_rng(0)
 
 
 def merged(rows, weight=None, n_folds=4):
+    rows = np.asarray(rows, dtype=float)
     weight = np.ones(len(rows)) if weight is None else weight
-    kept, copy_of = merge_copies(np.asarray(rows, dtype=float), weight, n_folds)
-    # rows keep their order, the first copy stands for the others
-    assert (np.diff(kept) > 0).all()
+    kept, copy_of = merge_copies(rows, weight, n_folds)
+    # rows are sorted, the first copy stands for the others
+    if len(kept) < len(rows):
+        np.testing.assert_array_equal(rows[kept], rows[kept][np.lexsort(rows[kept].T[::-1])])
     assert (kept[copy_of] <= np.arange(len(rows))).all()
     np.testing.assert_array_equal(copy_of[kept], np.arange(len(kept)))
     return kept, copy_of
@@ -53,8 +55,8 @@ def test_twice():
     for name in ("one column", "three columns", "ten heavy columns", "with categories"):
         table = CONTINUOUS[name]
         kept, copy_of = merged(np.r_[table, table])
-        np.testing.assert_array_equal(kept, np.arange(400))
-        np.testing.assert_array_equal(copy_of, np.tile(np.arange(400), 2))
+        np.testing.assert_array_equal(np.sort(kept), np.arange(400))
+        np.testing.assert_array_equal(kept[copy_of], np.tile(np.arange(400), 2))
 
 
 @pytest.mark.parametrize("jitter", [1e-12, 1e-8, 1e-6, 1e-5])
