@@ -34,6 +34,7 @@ RANK = {
     "_random": 0,
     "_sklearn_compat": 0,
     "_state": 0,
+    "_statistics": 0,
     "_tensors": 0,
     "_threads": 0,
     "_typing": 0,

@@ -402,7 +402,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         float
             In nats per row, in the units of X (a mean, as for GaussianMixture).
         """
-        scores = self._log_density(self._validate(X))
+        scores = without_tensors(self.score_samples(X))
         weight: Any = without_tensors(sample_weight)
         if weight is not None:
             weight = _check_sample_weight(weight, scores[:, None], ensure_non_negative=True)
