@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from skebm._typing import FloatArray
 
-
-def weighted_quantile(values: FloatArray, weight: FloatArray, level: Any) -> Any:
+def weighted_quantile(values: NDArray[np.float64], weight: NDArray[np.float64], level: Any) -> Any:
     """Quantiles of weighted values; with equal weights those of ``np.quantile``.
 
     Parameters
@@ -34,7 +33,7 @@ def weighted_quantile(values: FloatArray, weight: FloatArray, level: Any) -> Any
     return np.where(np.isnan(quantile), lower, quantile)
 
 
-def weighted_deviation(X: np.ndarray, weight: FloatArray) -> FloatArray:
+def weighted_deviation(X: np.ndarray, weight: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weighted standard deviation of every column."""
     share = weight / weight.sum()
     return np.sqrt(share @ np.square(X - share @ X))
