@@ -26,10 +26,10 @@ def layer_sizes(hidden_layer_sizes: int | Sequence[int]) -> tuple[int, ...]:
     """
     whole = isinstance(hidden_layer_sizes, Integral)
     try:
-        sizes = (hidden_layer_sizes,) if whole else tuple(hidden_layer_sizes)
+        sizes: tuple[Any, ...] = (hidden_layer_sizes,) if whole else tuple(hidden_layer_sizes)  # pyright: ignore[reportArgumentType]
     except TypeError:
         sizes = (None,)
-    good = (isinstance(n, Integral) and not isinstance(n, bool) and n >= 1 for n in sizes)
+    good = (isinstance(n, Integral) and not isinstance(n, bool) and n >= 1 for n in sizes)  # pyright: ignore[reportOperatorIssue]
     if not all(good):
         raise ValueError(
             f"hidden_layer_sizes={hidden_layer_sizes!r} must be the width of one hidden layer, or "

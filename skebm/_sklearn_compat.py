@@ -103,7 +103,7 @@ def hist_gradient_boosting_nodes(clf: Any, n_trees: int | None = None) -> Booste
     )
 
 
-def power_standardization(transformer):
+def power_standardization(transformer: Any) -> tuple[np.ndarray, np.ndarray]:
     """Mean and scale by which a fitted ``PowerTransformer`` standardises its powers.
 
     Parameters

@@ -27,7 +27,7 @@ WHAT_TO_LOWER = (
 )
 
 
-def refuse_callbacks(callbacks, judged):
+def refuse_callbacks(callbacks: Sequence[Any], judged: bool) -> None:
     """Raise for callbacks that are none or cannot work; see `check_callbacks`."""
     for item in callbacks:
         callback = _without_name(item)
@@ -214,7 +214,7 @@ class EngineNet(NeuralNet):
         mean = total.item() / len(iterator)
         if not math.isfinite(mean):
             raise DivergenceError(f"The training loss became {mean}; {WHAT_TO_LOWER}")
-        earlier = [row[f"{prefix}_loss"] for row in self.history[:-1]]
+        earlier = [row[f"{prefix}_loss"] for row in self.history[:-1]]  # pyright: ignore[reportGeneralTypeIssues]
         self.history.record(f"{prefix}_loss", mean)
         self.history.record(f"{prefix}_loss_best", mean < min(earlier, default=math.inf))
         self.history.record(f"{prefix}_batch_count", len(iterator))

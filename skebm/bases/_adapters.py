@@ -17,6 +17,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from skebm._random import draw_seed, seeded_global_rng
+from skebm._typing import FloatArray
 
 
 class UniformBase(nn.Module):
@@ -159,7 +160,7 @@ class SklearnDensityBase(nn.Module):
         return torch.from_numpy(x).to(self._place.device)[order.to(self._place.device)]
 
 
-def draw_from(estimator, n, seed, **options):
+def draw_from(estimator: Any, n: int, seed: int, **options: Any) -> FloatArray:
     """Draw from a fitted estimator with `sample`, however it takes its random state.
 
     Parameters

@@ -114,7 +114,7 @@ class MarginalGaussianization(nn.Module):
                 if found is not None:
                     tails[j, side] = found
                     ends[side] = -sign * ndtri(outer)
-            levels = ndtr(np.linspace(*ends, n_knots))
+            levels = ndtr(np.linspace(ends[0], ends[1], n_knots))
             t = np.interp(levels, cdf, column)
             step = max(1e-3 * width, 4.0 * np.spacing(np.abs(t).max()))
             t = np.maximum.accumulate(t + step * np.arange(n_knots))

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import (
     FunctionTransformer,
@@ -16,6 +18,7 @@ from sklearn.preprocessing import (
 
 from skebm._containers import like
 from skebm._sklearn_compat import power_standardization
+from skebm._typing import FloatArray
 from skebm._warnings import warn
 
 ROUNDING = 1e-9
@@ -30,6 +33,9 @@ LARGEST_EXPONENT = 700.0
 N_CHECKED, SLOPE_STEP, SLOPE_GAP = 25, 1e-5, 0.05
 """Rows at which a given log-determinant is compared with finite differences, their step in
 interquartile ranges, and the gap in nats from which on the comparison warns."""
+
+RowTest: TypeAlias = Callable[[FloatArray], NDArray[np.bool_]]
+"""Rows to whether something holds for them, (n, d) -> (n,)."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,12 @@ class Change:
         Which rows z have an x, (n, d) -> (n,); None: all for which x is finite.
     """
 
-    log_det: Callable
-    in_domain: Callable | None = None
-    in_image: Callable | None = None
+    log_det: Callable[[FloatArray], FloatArray]
+    in_domain: RowTest | None = None
+    in_image: RowTest | None = None
 
 
-def refuse_unknown(name, transformer, n_features):
+def refuse_unknown(name: str, transformer: Any, n_features: int) -> None:
     """Raise where a step cannot belong to a pipeline of densities, before it is fitted."""
     kind = type(transformer)
     if kind is PCA:
@@ -75,7 +81,7 @@ def refuse_unknown(name, transformer, n_features):
     )
 
 
-def change_of(name, transformer, seen):
+def change_of(name: str, transformer: Any, seen: Any) -> Change:
     """The change of variables that a fitted transformer makes.
 
     Parameters
@@ -94,7 +100,7 @@ def change_of(name, transformer, seen):
     return _given(name, transformer, seen) if make is None else make(name, transformer)
 
 
-def as_rows(X):
+def as_rows(X: Any) -> FloatArray:
     """Rows of any container as an array of float64."""
     return np.asarray(X, dtype=np.float64)
 
@@ -247,7 +253,7 @@ def _given(name, transformer, seen):
     return Change(log_det, None, in_image)
 
 
-def check_given(name, transformer, X):
+def check_given(name: str, transformer: Any, X: Any) -> None:
     """Warn where inverse or log-determinant of a transformer of users are not its own.
 
     Parameters

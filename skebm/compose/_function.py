@@ -1,8 +1,14 @@
 """A function as a transformer, with what a density behind it has to know."""
 
+from collections.abc import Callable
+from typing import Any, Literal
+
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import check_array
+
+from skebm._typing import FloatArray
 
 
 class InvertibleFunctionTransformer(FunctionTransformer):
@@ -65,13 +71,13 @@ class InvertibleFunctionTransformer(FunctionTransformer):
 
     def __init__(
         self,
-        func,
-        inverse_func,
-        log_det,
+        func: Callable[..., Any],
+        inverse_func: Callable[..., Any],
+        log_det: Callable[..., Any],
         *,
-        feature_names_out="one-to-one",
-        kw_args=None,
-        inv_kw_args=None,
+        feature_names_out: Callable[..., Any] | Literal["one-to-one"] | None = "one-to-one",
+        kw_args: dict[str, Any] | None = None,
+        inv_kw_args: dict[str, Any] | None = None,
     ):
         super().__init__(
             func,
@@ -84,7 +90,7 @@ class InvertibleFunctionTransformer(FunctionTransformer):
         )
         self.log_det = log_det
 
-    def log_abs_det_jacobian(self, X):
+    def log_abs_det_jacobian(self, X: ArrayLike) -> FloatArray:
         """Logarithm of the absolute value of the determinant of the derivative at every row.
 
         Parameters

@@ -2,8 +2,10 @@
 
 import inspect
 import math
+from typing import Any, Literal, Self, overload
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from sklearn import get_config
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array, check_random_state
@@ -14,9 +16,11 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 from skebm._containers import like
 from skebm._sklearn_compat import _check_method_params, _check_sample_weight, _safe_indexing
 from skebm._statistics import weighted_quantile
+from skebm._typing import FloatArray, RandomState
 from skebm.bases import draw_from
 from skebm.estimators._base import AUTO_CONTAMINATION, BaseDensity
 from skebm.training import relative_precision
+from skebm.training.columns import Precision
 
 from ._changes import as_rows, change_of, check_given, refuse_unknown
 
@@ -104,33 +108,44 @@ class DensityPipeline(Pipeline):
     (3, 1)
     """
 
-    def __getitem__(self, ind):
+    # what a fit sets
+    log_image_mass_: float
+    log_image_mass_std_error_: float
+    offset_: float
+    out_of_fold_scores_: FloatArray
+    _constants: FloatArray
+    _precision: Precision
+    _seen: dict[str, Any]
+
+    def __getitem__(self, ind: Any) -> Any:
         steps = range(len(self.steps))
         if isinstance(ind, slice) and steps[-1] not in steps[ind]:
             return Pipeline(self.steps, memory=self.memory, verbose=self.verbose)[ind]
         return super().__getitem__(ind)
 
     @property
-    def n_features_in_(self):
+    def n_features_in_(self) -> int:
         """Number of columns seen in `fit`."""
         return self._first.n_features_in_
 
     @property
-    def feature_names_in_(self):
+    def feature_names_in_(self) -> np.ndarray:
         """Names of the columns seen in `fit`, where X had any."""
         return self._first.feature_names_in_
 
     @property
-    def _first(self):
+    def _first(self) -> Any:
         """The first step that sees X, which Pipeline takes to be steps[0]."""
         return [*self._transformers(), self.steps[-1]][0][1]
 
-    def __sklearn_is_fitted__(self):
+    def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "log_image_mass_")
 
     # ------------------------------------------------------------------ fit
 
-    def fit(self, X, y=None, sample_weight=None, **params):
+    def fit(
+        self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None, **params: Any
+    ) -> Self:
         """Fit the transformers one after the other, and the density behind them.
 
         Parameters
@@ -163,7 +178,7 @@ class DensityPipeline(Pipeline):
         rows, precision = self._check(X), relative_precision(X)
         X = like(X, rows)
         for name in _LEARNED:
-            self.__dict__.pop(name, None)
+            vars(self).pop(name, None)
         self._check_steps(rows.shape[1])
         params = self._with_weight(sample_weight, params)
         weight = _check_sample_weight(
@@ -196,7 +211,7 @@ class DensityPipeline(Pipeline):
 
     def _check(self, X):
         """X as an array of finite numbers, or an error that names the column."""
-        rows = check_array(X, dtype=np.float64, ensure_all_finite=False, estimator=self)
+        rows = check_array(X, dtype=np.float64, ensure_all_finite=False, estimator=self)  # pyright: ignore[reportArgumentType]
         bad = ~np.isfinite(rows).all(axis=0)
         if bad.any():
             column = getattr(X, "columns", range(rows.shape[1]))[int(bad.argmax())]
@@ -245,7 +260,7 @@ class DensityPipeline(Pipeline):
             return process_routing(self, "fit", **params)[name].fit.get("sample_weight")
         return params.get(f"{name}__sample_weight")
 
-    def _varying(self):
+    def _varying(self) -> Any:
         """Columns that the density has a density in; the others are a point mass to it."""
         density = self.steps[-1][1]
         return density._columns.varying if _is_detector(self) else slice(None)
@@ -321,7 +336,15 @@ class DensityPipeline(Pipeline):
 
     # ------------------------------------------------------------------ density
 
-    def score_samples(self, X, return_std=False):
+    @overload
+    def score_samples(self, X: ArrayLike, return_std: Literal[False] = ...) -> FloatArray: ...
+    @overload
+    def score_samples(
+        self, X: ArrayLike, return_std: Literal[True]
+    ) -> tuple[FloatArray, FloatArray]: ...
+    def score_samples(
+        self, X: ArrayLike, return_std: bool = False
+    ) -> FloatArray | tuple[FloatArray, FloatArray]:
         """Log-density of every row, in the units of X.
 
         Parameters
@@ -367,9 +390,11 @@ class DensityPipeline(Pipeline):
             log_density[where] = scores + log_det - self.log_image_mass_
         return (log_density, error) if return_std else log_density
 
-    score = BaseDensity.score
+    score = BaseDensity.score  # pyright: ignore[reportAssignmentType]
 
-    def sample(self, n_samples=1, random_state=None, **options):
+    def sample(
+        self, n_samples: int = 1, random_state: RandomState = None, **options: Any
+    ) -> FloatArray:
         """Draw new rows, in the units of X.
 
         Rows are drawn from the density and taken back by `inverse_transform` of the transformers;
@@ -409,7 +434,7 @@ class DensityPipeline(Pipeline):
     # ------------------------------------------------------------------ outlier detector
 
     @available_if(_is_detector)
-    def decision_function(self, X):
+    def decision_function(self, X: ArrayLike) -> FloatArray:
         """`score_samples` minus `offset_`: negative for outliers.
 
         Parameters
@@ -423,7 +448,7 @@ class DensityPipeline(Pipeline):
         return self.score_samples(X) - self.offset_
 
     @available_if(_has("predict"))
-    def predict(self, X, **params):
+    def predict(self, X: ArrayLike, **params: Any) -> NDArray[np.int_]:
         """Label rows: +1 for inliers, -1 for outliers; with a mixture, its components.
 
         Parameters
@@ -441,7 +466,9 @@ class DensityPipeline(Pipeline):
         return super().predict(X, **params)
 
     @available_if(_has("fit_predict"))
-    def fit_predict(self, X, y=None, sample_weight=None, **params):
+    def fit_predict(
+        self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None, **params: Any
+    ) -> NDArray[np.int_]:
         """Fit, then label the same rows.
 
         Densities of skebm label rows by their out-of-fold scores, where there are some: with
@@ -473,7 +500,9 @@ class DensityPipeline(Pipeline):
         return labels
 
     @available_if(_has("transform"))
-    def fit_transform(self, X, y=None, sample_weight=None, **params):
+    def fit_transform(
+        self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None, **params: Any
+    ) -> Any:
         """Fit, then transform the same rows by all steps.
 
         Parameters

@@ -40,6 +40,7 @@ from skebm.training import (
     relative_precision,
     resolve_device,
 )
+from skebm.training.columns import Precision
 from skebm.training.degenerate import warn_of_degenerate_columns
 
 from ._cells import bad_cell, refuse_what_would_be_read_through
@@ -78,8 +79,10 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
     n_iter_: int = field(init=False)
     out_of_fold_scores_: FloatArray = field(init=False)
     out_of_fold_members_: NDArray[np.int_] = field(init=False)
+    out_of_fold_offset_: float = field(init=False)
     _columns: Columns = field(init=False)
     _seed: int = field(init=False)
+    _summary: str = field(init=False)
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "smoothing": [StrOptions({"scott"}), Interval(Real, 0, None, closed="left")],
@@ -129,13 +132,21 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         """Why a warm start on so many rows, or groups of them, would be another model; or None."""
 
     @abstractmethod
-    def _kept_and_fresh(self, model: Any, x: torch.Tensor, weight: FloatArray) -> tuple:
+    def _kept_and_fresh(
+        self, model: Any, x: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[float, float]:
         """Mean log-density of standardised rows under what a warm start keeps, and a fresh start.
 
         That is a Gaussian of these rows, where the estimator has no simpler start.
         """
 
-    def _learn_columns(self, rows, names, weight, precision):
+    def _learn_columns(
+        self,
+        rows: np.ndarray,
+        names: Any,
+        weight: np.ndarray,
+        precision: Precision,
+    ) -> Columns:
         """Columns of these rows; arguments as of `Columns.learn`."""
         return Columns.learn(rows, names, weight, precision)
 
@@ -175,7 +186,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         self : object
             Fitted. If fitting fails or is interrupted, the estimator stays as it was.
         """
-        before = self.__dict__.copy()
+        before = vars(self).copy()
         n_threads = torch.get_num_threads()  # for training; all else is made of small steps
         if _threads.was_forked:
             _threads.was_forked = False
@@ -216,8 +227,8 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
                 self.offset_ = self._threshold(rows, weight, fitted.scores)
                 self.out_of_fold_offset_ = self._out_of_fold_threshold(rows, weight, fitted.scores)
         except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
+            vars(self).clear()
+            vars(self).update(before)
             raise
         return self
 
@@ -271,18 +282,18 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
             return None
         return copy.deepcopy(model).to("cpu")
 
-    def _checked(self, X, **options):
+    def _checked(self, X: Any, **options: Any) -> FloatArray:
         """X as finite doubles; an error names the column that has something else."""
         refuse_what_would_be_read_through(X)
         try:
-            return validate_data(self, X, dtype=np.float64, **options)
+            return validate_data(self, X, dtype=np.float64, **options)  # pyright: ignore[reportReturnType]
         except ValueError as error:
             problem = bad_cell(X)
             if problem is None:
                 raise
             raise ValueError(problem) from error
 
-    def _names(self, rows):
+    def _names(self, rows: np.ndarray) -> Any:
         """Names of the columns of X, for messages."""
         return getattr(self, "feature_names_in_", range(rows.shape[1]))
 
@@ -316,7 +327,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
     def _draw_seed(self, random_state):
         return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
-    def summary(self):
+    def summary(self) -> str:
         """What the fit has kept, and why, in one line.
 
         Returns
@@ -478,7 +489,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         """
         self.fit(X, sample_weight=sample_weight, groups=groups)
         scores = self.out_of_fold_scores_
-        if np.ndim(sample_weight) == 1:
+        if sample_weight is not None and np.ndim(sample_weight) == 1:
             used = np.asarray(without_tensors(sample_weight), dtype=np.float64) > 0
             scores = np.full(len(used), np.nan)
             scores[used] = self.out_of_fold_scores_

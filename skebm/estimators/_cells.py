@@ -1,6 +1,7 @@
 """Cells that are no numbers: dates, text, gaps, infinity; refused by the name of their column."""
 
 import datetime
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ TIMES = {
 }
 
 
-def refuse_what_would_be_read_through(X, what="X"):
+def refuse_what_would_be_read_through(X: Any, what: str = "X") -> None:
     """Raise for masked cells, dates and durations, which numpy takes for numbers.
 
     Parameters
@@ -46,7 +47,7 @@ def refuse_what_would_be_read_through(X, what="X"):
             raise ValueError(f"column {name!r} of {what} holds {TIMES[kind]}, or leave it out.")
 
 
-def bad_cell(X):
+def bad_cell(X: Any) -> str | None:
     """What is wrong with the first column that cannot be modelled, or None.
 
     Parameters

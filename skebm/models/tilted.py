@@ -99,6 +99,10 @@ class MarginalBin(nn.Module):
         The interval is [low, high) on the standardised column.
     """
 
+    column: int
+    low: float
+    high: float
+
     def __init__(self, column: int, low: float, high: float):
         super().__init__()
         self.column, self.low, self.high = column, low, high

@@ -79,7 +79,7 @@ class Decision:
     text: str
 
     @property
-    def is_tilted(self):
+    def is_tilted(self) -> bool:
         """Whether the model is tilted by the energies that were trained."""
         return self.accepted in ("tilt", "recalibration")
 
@@ -89,7 +89,7 @@ NOT_TRAINED = Decision("base", 0.0, 0.0, "base alone: no energy was trained")
 BLENDED = Decision("blend", 0.0, 0.0, "blend of bases at several scales: no energy was trained")
 
 
-def in_nats(gain, error):
+def in_nats(gain: float, error: float) -> str:
     """A gain in words."""
     return f"gain {gain:.3g} +- {error:.2g} nats per row on held-out rows"
 

@@ -1,5 +1,6 @@
 """Training that ended at its limit, and not because it had learned what there was."""
 
+import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from skebm._engine import unfinished_gain
@@ -9,7 +10,9 @@ TOLERANCE = 0.01
 """Nats per row by which the held-out likelihood may still rise at the end of a training."""
 
 
-def warn_if_unfinished(history, max_epochs, patience, setting):
+def warn_if_unfinished(
+    history: dict[str, np.ndarray], max_epochs: int, patience: int | None, setting: str
+) -> None:
     """Warn where training ended at `max_epochs` while held-out rows still gained.
 
     Without patience the user has said how long to train, and nothing is judged on the way.

@@ -7,10 +7,12 @@ observations of their own.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
+from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue]
 
+from skebm._typing import FloatArray
 from skebm._warnings import warn
 
 HARDLY = 0.2
@@ -43,7 +45,9 @@ MIN_NEAR_ROWS, FEW = 10, 0.1
 """Fewer near rows are chance; and "few" is such a share of the near ones."""
 
 
-def merge_copies(rows, weight, n_folds):
+def merge_copies(
+    rows: FloatArray, weight: FloatArray, n_folds: int
+) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
     """Find the copies of each row.
 
     Rows are copies if they are equal, and agree in a column that hardly repeats a value from one
@@ -96,7 +100,7 @@ def merge_copies(rows, weight, n_folds):
     return kept[order], rank[label]
 
 
-def join_groups(inverse, groups):
+def join_groups(inverse: NDArray[np.int_], groups: ArrayLike) -> NDArray[np.int_]:
     """Label rows that belong together: rows of one group, and groups that share copies.
 
     Parameters

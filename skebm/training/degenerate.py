@@ -1,8 +1,14 @@
 """Columns that have no density of their own, or one that means nothing."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 
+from skebm._typing import FloatArray
 from skebm._warnings import warn
+
+from .columns import Precision
 
 MIN_SURPRISE = 10.0
 """n^2 / (2 R): minus the log of the chance that n draws from R values are all different."""
@@ -14,7 +20,7 @@ RESIDUAL = 1e-9
 """Share of its spread that a column may differ by from a combination of others, in doubles."""
 
 
-def warn_of_degenerate_columns(X, names, precision):
+def warn_of_degenerate_columns(X: FloatArray, names: Any, precision: Precision) -> None:
     """Warn of columns that number the rows, and of exact linear combinations of others.
 
     Parameters
@@ -50,7 +56,7 @@ def warn_of_degenerate_columns(X, names, precision):
         )
 
 
-def numbers_rows(column):
+def numbers_rows(column: FloatArray) -> bool:
     """Whether values are all different on so small a grid that they cannot be independent draws.
 
     Parameters
@@ -74,7 +80,7 @@ def numbers_rows(column):
     return bool(np.abs(whole - np.round(whole)).max() < 1e-3)
 
 
-def dependent_columns(z, share):
+def dependent_columns(z: FloatArray, share: FloatArray) -> Iterator[tuple[int, np.ndarray]]:
     """Columns that others determine.
 
     Parameters
@@ -96,7 +102,7 @@ def dependent_columns(z, share):
     if n <= d + 1:  # any column is then a combination of the others
         return
     some = z[np.linspace(0, n - 1, min(n, max(MAX_ROWS, 4 * d))).astype(int)]
-    _, r, order = qr(some - some.mean(axis=0), mode="economic", pivoting=True)
+    _, r, order = qr(some - some.mean(axis=0), mode="economic", pivoting=True)  # pyright: ignore[reportAssignmentType]
     size = np.abs(np.diag(r)) / np.sqrt(len(some))
     rank = int((size > share.max() * np.sqrt(d)).sum())
     kept = order[:rank]
