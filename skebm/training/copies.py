@@ -183,6 +183,8 @@ def _grid_step(values):
 def _nearly_equal(distinct):
     """Labels of distinct rows, the same for rows that differ by a jitter, (m,) of int."""
     m, scale = len(distinct), distinct.std(axis=0)
+    if not (scale > 0).any():
+        return np.arange(m)
     x = distinct[:, scale > 0] / scale[scale > 0]
     tree = cKDTree(x, balanced_tree=False, compact_nodes=False)
     probed = x[np.random.RandomState(0).permutation(m)[:PROBED_ROWS]]

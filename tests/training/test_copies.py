@@ -111,6 +111,11 @@ def test_equal_by_chance(name):
         assert len(merged(INDEPENDENT[name])[0]) == len(INDEPENDENT[name])
 
 
+@pytest.mark.parametrize("rows", [np.ones((5, 2)), np.ones((1, 1)), np.arange(2.0)[:, None]])
+def test_next_to_nothing(rows):
+    assert len(merged(rows)[0]) == len(rows)
+
+
 def test_more_copies_than_a_fold_holds():
     table = RNG.normal(size=(400, 3))
     rows = np.r_[table, np.tile(table[:1], (300, 1))]
