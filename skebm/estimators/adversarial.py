@@ -122,8 +122,8 @@ class AdversarialEBM(TiltedDensity):
         penalty; no likelihood, because the bound moves).
     training_log_ : list of dict
         What skorch's callbacks see of the training, one dict per epoch; its ``batches`` are filled
-        only where there are callbacks. ``skorch.history.History(training_log_)`` is indexed as
-        skorch's own. Only where networks were trained.
+        only where there are callbacks, and times are left out. ``History(training_log_)`` of
+        ``skorch.history`` is indexed as skorch's own. Only where networks were trained.
     n_iter_ : int
         Epochs of the state kept; 0 if none was accepted.
     accepted_ : str

@@ -129,8 +129,8 @@ class FlowContrastiveDensity(TiltedDensity):
         after the game).
     training_log_ : list of dict
         What skorch's callbacks see of the training, one dict per epoch; its ``batches`` are filled
-        only where there are callbacks. ``skorch.history.History(training_log_)`` is indexed as
-        skorch's own. Only where networks were trained.
+        only where there are callbacks, and times are left out. ``History(training_log_)`` of
+        ``skorch.history`` is indexed as skorch's own. Only where networks were trained.
     n_iter_ : int
         Epochs of the state kept, and iterations of boosting, counted through all stages; 0 if none
         was accepted.

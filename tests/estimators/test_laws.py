@@ -366,11 +366,11 @@ def test_what_was_accepted_is_said_with_its_gain(name):
         kept_base = estimator.model_.is_untilted
         assert (accepted in ("base", "flow", "generator")) is kept_base
         # held-out scores of the model and of the base, of the same members
-        x = torch.as_tensor(estimator._columns.standardize(data(2))[0])
+        x = torch.as_tensor(estimator._columns.standardize(data(2)))
         with torch.no_grad():
             base = torch.stack([q.log_prob(x) for q in estimator.model_.bases]).numpy()
         judge = estimator.out_of_fold_members_
-        base = base[judge, np.arange(400)] + estimator._columns.log_det
+        base = base[judge, np.arange(400)] + estimator._columns.log_factor
         rise = np.mean(estimator.out_of_fold_scores_ - base)
         # each half of the rows has judged the recalibration of the other; the model has that of all
         if name not in UNTRAINED:
@@ -1163,7 +1163,7 @@ def test_out_of_fold_scores_are_of_members_that_have_not_seen_the_row(name):
     # each is the score of one of the members
     x = torch.as_tensor(estimator._columns.standardize(data(2)))
     with torch.no_grad():
-        members = estimator.model_.log_members(x).numpy() + estimator._columns.log_det
+        members = estimator.model_.log_members(x).numpy() + estimator._columns.log_factor
     which = np.abs(members - scores).argmin(axis=0)
     np.testing.assert_allclose(members[which, np.arange(400)], scores, atol=1e-9)
     assert np.bincount(which).tolist() == [200, 200]
