@@ -300,7 +300,11 @@ def test_refit_keeps_nothing_of_the_first():
     other = density(generator="flow", **TINY).fit(moons(100))
     np.testing.assert_array_equal(estimator.score_samples(moons()), other.score_samples(moons()))
     assert set(vars(estimator)) == set(vars(other))
-    assert {name for name in vars(other) if name.startswith("_")} == {"_columns", "_seed", "_summary"}
+    assert {name for name in vars(other) if name.startswith("_")} == {
+        "_columns",
+        "_seed",
+        "_summary",
+    }
     assert not any(p.requires_grad for p in estimator.model_.parameters())
     assert estimator.generator_.sample(3).shape == (3, 2)
 
