@@ -13,7 +13,7 @@ import torch
 from ._mixtures import _LOG_2PI, GaussianMixtureBase
 
 _CHUNK = 2048
-_ROUNDING, _TINY = 1e-13, 1e-300
+_ROUNDING, _LEAST, _LEAST_WITHIN = 1e-13, 1e-12, 1e-8
 
 
 def fit_gaussian_mixture(
@@ -85,9 +85,11 @@ def fit_gaussian_mixture(
         # no more digits than these are left of second moments minus squared means
         rounding = _ROUNDING * (covariance.diagonal(dim1=-2, dim2=-1).abs() + means.square())
         covariance.diagonal(dim1=-2, dim2=-1).add_(rounding)
-        variance = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=_TINY)
+        variance = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=_LEAST)
         within = torch.einsum("k,kij->ij", mass / mass.sum(), covariance)
-        mean_variance = within.diagonal().clamp(min=_TINY)
+        # of a single row, or of equal ones, there is no variance
+        within.diagonal().clamp_(min=_LEAST_WITHIN)
+        mean_variance = within.diagonal()
         own = ((1 - share) * variance.log() + share * mean_variance.log()).exp()
         ratio = (own / mean_variance).sqrt()
         carried = ratio[:, :, None] * within * ratio[:, None, :]
