@@ -86,7 +86,7 @@ class Columns:
         weight = np.ones(len(X)) if weight is None else weight
         with np.errstate(over="ignore", invalid="ignore"):
             quartiles = [weighted_quantile(column, weight, [0.25, 0.5, 0.75]) for column in kept.T]
-            low, center, high = np.ascontiguousarray(np.transpose(quartiles))
+            low, center, high = np.transpose(quartiles).copy()
             deviation = weighted_deviation(kept, weight)
             scale = (high - low) / 1.349
         too_wide = ~np.isfinite(deviation + scale)
