@@ -398,6 +398,8 @@ def test_search_of_the_parameters_of_an_energy(cls, energy_model, name, values, 
     # no fallback on the base, which would make all candidates alike
     particular = {"base": None, "noise": "gaussian"} if cls is NCEDensity else {"base": None}
     rows = X[:150]
+    if cls is ContrastiveDivergenceEBM:
+        particular["n_steps"] = 1
     if energy_model is TREES:
         particular = {"noise_ratio": 5, "base": "gaussian"}  # which trees do better than
         energy_model, rows = Boosting(max_iter=30), make_two_moons(1000, random_state=0)
