@@ -179,7 +179,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
             Labels of rows that belong together, such as the patient or the block of a time series
             that they come from. Rows of one group are held out together, so that held-out
             likelihoods, and the threshold of `predict`, are about new groups. At least two
-            different ones.
+            different ones. Groups that hold copies of one row are one.
 
         Returns
         -------
@@ -210,6 +210,12 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
                 weight /= weight.mean()
                 if groups is not None:
                     groups = join_groups(copy_of, groups)
+                    if groups.max() == 0:
+                        raise ValueError(
+                            "copies of rows occur in several groups and join them all, so that "
+                            "none can be held out: give each row once, with its number as "
+                            "sample_weight, or groups=None."
+                        )
                 columns = self._learn_columns(rows, self._names(rows), weight, precision)
                 n_units = len(rows) if groups is None else groups.max() + 1
                 start = self._start(before, rows, weight, columns, n_units)

@@ -994,6 +994,8 @@ def test_groups_are_held_out_together(name):
     for wrong, message in ((groups[:-1], "inconsistent numbers"), (["a"] * 120, "groups")):
         with pytest.raises(ValueError, match=message):
             quick(name).fit(rows, groups=wrong)
+    with pytest.raises(ValueError, match="join them all"):
+        quick(name).fit(np.tile(rows, (2, 1)), groups=np.arange(240) // 120)
 
 
 def test_groups_are_routed():
