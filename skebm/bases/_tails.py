@@ -60,12 +60,12 @@ def fit_tail(
     # typical distances of the heaviest tail are far below the mean
     typical = np.exp(share @ np.log(np.maximum(exceedances, 1e-300 + 1e-12 * mean)))
     rate = np.geomspace(1e-3 / mean, 1e3 / typical, 200)
-    shape = np.log1p(rate[:, None] * exceedances) @ share
+    growth = np.log1p(rate[:, None] * exceedances) @ share
     # the shrinkage: some exceedances that follow an exponential law of the same scale
     kept = n / (n + PSEUDO_EXCEEDANCES)
-    shape = np.minimum(kept * shape, MAX_SHAPE)
+    shape = np.minimum(kept * growth, MAX_SHAPE)
     scale = shape / rate
-    value = -np.log(scale) - (1.0 + 1.0 / shape) * (np.log1p(rate[:, None] * exceedances) @ share)
+    value = -np.log(scale) - (1.0 + 1.0 / shape) * growth
     best = int(value.argmax())
     if value[best] < _gaussian_tail(exceedances, share, mean, z_start):
         return None

@@ -92,9 +92,9 @@ def merge_copies(
         )
         label = np.where(too_many[label], mass.size + np.arange(n), label)
     _, kept, label = np.unique(label, return_index=True, return_inverse=True)
-    order = np.lexsort(rows[kept].T[::-1])
     if len(kept) == n:
         return np.arange(n), np.arange(n)
+    order = np.lexsort(rows[kept].T[::-1])
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     return kept[order], rank[label]
