@@ -13,6 +13,9 @@ import torch
 from ._mixtures import _LOG_2PI, GaussianMixtureBase
 
 _CHUNK = 2048
+_KEPT = (
+    1 << 23
+)  # values of quadratic features that are kept, 64 MiB; of more rows they are made anew
 _ROUNDING, _LEAST, _LEAST_WITHIN = 1e-13, 1e-12, 1e-8
 
 
@@ -115,12 +118,14 @@ def fit_gaussian_mixture(
         parameters = _start(x, weight, n_components, rng, features, maximise)
     else:
         parameters = start.weights, start.means - center, start.scale_tril @ start.scale_tril.mT
+    blocks, weights = x.split(_CHUNK), weight.split(_CHUNK)
+    n_functions = 1 + (2 * d if diagonal else d + len(rows))
+    kept = [features(block) for block in blocks] if n * n_functions <= _KEPT else None
     previous = -math.inf
     for _ in range(max_iter):
         coefficients = natural(*parameters)
         moments, value = 0.0, 0.0
-        for block, w in zip(x.split(_CHUNK), weight.split(_CHUNK), strict=True):
-            phi = features(block)
+        for phi, w in zip(kept or map(features, blocks), weights, strict=True):
             joint = phi @ coefficients
             top = joint.amax(1, keepdim=True)
             joint.sub_(top).exp_()  # one exponential per row and component, in place

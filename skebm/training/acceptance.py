@@ -11,7 +11,7 @@ from skebm.bases import MAX_FIT_ROWS, fit_gaussian_mixture
 from skebm.models import MarginalBin, ModesAndBackground, TiltedMixture
 from skebm.partition import ess, largest_power
 
-from .marginals import misplaced_bin, with_bins
+from .marginals import misplaced_bin, share_of_bin, with_bins
 from .task import Task
 from .tilted_task import TiltedTask
 from .trained import Trained
@@ -110,30 +110,32 @@ def _tilted(task, trained, recalibrates, always):
     if not changes:
         return untilted, nothing
     bins: list[MarginalBin] = []
+    shares = task.responsibilities()  # once: of kernel densities they are dear
     while True:
-        judged = with_bins(task, bins)
         inverse_temperature, mode_weights, gain = recalibrate(
-            judged, trained.held, trained.pool, only_bins=not recalibrates, n_bins=len(bins)
-        )
+            task, trained.held, trained.pool, shares,
+            only_bins=not recalibrates, n_bins=len(bins),
+        )  # fmt: skip
         pool = inverse_temperature * trained.pool
         if len(mode_weights):
-            pool = pool + judged.responsibilities()[1] @ mode_weights
-        mean, error = gain_and_error(judged, gain, pool)
+            pool = pool + shares[1] @ mode_weights
+        mean, error = gain_and_error(task, gain, pool)
         told = in_nats(mean, error)
         if not always and not mean > 2.0 * error:
             if trained.n_iter == 0 and not len(mode_weights):
                 return untilted, nothing
             return untilted, Decision("base", mean, error, f"base kept; tilt rejected: {told}")
-        factor = guard(judged, pool)
-        wrong = None if always else misplaced_bin(judged, factor * pool)
+        factor = guard(task, pool)
+        wrong = None if always else misplaced_bin(task, factor * pool)
         if wrong is None:
             break
         if len(bins) == MAX_BINS:
             text = f"base kept; tilt rejected: {told}, but its mass is not where the rows are"
             return untilted, Decision("base", mean, error, text)
         bins.append(wrong)
+        shares = share_of_bin(task, shares, wrong)
     model = TiltedMixture(task.bases, task.proposals, task.features, trained.energy)
-    model.calibrate(factor * inverse_temperature, factor * mode_weights, judged.modes)
+    model.calibrate(factor * inverse_temperature, factor * mode_weights, with_bins(task, bins))
     if always:
         text = f"tilt kept without a test, as there is no base: {told}, over the confining Gaussian"
         return model, Decision("tilt", mean, error, text)
@@ -184,6 +186,7 @@ def recalibrate(
     task: TiltedTask,
     held_f: Sequence[torch.Tensor],
     pool_f: torch.Tensor,
+    shares: tuple[list[torch.Tensor], torch.Tensor] | None,
     *,
     ridge: tuple[float, float] = (1e-2, 1e-3),
     n_bins: int = 0,
@@ -200,6 +203,8 @@ def recalibrate(
     task : TiltedTask
     held_f : list of K tensors (n_k,)
     pool_f : Tensor (K, m)
+    shares : tuple or None
+        Responsibilities of the modes at held-out rows and pool, as of `task.responsibilities`.
     ridge : (float, float), default=(1e-2, 1e-3)
         For the factor on f and for the weights of the modes.
     n_bins : int, default=0
@@ -216,13 +221,12 @@ def recalibrate(
     gain : Tensor of shape (n_held,)
         Held-out log p - log q of every row, with the theta of the half that the row is not in.
     """
-    parts = task.responsibilities()
-    if parts is None:
+    if shares is None:
         held = [f[:, None] for f in held_f]
         pool = pool_f[..., None]
     else:
-        held = [torch.cat([f[:, None], r], 1) for f, r in zip(held_f, parts[0], strict=True)]
-        pool = torch.cat([pool_f[..., None], parts[1]], dim=-1)
+        held = [torch.cat([f[:, None], r], 1) for f, r in zip(held_f, shares[0], strict=True)]
+        pool = torch.cat([pool_f[..., None], shares[1]], dim=-1)
     n_features = pool.shape[-1]
     identity = torch.zeros(n_features, dtype=torch.float64)
     identity[0] = 1.0

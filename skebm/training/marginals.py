@@ -1,7 +1,7 @@
 """Whether a model has its mass where the rows are, column by column."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,9 +85,21 @@ def _indicators(rows, edges):
     return sparse.csr_array((np.ones(n * d), indices, d * np.arange(n + 1)), (n, starts[-1]))
 
 
-def with_bins(task: TiltedTask, bins: Sequence[MarginalBin]) -> TiltedTask:
-    """Return the same task, in which recalibration may weight these bins, after its modes."""
+def share_of_bin(
+    task: TiltedTask, shares: tuple[list[torch.Tensor], torch.Tensor] | None, one: MarginalBin
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Responsibilities at held-out rows and pool, with the indicator of a bin as the last one."""
+    held = [one.responsibilities(task.x[h]) for h in task.held]
+    pool = torch.stack([one.responsibilities(x) for x in task.pool])
+    if shares is None:
+        return held, pool
+    held = [torch.cat(pair, dim=1) for pair in zip(shares[0], held, strict=True)]
+    return held, torch.cat([shares[1], pool], dim=-1)
+
+
+def with_bins(task: TiltedTask, bins: Sequence[MarginalBin]) -> list[Any] | None:
+    """Modes of every member, and after them these bins."""
     if not bins:
-        return task
+        return task.modes
     modes = [()] * len(task) if task.modes is None else [(q,) for q in task.modes]
-    return replace(task, modes=[ModesTogether([*of, *bins]) for of in modes])
+    return [ModesTogether([*of, *bins]) for of in modes]

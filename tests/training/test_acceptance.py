@@ -136,7 +136,9 @@ def test_recovers_an_inverse_temperature(tilted):
     # data N(.8, 1), base N(0, 1): the best tilt is .8 x, and f is .4 x
     n = 4000
     m = tilted(normal(n, 0.8), [gaussian()] * 2)
-    power, mode_weights, _ = recalibrate(m, *values(m, lambda x: 0.4 * x[:, 0]))
+    power, mode_weights, _ = recalibrate(
+        m, *values(m, lambda x: 0.4 * x[:, 0]), m.responsibilities()
+    )
     # closed form, with the ridge r = .01 towards 1: argmax of t a mean(x) - (t a)^2 / 2 - r (t-1)^2
     expected = (0.4 * m.x.mean().item() + 0.02) / (0.4**2 + 0.02)
     assert power == pytest.approx(expected, abs=0.06)
@@ -149,10 +151,10 @@ def test_one_member_may_be_cooled_down_and_several_not(tilted):
 
     m = tilted(normal(4000, 0.6), [gaussian()])
     held = m.x[m.splits[0][1]].mean().item()
-    power, *_ = recalibrate(m, *values(m, f))
+    power, *_ = recalibrate(m, *values(m, f), m.responsibilities())
     assert power == pytest.approx((1.2 * held + 0.02) / (1.2**2 + 0.02), abs=0.05)
     m = tilted(normal(4000, 0.6), [gaussian()] * 2)
-    assert recalibrate(m, *values(m, f))[0] == 1.0
+    assert recalibrate(m, *values(m, f), m.responsibilities())[0] == 1.0
 
 
 def far_modes(share):
@@ -173,7 +175,7 @@ def test_recovers_mode_weights(kind, tilted):
             for k in range(2)
         ]
     m = tilted(x, bases)
-    power, mode_weights, _ = recalibrate(m, *values(m, zero))
+    power, mode_weights, _ = recalibrate(m, *values(m, zero), m.responsibilities())
     assert len(mode_weights) == 2
     weights = np.array([0.5, 0.5]) * np.exp(mode_weights.numpy())
     np.testing.assert_allclose(weights / weights.sum(), [0.8, 0.2], atol=0.03)
@@ -183,7 +185,9 @@ def test_recovers_mode_weights(kind, tilted):
 def test_mode_weights_that_are_right_stay(tilted):
     x = far_modes(0.8).sample(3000, rng(7))
     base = far_modes(0.8)
-    _, mode_weights, _ = recalibrate(m := tilted(x, [base, base]), *values(m, zero))
+    _, mode_weights, _ = recalibrate(
+        m := tilted(x, [base, base]), *values(m, zero), m.responsibilities()
+    )
     if len(mode_weights):
         assert (mode_weights[0] - mode_weights[1]).abs() < 0.1
 
@@ -212,7 +216,7 @@ def test_solution_of_the_convex_problem(tilted):
         return 0.15 * x[:, 1]
 
     held_f, pool_f = values(m, f)
-    power, mode_weights, _ = recalibrate(m, held_f, pool_f)
+    power, mode_weights, _ = recalibrate(m, held_f, pool_f, m.responsibilities())
     shares = m.responsibilities()
     held = [np.column_stack([a, b]) for a, b in zip(held_f, shares[0], strict=True)]
     pool = np.concatenate([pool_f[..., None], shares[1]], axis=2)
@@ -238,7 +242,7 @@ def test_kept_only_if_it_helps(tilted):
     kept = 0
     for seed in range(12):
         m = tilted(normal(400, 0.5, seed=seed), [gaussian()], seed=seed)
-        power, *_ = recalibrate(m, *values(m, lambda x: 0.5 * x[:, 0]))
+        power, *_ = recalibrate(m, *values(m, lambda x: 0.5 * x[:, 0]), m.responsibilities())
         kept += power != 1.0
         # exact gain over the power 1 on N(.5, 1): -(t - 1)^2 / 8
         assert (power - 1.0) ** 2 / 8 < 0.02

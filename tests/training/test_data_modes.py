@@ -31,7 +31,9 @@ def test_modes_have_not_seen_the_rows_they_are_judged_on(n, d, seed):
     assert modes is not None
     task = tilted_task(task, Distributions(bases, bases, bases), torch.nn.Identity(), modes)
     zero = [torch.zeros(len(held)).double() for held in task.held]
-    _, mode_weights, _ = recalibrate(task, zero, torch.zeros_like(task.pool_log_ratio))
+    _, mode_weights, _ = recalibrate(
+        task, zero, torch.zeros_like(task.pool_log_ratio), task.responsibilities()
+    )
     if len(mode_weights):
         new, others = truth.sample(20_000, rng), truth.sample(20_000, rng)
         for mode in modes:
