@@ -4,10 +4,15 @@ Everything here may move between scikit-learn releases; the rest of the package 
 here, so that such a move is repaired in one place.
 """
 
+import inspect
 from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn._loss.loss import HalfBinomialLoss
 from sklearn.base import _fit_context
+from sklearn.ensemble._hist_gradient_boosting.binning import _BinMapper
+from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import _update_raw_predictions
+from sklearn.ensemble._hist_gradient_boosting.grower import TreeGrower
 from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import HasMethods, Interval, Options, StrOptions
 from sklearn.utils.validation import _check_method_params, _check_sample_weight
@@ -18,6 +23,7 @@ __all__ = [
     "Interval",
     "Options",
     "StrOptions",
+    "TreeBooster",
     "_check_method_params",
     "_check_sample_weight",
     "_fit_context",
@@ -25,6 +31,9 @@ __all__ = [
     "hist_gradient_boosting_nodes",
     "power_standardization",
 ]
+
+
+_BINS_ARE_WEIGHTED = "sample_weight" in inspect.signature(_BinMapper.fit).parameters
 
 
 class BoostedNodes(NamedTuple):
@@ -79,11 +88,15 @@ def hist_gradient_boosting_nodes(clf: Any, n_trees: int | None = None) -> Booste
     elif not 0 <= n_trees <= len(clf._predictors):
         raise ValueError(f"n_trees={n_trees} must lie in [0, {len(clf._predictors)}].")
     trees = [predictors[0].nodes for predictors in clf._predictors[:n_trees]]
-    baseline = float(np.ravel(clf._baseline_prediction)[0])
+    return _joined(trees, float(np.ravel(clf._baseline_prediction)[0]), clf._predictors[0][0].nodes)
+
+
+def _joined(trees, baseline, like):
+    """Nodes of trees, one after the other; `like` has their dtype, where there are none."""
     sizes = np.array([len(nodes) for nodes in trees], dtype=np.int64)
     roots = np.cumsum(sizes) - sizes
-    tree = np.repeat(np.arange(n_trees), sizes)
-    nodes: Any = np.concatenate(trees) if trees else np.zeros(0, clf._predictors[0][0].nodes.dtype)
+    tree = np.repeat(np.arange(len(trees)), sizes)
+    nodes: Any = np.concatenate(trees) if trees else np.zeros(0, like.dtype)
     is_leaf = nodes["is_leaf"].astype(bool)
     if nodes["is_categorical"][~is_leaf].any():
         raise ValueError("trees with categorical splits cannot be read; pass numerical features.")
@@ -101,6 +114,100 @@ def hist_gradient_boosting_nodes(clf: Any, n_trees: int | None = None) -> Booste
         roots=roots,
         baseline=baseline,
     )
+
+
+class TreeBooster:
+    """Boosting of an unfitted ``HistGradientBoostingClassifier``, tree by tree.
+
+    The trees are those that the classifier's `fit` grows. But rows are binned once, boosting can be
+    looked at and go on at no cost, and values at further rows are kept up to date. Warm starts of
+    the classifier itself bin the rows, and predict them by all trees, anew.
+
+    Parameters
+    ----------
+    classifier : HistGradientBoostingClassifier
+        Without early stopping, categorical columns or constraints.
+    X : ndarray of shape (n_samples, n_features)
+        Without missing values.
+    y : ndarray of shape (n_samples,)
+        0 or 1.
+    sample_weight : ndarray of shape (n_samples,) or None
+    judged : ndarray of shape (n_judged, n_features)
+        Rows at which the logit is wanted.
+
+    Attributes
+    ----------
+    logit : ndarray of shape (n_judged,)
+        After the trees grown so far.
+    n_trees : int
+    """
+
+    def __init__(
+        self,
+        classifier: Any,
+        X: np.ndarray,
+        y: np.ndarray,
+        sample_weight: np.ndarray | None,
+        judged: np.ndarray,
+    ):
+        rng = np.random.RandomState(classifier.random_state)
+        seeds = [rng.randint(np.iinfo(np.uint32).max, dtype="u8") for _ in range(2)]
+        self._classifier, self._columns_rng = classifier, np.random.default_rng(seeds[1])
+        self._bins: Any = _BinMapper(
+            n_bins=classifier.max_bins + 1, random_state=seeds[0], n_threads=1
+        )
+        weighted = {} if sample_weight is None else {"sample_weight": sample_weight}
+        self._bins.fit(X, **weighted if _BINS_ARE_WEIGHTED else {})
+        self._X = self._bins.transform(X)
+        self._y, self._weight = y.astype(np.float64), sample_weight
+        self._loss = HalfBinomialLoss(sample_weight=sample_weight)
+        self._slopes = self._loss.init_gradient_and_hessian(
+            n_samples=len(y), dtype=np.float32, order="F"
+        )
+        self._baseline = float(
+            np.ravel(self._loss.fit_intercept_only(y_true=self._y, sample_weight=sample_weight))[0]
+        )
+        self._raw = np.full(len(y), self._baseline)
+        self._judged = np.ascontiguousarray(self._bins.transform(judged))  # read row by row
+        self.logit = np.full(len(judged), self._baseline)
+        self._trees: list[Any] = []
+
+    @property
+    def n_trees(self) -> int:
+        return len(self._trees)
+
+    def grow(self) -> None:
+        """Grow one more tree."""
+        gradient, hessian = self._slopes
+        self._loss.gradient_hessian(
+            y_true=self._y, raw_prediction=self._raw, sample_weight=self._weight,
+            gradient_out=gradient, hessian_out=hessian, n_threads=1,
+        )  # fmt: skip
+        grower = TreeGrower(
+            X_binned=self._X,
+            gradients=gradient,
+            hessians=hessian,
+            n_bins=self._classifier.max_bins + 1,
+            n_bins_non_missing=self._bins.n_bins_non_missing_,
+            max_leaf_nodes=self._classifier.max_leaf_nodes,
+            max_depth=self._classifier.max_depth,
+            min_samples_leaf=self._classifier.min_samples_leaf,
+            l2_regularization=self._classifier.l2_regularization,
+            feature_fraction_per_split=self._classifier.max_features,
+            rng=self._columns_rng,
+            shrinkage=self._classifier.learning_rate,
+            n_threads=1,
+        )
+        grower.grow()
+        tree = grower.make_predictor(self._bins.bin_thresholds_)
+        _update_raw_predictions(self._raw, grower, 1)
+        self.logit += tree.predict_binned(self._judged, self._bins.missing_values_bin_idx_, 1)
+        self._trees.append(tree)
+
+    def nodes(self, n_trees: int) -> BoostedNodes:
+        """Return the nodes of the first trees, of which at least one has been grown."""
+        trees = [tree.nodes for tree in self._trees]
+        return _joined(trees[:n_trees], self._baseline, trees[0])
 
 
 def power_standardization(transformer: Any) -> tuple[np.ndarray, np.ndarray]:

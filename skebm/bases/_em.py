@@ -121,12 +121,14 @@ def fit_gaussian_mixture(
     blocks, weights = x.split(_CHUNK), weight.split(_CHUNK)
     n_functions = 1 + (2 * d if diagonal else d + len(rows))
     kept = [features(block) for block in blocks] if n * n_functions <= _KEPT else None
+    buffer = torch.empty(min(n, _CHUNK), n_components, dtype=x.dtype)
     previous = -math.inf
     for _ in range(max_iter):
         coefficients = natural(*parameters)
         moments, value = 0.0, 0.0
         for phi, w in zip(kept or map(features, blocks), weights, strict=True):
-            joint = phi @ coefficients
+            # one array for all: fresh memory costs as much as the product
+            joint = torch.mm(phi, coefficients, out=buffer[: len(phi)])
             top = joint.amax(1, keepdim=True)
             joint.sub_(top).exp_()  # one exponential per row and component, in place
             total = joint.sum(1, keepdim=True)

@@ -183,22 +183,27 @@ class _Candidate(ABC):
 class _Mixture(_Candidate):
     """Gaussian mixture; size, covariance type and prior strength by held-out likelihood."""
 
-    def fit(self, rows, settings, rng):
+    def fit(self, rows, settings, rng, start=None):
         n_components, prior_strength, diagonal = settings
         # many rows and a cheap step: worth running until it has converged (few rows overfit then)
         many = len(rows.x) >= MAX_CHOICE_ROWS
         patience = {"tol": 1e-4, "max_iter": 300} if diagonal and many else {}
         return fit_gaussian_mixture(
             rows.x, n_components, rng, sample_weight=rows.weight,
-            prior_strength=prior_strength, diagonal=diagonal, **patience,
+            prior_strength=prior_strength, diagonal=diagonal, start=start, **patience,
         )  # fmt: skip
 
     def choose(self, rows, held, rng):
         best = (-np.inf, None)
+        fitted = {}
 
         def attempt(*settings):
             nonlocal best
-            value = held.mean(self.fit(rows, settings, rng).log_prob(held.x))
+            # one of the same size, fitted with another strength, is nearly there
+            start = fitted.get((settings[0], settings[2]))
+            mixture = self.fit(rows, settings, rng, start)
+            fitted.setdefault((settings[0], settings[2]), mixture)
+            value = held.mean(mixture.log_prob(held.x))
             improved = value > best[0]
             if improved:
                 best = (value, settings)

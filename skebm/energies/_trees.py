@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from skebm._sklearn_compat import hist_gradient_boosting_nodes
+from skebm._sklearn_compat import BoostedNodes, hist_gradient_boosting_nodes
 
 SATURATION = 18.0  # a sigmoid beyond this is taken as 0 or 1; the error is 1.5e-8
 MIN_SPACING = 0.002  # thresholds closer than this count as this far apart
@@ -113,9 +113,27 @@ class SoftTrees(nn.Module):
         SoftTrees
         """
         nodes = hist_gradient_boosting_nodes(clf, n_trees)
-        trees = cls(clf.n_features_in_, *_layout(nodes))
-        trees.baseline += offset
+        trees = cls.from_nodes(nodes, clf.n_features_in_, offset=offset)
         trees.softness = softness
+        return trees
+
+    @classmethod
+    def from_nodes(cls, nodes: BoostedNodes, n_features: int, *, offset: float = 0.0) -> Self:
+        """Trees with hard splits, from the nodes of boosted trees.
+
+        Parameters
+        ----------
+        nodes : BoostedNodes
+        n_features : int
+        offset : float, default=0.0
+            Added to the logit, such as log nu.
+
+        Returns
+        -------
+        SoftTrees
+        """
+        trees = cls(n_features, *_layout(nodes))
+        trees.baseline += offset
         return trees
 
     @property

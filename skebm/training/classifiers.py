@@ -15,6 +15,7 @@ from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.utils.validation import has_fit_parameter
 
+from skebm._sklearn_compat import TreeBooster
 from skebm._threads import limit_threads
 from skebm.energies import (
     Boosting,
@@ -37,17 +38,19 @@ MAX_ROWS = 200_000
 MAX_NOISE = 200_000
 """Noise samples per member, at most; beyond, nu is smaller than asked for."""
 
-SOFTNESS = (0.0, 0.1, 0.25, 0.5)
-"""Softness of the splits of trees: candidates, 0 = hard."""
+SOFTNESS = (0.1, 0.25, 0.5)
+"""Softness of the splits of trees: candidates beside hard ones, tried in this order as long as each
+is better than the last."""
 
 MANY_ROWS = 5_000
 """Above so many rows less noise is drawn for each."""
 
-WAITED_FOR = 0.3
-"""Share of the trees without a better held-out likelihood after which no more are grown."""
+LAST_SHARE, WORTH_IT = 0.25, 0.002
+"""No more trees are grown where this share of them, the last ones, has raised the held-out
+likelihood by less than that, in nats per row."""
 
 _PROPOSED = 2  # base samples per noise sample, where the noise is a tilted base
-_ROUND = 100  # boosting iterations before the first look at the held-out curve; then doubled
+_FIRST, _ROUND = 100, 25  # trees before the first look at the held-out curve, and between looks
 _STRIDE = 5  # stages from one point of that curve to the next
 _MAX_JUDGED = 4096  # rows and pool samples per member on which the softness is chosen
 
@@ -64,13 +67,34 @@ class _Contrast:
     offset: float  # log nu
     floor: float  # probabilities are kept this far from 0 and 1
 
-    def fit_and_judge(self, classifier, early_stopping):
-        """Fit, and return the stages looked at and f at the judged rows, (n_stages, n)."""
+    @property
+    def weight_if_any(self) -> np.ndarray | None:
+        """Weights, or None where all are equal: weighted quantiles would make bins slowly."""
+        return None if np.ptp(self.weight) == 0 else self.weight
+
+    def booster(self, model, n_rows, seed):
+        """Boosting of data against noise, before the first tree."""
+        classifier = model.classifier(n_rows, seed)
         with limit_threads(1):
-            return _curve(self._fit(classifier), self, early_stopping)
+            return TreeBooster(classifier, self.z, self.y, self.weight_if_any, self.judged)
+
+    def grow(self, booster, n_trees):
+        """Grow trees, and return f at the judged rows after those looked at, (n_stages, n)."""
+        f = []
+        with limit_threads(1):
+            for _ in range(n_trees):
+                booster.grow()
+                if _is_looked_at(booster.n_trees):
+                    f.append(booster.logit + self.offset)
+        return torch.as_tensor(np.array(f).reshape(-1, len(self.judged)))
+
+    def fit_and_judge(self, classifier):
+        """Fit a classifier, and return its stages and f at the judged rows, (n_stages, n)."""
+        with limit_threads(1):
+            return _curve(self._fit(classifier), self)
 
     def _fit(self, classifier):
-        if np.ptp(self.weight) == 0:  # boosting bins by weighted quantiles otherwise, slowly
+        if self.weight_if_any is None:
             return classifier.fit(self.z, self.y)
         if not has_fit_parameter(classifier, "sample_weight"):
             raise ValueError(
@@ -118,77 +142,109 @@ def train_classifiers(
         noise_ratio = 5.0 if len(task.x) > MANY_ROWS else 10.0
     start = Trained.nothing(task) if start is None else start
     contrasts = [_contrast(task, k, noise_ratio, start, stage) for k in range(len(task))]
-    classifiers, stages, held, pool = _fit_all(task, model, contrasts, start, stage)
-    gain = task.mean_gain(held, pool)
-    best = int(gain.argmax()) if _stops_early(model) else len(stages) - 1
-    history, n_stages = {"n_iter": np.array(stages), "gain": gain.numpy()}, stages[best]
-    if isinstance(model, Boosting) and model.early_stopping:
-        looked_at = {"epoch": history["n_iter"], "validation_gain": history["gain"]}
-        last = math.ceil(WAITED_FOR * model.max_iter)
-        warn_if_unfinished(looked_at, model.max_iter, last, "max_iter of Boosting(...)")
-    if isinstance(classifiers[0], HistGradientBoostingClassifier):
-        energy = _soft_trees(task, classifiers, contrasts, n_stages, start)
+    if isinstance(model, Boosting):
+        energy, history = _boost(task, model, contrasts, start, stage)
+        n_iter, values = energy.members[0].n_trees, None
+    else:
+        energy, n_iter, history, values = _fit_classifiers(task, model, contrasts, start)
+    if values is None:
         rows = [task.z[h] for h in task.held]
         held = [first + f(z) for first, f, z in zip(start.held, energy.members, rows, strict=True)]
-        pool = start.pool + energy(task.pool_z)
-    else:
-        staged = hasattr(classifiers[0], "staged_predict_proba")
-        energy = MemberEnergies(
-            ClassifierEnergy(c, k.offset, n_stages if staged else None, k.floor)
-            for c, k in zip(classifiers, contrasts, strict=True)
-        )
-        held, pool = [h[best] for h in held], pool[best]
+        values = held, start.pool + energy(task.pool_z)
     if start.energy is not None:
         energy = CorrectedEnergy(start.energy, energy)
-    return Trained(energy, held, pool, n_stages, history)
+    return Trained(energy, *values, n_iter, history)
 
 
-def _stops_early(model):
-    return model.early_stopping if isinstance(model, Boosting) else True
-
-
-def _fit_all(task, model, contrasts, start, stage):
-    """Fit the classifiers of all members; boosting in rounds, until the held-out curve turns.
+def _boost(task, model, contrasts, start, stage):
+    """Boosted trees of all members, until their held-out likelihood rises no more.
 
     Returns
     -------
-    classifiers : list of K classifiers
-    stages : list of int
-        Numbers of trees, or other stages, that were looked at; 0 is f = 0.
-    held : list of K tensors (n_stages, n_k)
-        f at the held-out rows after these, with that of `start`.
-    pool : Tensor of shape (n_stages, K, m)
-        The same at the pool.
+    energy : MemberEnergies
+        Of as many trees as are best.
+    history : dict of ndarrays
+        Numbers of trees, 0 first, and the gains after them.
     """
-    boosting, n_rows = isinstance(model, Boosting), len(task.x)
-    classifiers: list[Any] = [
-        model.classifier(n_rows, task.seeds.of(f"{stage}, trees", k)) if boosting else clone(model)
-        for k in range(len(contrasts))
-    ]
-    stops = _stops_early(model)
     # members side by side, one thread each: a single tree is too small a job to be shared out
     parallel = Parallel(n_jobs=min(len(contrasts), task.n_threads), backend="threading")
-    most = model.max_iter if boosting else 1
-    total = min(_ROUND, most) if stops else most
-    while True:
-        if boosting:
-            for classifier in classifiers:
-                classifier.set_params(max_iter=total, warm_start=True)
-        curves: Any = parallel(
-            delayed(contrast.fit_and_judge)(classifier, stops)
-            for classifier, contrast in zip(classifiers, contrasts, strict=True)
+    seeds = [task.seeds.of(f"{stage}, trees", k) for k in range(len(contrasts))]
+    boosters: Any = parallel(
+        delayed(contrast.booster)(model, len(task.x), seed)
+        for contrast, seed in zip(contrasts, seeds, strict=True)
+    )
+    most, n_trees = model.max_iter, 0
+    stages, gains = [0], [task.mean_gain(start.held, start.pool).item()]
+    while n_trees < most:
+        more = min(_ROUND if n_trees else _FIRST, most - n_trees)
+        f: Any = parallel(
+            delayed(contrast.grow)(booster, more)
+            for contrast, booster in zip(contrasts, boosters, strict=True)
         )
-        stages = curves[0][0]
-        judged = list(zip((f for _, f in curves), contrasts, start.held, strict=True))
-        held = [f[:, : contrast.n_held] + first for f, contrast, first in judged]
-        pool = torch.stack([f[:, c.n_held :] for f, c, _ in judged], dim=1) + start.pool
-        gain = task.mean_gain(held, pool)
-        best = stages[int(gain.argmax())]
-        task.progress.stage("energy", stages[-1], most, gain=f"{gain.max().item():.3f} nats")
-        # a maximum this far from the end will not be beaten by another round
-        if not boosting or not stops or total >= most or best <= (1 - WAITED_FOR) * total:
-            return classifiers, stages, held, pool
-        total = min(2 * total, most)
+        stages += [n for n in range(n_trees + 1, n_trees + more + 1) if _is_looked_at(n)]
+        n_trees += more
+        held = [
+            v[:, : c.n_held] + first for v, c, first in zip(f, contrasts, start.held, strict=True)
+        ]
+        pool = torch.stack([v[:, c.n_held :] for v, c in zip(f, contrasts, strict=True)], dim=1)
+        gains += task.mean_gain(held, pool + start.pool).tolist()
+        task.progress.stage("energy", n_trees, most, gain=f"{max(gains):.3f} nats")
+        before = [g for n, g in zip(stages, gains, strict=True) if n <= (1 - LAST_SHARE) * n_trees]
+        if model.early_stopping and max(gains) < max(before) + WORTH_IT:
+            break
+    history = {"n_iter": np.array(stages), "gain": np.array(gains)}
+    if model.early_stopping:
+        n_trees = stages[int(np.argmax(gains))]
+        looked_at = {"epoch": history["n_iter"], "validation_gain": history["gain"]}
+        last = math.ceil(LAST_SHARE * most)
+        warn_if_unfinished(looked_at, most, last, "max_iter of Boosting(...)")
+    trees = [
+        SoftTrees.from_nodes(b.nodes(n_trees), task.n_features, offset=c.offset)
+        for b, c in zip(boosters, contrasts, strict=True)
+    ]
+    return _softened(task, MemberEnergies(trees), start), history
+
+
+def _fit_classifiers(task, model, contrasts, start):
+    """Fit clones of a classifier of the user.
+
+    Returns
+    -------
+    energy : MemberEnergies
+        Of the stage that is best.
+    n_iter : int
+        That stage.
+    history : dict of ndarrays
+        Stages that were looked at, where 0 is f = 0, and their gains.
+    values : tuple or None
+        f at held-out rows and pool, with that of `start`; None where trees were read.
+    """
+    classifiers: list[Any] = [clone(model) for _ in contrasts]
+    parallel = Parallel(n_jobs=min(len(contrasts), task.n_threads), backend="threading")
+    curves: Any = parallel(
+        delayed(contrast.fit_and_judge)(classifier)
+        for classifier, contrast in zip(classifiers, contrasts, strict=True)
+    )
+    stages = curves[0][0]
+    judged = list(zip((f for _, f in curves), contrasts, start.held, strict=True))
+    held = [f[:, : contrast.n_held] + first for f, contrast, first in judged]
+    pool = torch.stack([f[:, c.n_held :] for f, c, _ in judged], dim=1) + start.pool
+    gain = task.mean_gain(held, pool)
+    best = int(gain.argmax())
+    task.progress.stage("energy", 1, 1, gain=f"{gain.max().item():.3f} nats")
+    history = {"n_iter": np.array(stages), "gain": gain.numpy()}
+    if isinstance(classifiers[0], HistGradientBoostingClassifier):
+        trees = [
+            SoftTrees.from_hist_gradient_boosting(c, n_trees=stages[best], offset=contrast.offset)
+            for c, contrast in zip(classifiers, contrasts, strict=True)
+        ]
+        return _softened(task, MemberEnergies(trees), start), stages[best], history, None
+    staged = hasattr(classifiers[0], "staged_predict_proba")
+    energy = MemberEnergies(
+        ClassifierEnergy(c, k.offset, stages[best] if staged else None, k.floor)
+        for c, k in zip(classifiers, contrasts, strict=True)
+    )
+    return energy, stages[best], history, ([h[best] for h in held], pool[best])
 
 
 def _contrast(task, k, noise_ratio, start, stage):
@@ -220,11 +276,15 @@ def _noise(task, k, n, start, rng):
     return z[systematic_resampling(weights, offset, n)]
 
 
-def _curve(classifier, contrast, early_stopping):
+def _is_looked_at(n_trees):
+    return n_trees % _STRIDE == 0 or n_trees < _STRIDE
+
+
+def _curve(classifier, contrast):
     """f at the judged rows after several stages; before the first, f = 0."""
-    if early_stopping and hasattr(classifier, "staged_predict_proba"):
+    if hasattr(classifier, "staged_predict_proba"):
         staged = enumerate(classifier.staged_predict_proba(contrast.judged), start=1)
-        kept = [(i, p) for i, p in staged if i % _STRIDE == 0 or i < _STRIDE]
+        kept = [(i, p) for i, p in staged if _is_looked_at(i)]
     else:
         n_iter = getattr(classifier, "n_iter_", 1)
         n_iter = int(np.max(n_iter)) if np.size(n_iter) else 1
@@ -235,15 +295,12 @@ def _curve(classifier, contrast, early_stopping):
     return [0] + [i for i, _ in kept], torch.as_tensor(np.stack(f))
 
 
-def _soft_trees(task, classifiers, contrasts, n_trees, start):
-    """The first trees of every member, with the softness that suits the held-out rows best."""
-    energy = MemberEnergies(
-        SoftTrees.from_hist_gradient_boosting(c, n_trees=n_trees, offset=contrast.offset)
-        for c, contrast in zip(classifiers, contrasts, strict=True)
-    )
+def _softened(task, energy, start):
+    """Trees with the softness that suits the held-out rows best."""
     share = -(-_MAX_JUDGED // len(task))
     judged = [held[:share] for held in task.held]
     weight = torch.cat([task.weight[h] for h in judged])
+    weight = weight / weight.sum()
 
     def gain(softness):
         energy.set_softness(softness)
@@ -252,6 +309,13 @@ def _soft_trees(task, classifiers, contrasts, n_trees, start):
         f = [e(task.z[h]) - c for e, h, c in zip(energy.members, judged, log_z, strict=True)]
         return (torch.cat(f) @ weight).item()
 
-    if n_trees:
-        energy.set_softness(max(SOFTNESS, key=gain))
+    if not energy.members[0].n_trees:
+        return energy
+    best, reached = 0.0, gain(0.0)
+    for softness in SOFTNESS:  # dearer and dearer, so that each has to be worth it
+        value = gain(softness)
+        if value < reached + WORTH_IT:
+            break
+        best, reached = softness, value
+    energy.set_softness(best)
     return energy
