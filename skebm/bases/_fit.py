@@ -33,6 +33,10 @@ MAX_KERNEL_ROWS = 3_000
 """Kernel densities are candidates of ``base="auto"`` up to this many rows, or in up to three
 columns."""
 
+MIN_KERNEL_GAIN = 0.02
+"""A kernel density stays in a stack if it raises the held-out log-likelihood by so many nats per
+row: the average of several members is smooth without it, and it is by far the slowest to score."""
+
 MAX_CENTERS = 2_000
 """A kernel density has at most this many centres: it costs that much per row scored."""
 
@@ -98,13 +102,31 @@ def fit_bases(
         )
     if len(distributions) == 1:
         return distributions[0]
-    weights = stacking_weights(torch.stack(columns, dim=1), held_weight)
-    kept = [j for j in range(len(distributions)) if weights[j] > 0]
+    log_prob = torch.stack(columns, dim=1)
+    least = [candidate.min_gain for candidate in candidates.values()]
+    kept, weights = _stack(log_prob, held_weight, least)
     if len(kept) == 1:
         return distributions[kept[0]]
-    return [
-        StackedBase([distributions[j][i] for j in kept], weights[kept]) for i in range(len(splits))
-    ]
+    return [StackedBase([distributions[j][i] for j in kept], weights) for i in range(len(splits))]
+
+
+def _stack(log_prob, sample_weight, min_gain):
+    """Distributions that are worth what they cost, as numbers, and their weights."""
+
+    def attempt(columns):
+        weights = stacking_weights(log_prob[:, columns], sample_weight)
+        logs = (log_prob[:, columns] + weights.log()).logsumexp(1)
+        return (sample_weight @ logs / sample_weight.sum()).item(), weights
+
+    kept = list(range(log_prob.shape[1]))
+    value, weights = attempt(kept)
+    for j in sorted(kept, key=lambda j: weights[j]):
+        others = [i for i in kept if i != j]
+        if min_gain[j] and others:
+            without, new_weights = attempt(others)
+            if value - without < min_gain[j]:
+                kept, value, weights = others, without, new_weights
+    return [j for j, w in zip(kept, weights, strict=True) if w > 0], weights[weights > 0]
 
 
 def stacking_weights(
@@ -127,8 +149,9 @@ def stacking_weights(
     """
     share = sample_weight / sample_weight.sum()
     weights = torch.full((log_prob.shape[1],), 1.0 / log_prob.shape[1], dtype=torch.float64)
+    density = (log_prob - log_prob.amax(1, keepdim=True)).exp()
     for _ in range(n_iter):
-        weights = share @ (log_prob + weights.log()).softmax(dim=1)
+        weights = weights * ((share / (density @ weights)) @ density)
     kept = torch.where(weights < floor, 0.0, weights)
     kept = kept / kept.sum()
     # a distribution of small weight may still be all that covers some row
@@ -149,6 +172,9 @@ def _some(rows, n, rng):
 
 class _Candidate(ABC):
     """A distribution to be fitted on every split."""
+
+    min_gain = 0.0
+    """Nats per row by which it has to raise the held-out log-likelihood of a stack."""
 
     @abstractmethod
     def fit(self, rows: _Rows, settings: Any, rng: torch.Generator) -> Distribution:
@@ -231,6 +257,8 @@ class _Gaussian(_Mixture):
 class _Kernel(_Candidate):
     """Kernel density; bandwidth and shape of the kernel by held-out likelihood."""
 
+    min_gain = MIN_KERNEL_GAIN
+
     def fit(self, rows, settings, rng):
         factor, shaped = settings
         rows = rows.first(MAX_CENTERS)  # a random subsample: rows come in random order
@@ -263,6 +291,8 @@ class _Uniform(_Candidate):
 
 class _Flow:
     """Coupling spline flow by maximum likelihood; those of all splits are trained side by side."""
+
+    min_gain = 0.0
 
     def fit_splits(self, x, weight, splits, rng):
         splits = [
@@ -310,6 +340,7 @@ class _Gaussianized(_Candidate):
     def __init__(self, candidate, bandwidth):
         self.candidate = candidate
         self.bandwidth = bandwidth
+        self.min_gain = candidate.min_gain
 
     def fit(self, rows, settings, rng):
         transform = _gaussianization(rows, self.bandwidth)
