@@ -52,7 +52,7 @@ likelihood by less than that, in nats per row."""
 _PROPOSED = 2  # base samples per noise sample, where the noise is a tilted base
 _FIRST, _ROUND = 100, 25  # trees before the first look at the held-out curve, and between looks
 _STRIDE = 5  # stages from one point of that curve to the next
-_MAX_JUDGED = 4096  # rows and pool samples per member on which the softness is chosen
+_MAX_JUDGED, _MAX_POOL = 4096, 2048  # rows, and samples per member, on which softness is chosen
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ def _softened(task, energy, start):
 
     def gain(softness):
         energy.set_softness(softness)
-        pool = energy(task.pool_z[:, :_MAX_JUDGED]) + start.pool[:, :_MAX_JUDGED]
+        pool = energy(task.pool_z[:, :_MAX_POOL]) + start.pool[:, :_MAX_POOL]
         log_z = pool.logsumexp(-1) - math.log(pool.shape[1])
         f = [e(task.z[h]) - c for e, h, c in zip(energy.members, judged, log_z, strict=True)]
         return (torch.cat(f) @ weight).item()

@@ -18,11 +18,9 @@ N_BINS = 10
 MIN_SHIFT = 0.01
 """Masses that are less wrong than this are left alone."""
 
-LEVEL, REPLICATES = 0.01, 200
-"""The largest deviation of all bins is too large if it is beyond this quantile of what a parametric
-bootstrap of so many replicates gives."""
-
-_AT_ONCE = 50
+LEVEL, REPLICATES = 0.01, 2000
+"""The largest deviation of all bins is too large if it is beyond this quantile of the largest one
+of so many replicates that are drawn by chance."""
 
 
 def misplaced_bin(task: TiltedTask, pool_tilt: torch.Tensor) -> MarginalBin | None:
@@ -37,8 +35,9 @@ def misplaced_bin(task: TiltedTask, pool_tilt: torch.Tensor) -> MarginalBin | No
     Returns
     -------
     MarginalBin or None
-        None where the largest of all deviations could be chance: in a parametric bootstrap rows
-        are drawn from the model, and its masses are measured with another draw of the pool.
+        None where the largest of all deviations could be chance: deviations are nearly normal, with
+        the covariance that they have where the rows are drawn from the model, and its masses are
+        measured with another draw of the pool.
     """
     rows = task.x[torch.cat(task.held)].numpy()
     weight = task.held_weight.numpy()
@@ -54,22 +53,53 @@ def misplaced_bin(task: TiltedTask, pool_tilt: torch.Tensor) -> MarginalBin | No
     worst = int(np.abs(deviation).argmax())
     if abs(deviation[worst]) < MIN_SHIFT:
         return None
+    n_effective = max(1.0, weight.sum() ** 2 / np.square(weight).sum())
+    covariance = _covariance_of_masses(where, weights, n_effective)
     rng = np.random.RandomState(task.seeds.of("marginals"))
-    n_effective = max(1, int(weight.sum() ** 2 / np.square(weight).sum()))
-    largest = []
-    for _ in range(REPLICATES // _AT_ONCE):
-        drawn = rng.multinomial(n_effective, weights.flatten() / n_members, _AT_ONCE) / n_effective
-        again = rng.multinomial(m, np.full(m, 1 / m), (_AT_ONCE, n_members)) * weights
-        again /= n_members * again.sum(axis=2, keepdims=True)
-        difference = (drawn - again.reshape(_AT_ONCE, -1)) @ where
-        largest.append(np.abs(difference).max(axis=1))
-    if abs(deviation[worst]) <= np.quantile(np.concatenate(largest), 1.0 - LEVEL):
+    chance = rng.standard_normal((REPLICATES, len(covariance))) @ _root(covariance).T
+    if abs(deviation[worst]) <= np.quantile(np.abs(chance).max(axis=1), 1.0 - LEVEL):
         return None
     starts = np.cumsum([0] + [len(e) + 1 for e in edges])
     column = int(np.searchsorted(starts, worst, side="right")) - 1
     bounds = np.r_[-np.inf, edges[column], np.inf]
     low, high = bounds[worst - starts[column] :][:2]
     return MarginalBin(column, float(low), float(high))
+
+
+def _covariance_of_masses(where, weights, n_effective):
+    """Covariance of bin masses of rows minus those of the model, if rows are the model's.
+
+    Parameters
+    ----------
+    where : sparse array of shape (K * m, n_bins)
+        Bins of the pool.
+    weights : ndarray of shape (K, m)
+        Of the pool, summing to one in every member.
+    n_effective : float
+        Rows.
+    """
+    n_members, m = weights.shape
+    shares = weights.flatten() / n_members
+    mass = shares @ where
+    covariance = ((where.T * shares) @ where).toarray() / n_effective
+    covariance -= np.outer(mass, mass) / n_effective
+    # of weights that are normalised: the delta method, member by member
+    for k, weight in enumerate(weights):
+        own, square = where[k * m : (k + 1) * m], np.square(weight)
+        inside, mass = square @ own, weight @ own
+        covariance += (
+            ((own.T * square) @ own).toarray()
+            - np.outer(inside, mass)
+            - np.outer(mass, inside)
+            + square.sum() * np.outer(mass, mass)
+        ) / n_members**2
+    return covariance
+
+
+def _root(covariance):
+    """A triangular root, of a matrix that is singular because the masses of a column sum to one."""
+    jitter = 1e-9 * np.trace(covariance) / len(covariance)
+    return np.linalg.cholesky(covariance + jitter * np.eye(len(covariance)))
 
 
 def _indicators(rows, edges):
