@@ -9,6 +9,7 @@ from skebm._sklearn_compat import Interval, StrOptions
 from skebm._typing import FloatArray
 from skebm.energies import Boosting, Network
 from skebm.training import Recipe
+from skebm.training.automatic import train_automatically
 from skebm.training.classifiers import train_classifiers
 from skebm.training.noise_contrastive import train_against_noise
 
@@ -56,7 +57,8 @@ class NCEDensity(TiltedDensity):
         embeddings of the columns, :class:`~skebm.Network`. A torch module (instance, or a class or
         factory called with n_features), (n, n_features) -> (n,) or (n, 1), which is copied and
         never trained itself. Any scikit-learn classifier. "auto" is "boosting" where the noise is
-        the base, and "mlp" elsewhere. None: no f, the base alone. Settings such as
+        the base, and "mlp" elsewhere; but in up to three columns, where trees have found something,
+        "periodic", unless trees are better on held-out rows by more than two standard errors. None: no f, the base alone. Settings such as
         ``energy_model__learning_rate`` are searched where a `Network` or `Boosting` is given.
         Energies see Gaussianised columns clipped to five standard deviations.
     n_members : int, default=4
@@ -202,6 +204,8 @@ class NCEDensity(TiltedDensity):
                 train_against_noise, network=model, objective=self.objective,
                 noise_ratio=self.noise_ratio,
             )  # fmt: skip
+        elif self.energy_model == "auto" and self.objective == "nce":
+            train = partial(train_automatically, noise_ratio=self.noise_ratio)
         elif self.objective == "nce":
             train = partial(train_classifiers, model=model, noise_ratio=self.noise_ratio)
         else:

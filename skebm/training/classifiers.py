@@ -42,6 +42,10 @@ SOFTNESS = (0.1, 0.25, 0.5)
 """Softness of the splits of trees: candidates beside hard ones, tried in this order as long as each
 is better than the last."""
 
+FEW_COLUMNS = 3
+"""In so many columns the steps of trees are seen, so that the softest splits are taken that cost
+nothing."""
+
 MANY_ROWS = 5_000
 """Above so many rows less noise is drawn for each."""
 
@@ -311,11 +315,15 @@ def _softened(task, energy, start):
 
     if not energy.members[0].n_trees:
         return energy
-    best, reached = 0.0, gain(0.0)
-    for softness in SOFTNESS:  # dearer and dearer, so that each has to be worth it
-        value = gain(softness)
-        if value < reached + WORTH_IT:
-            break
-        best, reached = softness, value
+    if task.n_features <= FEW_COLUMNS:
+        gains = {softness: gain(softness) for softness in (0.0, *SOFTNESS)}
+        best = max(c for c, value in gains.items() if value >= max(gains.values()) - WORTH_IT)
+    else:
+        best, reached = 0.0, gain(0.0)
+        for softness in SOFTNESS:  # dearer and dearer, so that each has to be worth it
+            value = gain(softness)
+            if value < reached + WORTH_IT:
+                break
+            best, reached = softness, value
     energy.set_softness(best)
     return energy
