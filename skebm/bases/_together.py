@@ -27,7 +27,7 @@ from ._mixtures import GaussianMixtureBase
 
 TOLERANCE = 1e-8  # nats
 
-_CELLS = 1 << 18  # monomials and components at a time, 2 MiB
+_CELLS = 1 << 19  # monomials and components at a time, 4 MiB
 
 
 class Together:

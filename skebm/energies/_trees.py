@@ -324,24 +324,28 @@ class Forest:
         """
         x = z.reshape(-1)
         levels = []
+        lowest, highest = _lowest(alive), _highest(alive)
         while len(tree):
             # the split that separates the leaves left over, and what it leaves on either side
-            lowest, highest = _bit_number(alive & -alive), _bit_number(alive & ~(alive >> 1))
-            gap = self.lca.index_select(0, (lowest.add_(tree)).mul_(self.n_leaves).add_(highest))
+            gap = self.lca.index_select(0, (tree + lowest).mul_(self.n_leaves).add_(highest))
             node = tree + gap
             cell = row + self.feature.index_select(0, node)
             per_unit = self.per_unit.index_select(0, node)
             exponent = self.at_zero.index_select(0, node)
             weight = exponent.addcmul_(per_unit, x.index_select(0, cell), value=-1.0).sigmoid_()
-            sides = alive.new_empty(2, len(alive))
-            torch.bitwise_and(alive, (2 << gap.to(alive.dtype)).sub_(1), out=sides[0])
-            torch.bitwise_xor(alive, sides[0], out=sides[1])
-            single = (-sides).bitwise_and_(sides)
-            value = self.value.index_select(0, _bit_number(single).add_(tree).view(-1))
-            again = _nonzero((sides != single).view(-1))
+            left = (2 << gap.to(alive.dtype)).sub_(1).bitwise_and_(alive)
+            right = alive ^ left
+            # what both sides have, one after the other
+            tree, row = tree.repeat(2), row.repeat(2)
+            lowest = torch.cat([lowest, _lowest(right)])
+            highest = torch.cat([_highest(left), highest])
+            value = self.value.index_select(0, tree + lowest)
+            again = _nonzero(lowest != highest)
             levels.append((cell, per_unit, weight, value, again))
-            alive = sides.view(-1).index_select(0, again)
-            tree, row = (both.repeat(2).index_select(0, again) for both in (tree, row))
+            alive, tree, row, lowest, highest = (
+                both.index_select(0, again)
+                for both in (torch.cat([left, right]), tree, row, lowest, highest)
+            )
 
         below: Any = None
         differences = []
@@ -409,6 +413,16 @@ def _nonzero(mask):
     if mask.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
     return mask.nonzero().squeeze(1)
+
+
+def _lowest(bits):
+    """Number of the lowest bit."""
+    return _bit_number((-bits).bitwise_and_(bits))
+
+
+def _highest(bits):
+    """Number of the highest bit."""
+    return _bit_number((bits >> 1).bitwise_not_().bitwise_and_(bits))
 
 
 def _padded(array, shape):
