@@ -56,7 +56,9 @@ class Together:
         self._n_mapped = len(mapped)
         self._maps = TogetherMapped(maps) if maps else None
         # of equally many components, side by side: where they begin among the inputs
-        self._groups = [(group, None) for group in _equal(plain)]
+        self._groups: list[tuple[list[Any], int | None]] = [
+            (group, None) for group in _equal(plain)
+        ]
         start = 1
         for group in _equal(mapped):
             self._groups.append((group, start))
@@ -94,7 +96,7 @@ class Together:
             The rows as the maps see them; None without any.
         """
         size = max(16, _CELLS // self._cells_per_row)
-        parts = [self._near(rows) for rows in x.split(size)]
+        parts: list[Any] = [self._near(rows) for rows in x.split(size)]
         joints = [torch.cat(of_one, dim=1) for of_one in zip(*(p[0] for p in parts), strict=True)]
         far = torch.cat([p[1] for p in parts]).nonzero().squeeze(1)
         if len(far):

@@ -13,10 +13,10 @@ each feature and each interval of its axis a table holds the leaves of each tree
 reach. One row lookup per feature and a bitwise "and" leave, for most trees, a single bit: the
 leaf. Only where several bits are left are splits evaluated, and only those that separate the
 remaining leaves: the lowest and the highest bit name their lowest common ancestor, which cuts
-the set in two, until single leaves remain. For 400 trees of 31 leaves one core needs about 5
-microseconds per row for hard splits (scikit-learn: 18) and 15 to 50 for softness 0.1 to 0.5, the
-gradient included; no array is larger than a chunk of rows times the number of trees, or the
-table (10 to 20 MB for 1,000 trees in ten dimensions; it is left out of pickles).
+the set in two, until single leaves remain. All trees of all members are evaluated in one sweep
+(`Forest`), in blocks whose part of the table stays in the cache. Soft splits of width 0.25 cost
+about five times as much as hard ones; no array is larger than `CELLS`, or the table (10
+to 20 MB for 1,000 trees in ten dimensions; it is left out of pickles).
 """
 
 import math
@@ -312,8 +312,8 @@ class Forest:
                 tree = self._first_leaf[blocks].expand(by_block).reshape(-1)
                 row = member[:, None] * n_rows + torch.arange(n_rows, device=x.device)
                 row = (row * x.shape[2]).to(torch.int32)[..., None].expand(by_block).reshape(-1)
-                several = (a.view(-1).index_select(0, shared) for a in (alive, tree, row))
-                value.scatter_(0, shared, self._resolve(x, *several, gradient))
+                alive, tree, row = (a.view(-1).index_select(0, shared) for a in (alive, tree, row))
+                value.scatter_(0, shared, self._resolve(x, alive, tree, row, gradient))
         return value.view(by_block).sum(-1)
 
     def _resolve(self, z, alive, tree, row, gradient):

@@ -251,7 +251,7 @@ class TiltedMixture(nn.Module):
         the rows as energies see them, which members share.
         """
         if x.requires_grad:
-            return torch.stack([q.log_prob(x) for q in self.bases]), None, None
+            return torch.stack([q.log_prob(x) for q in self.bases]), [], None
         components, mapped = self._bases_together()(x)
         z = self.features(x) if mapped is None else self.features.clip(mapped[0].mT)
         return torch.stack([joint.logsumexp(0) for joint in components]), components, z
