@@ -74,7 +74,7 @@ class Together:
             else:
                 reach[start : start + len(group)] = own
         d = self.distributions[0].n_features
-        n_monomials = (d + 1) * (d + 2) // 2
+        n_monomials = (d + 1) * (d + 2) // 2 if self._groups else d
         n_components = sum(len(group) * _size(group[0]) for group, _ in self._groups)
         self._cells_per_row = (1 + self._n_mapped) * n_monomials + n_components
         device = next((c.device for c in self._coefficients), None)
@@ -112,7 +112,7 @@ class Together:
             z, log_det = self._maps(columns[0])
             inputs, wanted = torch.cat([columns, z[: self._n_mapped]]), z[self._n_mapped :]
         logs = {id(q): q.log_prob(x) for q in self._others}
-        monomials = _monomials(inputs)
+        monomials = _monomials(inputs) if self._groups else inputs
         joint = {}
         for (group, start), coefficients in zip(self._groups, self._coefficients, strict=True):
             own = monomials[:1] if start is None else monomials[start : start + len(group)]

@@ -109,3 +109,11 @@ def test_no_density_anywhere():
     q = StackedBase([StackedBase([box, box], [0.5, 0.5]), box], [0.5, 0.5])
     joint = Together([q])(torch.full((2, 3), 7.0, dtype=torch.float64))[0][0]
     assert (joint == -torch.inf).all()
+
+
+def test_no_rows_and_no_mixtures():
+    box = UniformBase(torch.zeros(3), torch.ones(3))
+    assert [j.shape for j in Together([box])(torch.zeros(4, 3).double())[0]] == [(1, 4)]
+    joints, mapped = Together(members(), maps())(torch.zeros(0, 3).double())
+    assert {j.shape[1] for j in joints} == {0}
+    assert mapped.shape == (3, 3, 0)
