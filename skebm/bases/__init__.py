@@ -25,6 +25,7 @@ from skebm.bases._implicit import ImplicitGenerator
 from skebm.bases._marginal import MarginalGaussianization
 from skebm.bases._mixtures import ConfiningGaussian, GaussianMixtureBase, KernelDensityBase
 from skebm.bases._stacked_flow import FlowBase, StackedFlow
+from skebm.bases._together import Together
 from skebm.bases._zuko import ZukoFlows
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "SklearnDensityBase",
     "StackedBase",
     "StackedFlow",
+    "Together",
     "TorchDistributionBase",
     "TransformedBase",
     "UniformBase",

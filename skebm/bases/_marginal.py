@@ -1,5 +1,6 @@
 """Marginal Gaussianisation: one smooth monotone map per column."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -171,6 +172,33 @@ class MarginalGaussianization(nn.Module):
         scale, shape = self.tails[index[0], side].T
         return index, (self.values[index[0], -side].abs(), scale, shape)
 
+    def _coefficients(self, j, ends):
+        """How column j is mapped in intervals that end at `ends`, of which none holds a knot.
+
+        Scale and shift to the share t of a piece, where the piece begins, its height, the slope at
+        its beginning and the sum of the slopes at its ends minus 2, these in units of its mean
+        slope. The lines beyond the outer knots are pieces without an end. Shape (n_intervals, 6).
+        """
+        x, z, slope = self.knots[j], self.values[j], self.slopes[j]
+        width, height = x.diff(), z.diff()
+        first, last = slope[:-1] * width / height, slope[1:] * width / height
+        one, nothing = torch.ones_like(x[:1]), torch.zeros_like(x[:1])
+        columns = [
+            torch.cat([one, 1.0 / width, one]),
+            torch.cat([-x[:1], -x[:-1] / width, -x[-1:]]),
+            torch.cat([z[:1], z[:-1], z[-1:]]),
+            torch.cat([slope[:1], height, slope[-1:]]),
+            torch.cat([one, first, one]),
+            torch.cat([nothing, first + last - 2.0, nothing]),
+        ]
+        return torch.stack(columns, dim=1)[torch.searchsorted(x, ends)]
+
+    def _heavy_side(self, j, ends):
+        """-1 and 1 for intervals in a heavy lower and upper tail of column j, else 0."""
+        is_heavy = (self.tails[j, :, 1] > 0).to(torch.int8)
+        below, above = ends <= self.knots[j, 0], ends > self.knots[j, -1]
+        return above * is_heavy[1] - below * is_heavy[0]
+
     def inverse(self, z: torch.Tensor) -> torch.Tensor:
         """Return x with G(x) = z, (n, d)."""
         piece = self._piece(z.mT, self.values)
@@ -184,6 +212,84 @@ class MarginalGaussianization(nn.Module):
                 y = tail_distance(sign * z.mT[index], *tail)
                 x = x.index_put(index, self.knots[index[0], -side] + sign * y)
         return x.mT
+
+
+class TogetherMapped:
+    """Several maps of the same columns, evaluated together and without a graph.
+
+    Between two neighbours among the knots of all maps, each is a fraction of two quadratic
+    functions, and beyond the outer ones a line: one row of a table for each such interval holds
+    the coefficients of all maps.
+
+    Parameters
+    ----------
+    maps : list of M MarginalGaussianization
+        Of the same columns.
+    """
+
+    def __init__(self, maps: Sequence[MarginalGaussianization]):
+        device = maps[0].knots.device
+        knots, tables, first, heavy = [], [], [], []
+        for j in range(maps[0].n_features):
+            joined = torch.cat([to.knots[j] for to in maps]).unique()
+            # each interval ends at its knot, as `searchsorted` has it, and the last one nowhere
+            ends = torch.cat([joined, joined.new_full((1,), torch.inf)])
+            tables.append(torch.stack([to._coefficients(j, ends) for to in maps], dim=2))
+            heavy.append(torch.stack([to._heavy_side(j, ends) for to in maps], dim=1))
+            first.append(sum(map(len, knots)) + j)
+            knots.append(joined)
+        padded = nn.utils.rnn.pad_sequence(knots, batch_first=True, padding_value=torch.inf)
+        self._n_maps = len(maps)
+        self._knots = padded
+        self._n_knots = torch.tensor([len(k) for k in knots], device=device)[:, None]
+        self._first = torch.tensor(first, device=device)[:, None]
+        # six arrays of shape (n_intervals, M)
+        self._tables = [table.contiguous() for table in torch.cat(tables).unbind(1)]
+        self._heavy_side = torch.cat(heavy)
+        self._any_heavy = self._heavy_side.ne(0).any(1) if self._heavy_side.any() else None
+        # of every column, map and side: where the tail begins, and what `tail_value` asks for
+        tails = [
+            torch.cat([to.knots[:, [0, -1], None], to.values[:, [0, -1], None].abs(), to.tails], 2)
+            for to in maps
+        ]
+        self._tails = torch.stack(tails, dim=1).view(-1, 4)
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map columns, (d, n), to z, (M, d, n), with log |det dz/dx|, (M, n)."""
+        place = torch.minimum(torch.searchsorted(self._knots, x), self._n_knots)
+        place = place.add_(self._first).view(-1)
+        unit, shift, bottom, height, first, bend = (
+            table.index_select(0, place) for table in self._tables
+        )
+        # see `Piece.at`; `first` and `bend` are d_0 and d_0 + d_1 - 2 s, over s
+        t = torch.addcmul(shift, unit, x.reshape(-1, 1))
+        rest = 1.0 - t
+        denominator = (t * rest).mul_(bend).add_(1.0)
+        slope = bend.mul_(t).add_(2.0).addcmul_(first, first.new_tensor(-2.0)).mul_(t).add_(first)
+        slope.mul_(unit.mul_(height)).div_(denominator).div_(denominator)
+        z = torch.addcmul(t, first, rest).mul_(t).div_(denominator).mul_(height).add_(bottom)
+        log_slope = slope.log_()
+        if self._any_heavy is not None:
+            self._enter_tails(x, place, z, log_slope)
+        shape = *x.shape, self._n_maps
+        return z.view(shape).permute(2, 0, 1).contiguous(), log_slope.view(shape).sum(0).mT
+
+    def _enter_tails(self, x, place, z, log_slope):
+        """Values of the entries, (d * n, M), beyond the outer knots of columns with heavy tails."""
+        cells = self._any_heavy.index_select(0, place).nonzero().squeeze(1)
+        if not len(cells):
+            return
+        sides = self._heavy_side.index_select(0, place.index_select(0, cells))
+        which, m = sides.nonzero(as_tuple=True)
+        sign, at = sides[which, m], cells[which]
+        column = torch.div(at, x.shape[1], rounding_mode="floor")
+        tail = (column * self._n_maps + m) * 2 + (sign > 0)
+        knot, *tail = self._tails.index_select(0, tail).unbind(1)
+        y = (x.reshape(-1).index_select(0, at) - knot).mul_(sign)
+        value, own_slope = tail_value(y, *tail)
+        entry = at * self._n_maps + m
+        z.view(-1).scatter_(0, entry, value.mul_(sign))
+        log_slope.view(-1).scatter_(0, entry, own_slope)
 
 
 def _smoothed_cdf(column, weight, t, width):

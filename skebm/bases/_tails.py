@@ -85,12 +85,15 @@ def normal_value(log_survival: torch.Tensor) -> torch.Tensor:
     """Return the z that a standard normal variable exceeds with that log-probability, z > 0."""
     with torch.no_grad():
         far = log_survival < _FAR
-        near = -torch.special.ndtri(log_survival.clamp(min=_FAR).exp())
-        twice = -2.0 * log_survival.clamp(max=-1.0)
-        z = torch.where(far, (twice - _LOG_2PI - twice.log()).sqrt(), near)
-        for _ in range(3):
-            z = z + (torch.special.log_ndtr(-z) - log_survival) / hazard(z)
-        rate = hazard(z)
+        z = -torch.special.ndtri(log_survival.clamp(min=_FAR).exp())
+        if far.any():
+            twice = -2.0 * log_survival.clamp(max=-1.0)
+            z = torch.where(far, (twice - _LOG_2PI - twice.log()).sqrt(), z)
+            for _ in range(3):
+                z = z + (torch.special.log_ndtr(-z) - log_survival) / hazard(z)
+    if not log_survival.requires_grad:
+        return z
+    rate = hazard(z)
     # one more step of Newton's method, which is what autograd sees
     return z + (torch.special.log_ndtr(-z) - log_survival) / rate
 

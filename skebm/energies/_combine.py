@@ -10,6 +10,8 @@ from torch import nn
 
 from skebm._typing import Modules
 
+from ._trees import SoftTrees, evaluate, without_forest
+
 __all__ = ["ClassifierEnergy", "CorrectedEnergy", "MemberEnergies", "logit"]
 
 
@@ -57,7 +59,12 @@ class MemberEnergies(nn.Module):
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Evaluate member k on z[k], (K, n, d) -> (K, n)."""
+        if len(z) == len(self.members) and all(isinstance(f, SoftTrees) for f in self.members):
+            return evaluate(self, list(self.members), z)
         return torch.stack([f(rows) for f, rows in zip(self.members, z, strict=True)])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return without_forest(super().__getstate__())
 
     def member(self, k: int) -> "MemberEnergies":
         """Member k alone, still (1, n, d) -> (1, n)."""

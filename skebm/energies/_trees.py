@@ -13,12 +13,14 @@ each feature and each interval of its axis a table holds the leaves of each tree
 reach. One row lookup per feature and a bitwise "and" leave, for most trees, a single bit: the
 leaf. Only where several bits are left are splits evaluated, and only those that separate the
 remaining leaves: the lowest and the highest bit name their lowest common ancestor, which cuts
-the set in two, until single leaves remain. For 400 trees of 31 leaves one core needs about 5
-microseconds per row for hard splits (scikit-learn: 18) and 15 to 50 for softness 0.1 to 0.5, the
-gradient included; no array is larger than a chunk of rows times the number of trees, or the
-table (10 to 20 MB for 1,000 trees in ten dimensions; it is left out of pickles).
+the set in two, until single leaves remain. All trees of all members are evaluated in one sweep
+(`Forest`), in blocks whose part of the table stays in the cache. Soft splits of width 0.25 cost
+about five times as much as hard ones; no array is larger than `CELLS`, or the table (10
+to 20 MB for 1,000 trees in ten dimensions; it is left out of pickles).
 """
 
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -30,7 +32,8 @@ from skebm._sklearn_compat import BoostedNodes, hist_gradient_boosting_nodes
 
 SATURATION = 18.0  # a sigmoid beyond this is taken as 0 or 1; the error is 1.5e-8
 MIN_SPACING = 0.002  # thresholds closer than this count as this far apart
-CHUNK = 1024  # rows at a time: bounds the memory, and the masks then stay in the cache
+BLOCK = 64  # trees whose table is a few hundred kilobytes
+CELLS = 1 << 19  # pairs of a row and a tree at a time: bounds the memory
 
 
 class SoftTrees(nn.Module):
@@ -55,10 +58,6 @@ class SoftTrees(nn.Module):
     right: torch.Tensor
     lca: torch.Tensor
     baseline: torch.Tensor
-    _breakpoints: torch.Tensor
-    _table: torch.Tensor
-    _everything: torch.Tensor
-    _offset: torch.Tensor
 
     def __init__(
         self,
@@ -82,8 +81,7 @@ class SoftTrees(nn.Module):
         buffers |= dict(left=left, right=right, lca=lca, baseline=baseline)
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor)
-        self._softness = 0.0
-        self._make_table()
+        self.softness = 0.0
 
     @classmethod
     def from_hist_gradient_boosting(
@@ -148,18 +146,10 @@ class SoftTrees(nn.Module):
     def softness(self, softness: float) -> None:
         if not softness >= 0:
             raise ValueError(f"softness={softness} must be at least 0.")
-        if softness != self._softness:
-            self._softness = float(softness)
-            self._make_table()
+        self._softness = float(softness)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The table is several times larger than the trees and made anew in milliseconds.
-        kept = {name: tensor for name, tensor in self._buffers.items() if name not in TABLE}
-        return self.__dict__ | {"_buffers": kept}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._make_table()
+        return without_forest(super().__getstate__())
 
     def extra_repr(self) -> str:
         return f"n_features={self.n_features}, n_trees={self.n_trees}, softness={self.softness}"
@@ -176,142 +166,290 @@ class SoftTrees(nn.Module):
         Tensor of shape (n,)
             In the precision of `z`; differentiable once in `z`.
         """
-        return _TreeSum.apply(z, self).to(z.dtype)
+        return evaluate(self, [self], z[None])[0]
 
-    def _make_table(self):
-        """Table of the leaves in reach, for each interval between the breakpoints of a feature."""
-        value, feature = self.value, self.feature.cpu().numpy()
+    def _leaves_in_reach(self, j, mask_dtype):
+        """Breakpoints of feature j, (m,), and the leaves in reach between them, (m + 1, T)."""
+        feature, threshold = self.feature.cpu().numpy(), self.threshold.double().cpu().numpy()
         left, right = self.left.cpu().numpy(), self.right.cpu().numpy()
-        threshold = self.threshold.double().cpu().numpy()
-        reach = SATURATION * self.softness * self.spacing.double().cpu().numpy()
+        tree, gap = np.nonzero((feature == j) & (left != 0))
+        spacing = self.spacing.double().cpu().numpy()[tree, gap]
+        t, r = threshold[tree, gap], SATURATION * self.softness * spacing
+        points, where = np.unique(np.concatenate([t + r, t - r]), return_inverse=True)
+        left_dies, right_dies = where[: len(t)], where[len(t) :]
+        # row b: b breakpoints lie below x
+        everything = ((np.int64(1) << (1 + (left != 0).sum(1))) - 1).astype(mask_dtype)
+        below = np.tile(everything, (len(points) + 1, 1))
+        above = below.copy()
+        bits = left[tree, gap].astype(mask_dtype), right[tree, gap].astype(mask_dtype)
+        np.bitwise_and.at(below, (left_dies + 1, tree), ~bits[0])
+        np.bitwise_and.at(above, (right_dies, tree), ~bits[1])
+        np.bitwise_and.accumulate(below, axis=0, out=below)
+        np.bitwise_and.accumulate(above[::-1], axis=0, out=above[::-1])
+        return points, below & above
+
+
+class Forest:
+    """The trees of K members in one table, so that one sweep evaluates all of them.
+
+    Parameters
+    ----------
+    members : sequence of K SoftTrees
+        Of equally many features. It is made for their present softness, precision and device.
+    """
+
+    def __init__(self, members: Sequence["SoftTrees"]):
+        self._made_for = [(trees.threshold, trees.softness) for trees in members]
+        self._is_soft = any(trees.softness > 0 for trees in members)
+        n_trees = max(trees.n_trees for trees in members)
+        self.n_leaves = max(trees.value.shape[1] for trees in members)
+        # blocks of trees whose tables fit the cache
+        n_blocks = -(-n_trees // BLOCK)
+        self.width = -(-n_trees // max(n_blocks, 1))
+        shape = n_blocks * self.width, self.n_leaves
+
+        def flat(name, dtype=None):
+            # a tree of zeros has one leaf, of value zero
+            padded = [_padded(getattr(trees, name), shape) for trees in members]
+            return torch.stack(padded).to(dtype=dtype).view(-1)
+
+        self.baseline = torch.stack([trees.baseline for trees in members])[:, None]
+        self.value = flat("value")
+        self.feature = flat("feature", torch.int32)
+        lca = [_padded(trees.lca, (*shape, self.n_leaves)) for trees in members]
+        self.lca = torch.stack(lca).view(-1)
+        softness = torch.tensor([trees.softness for trees in members]).to(self.value)
+        scale = flat("spacing") * softness.repeat_interleave(math.prod(shape))
+        # of the exponent (t - x) / scale
+        self.per_unit = torch.where(scale > 0, 1.0 / scale, 0.0)
+        self.at_zero = flat("threshold") * self.per_unit
+        device = self.value.device
+        self._member = torch.arange(len(members), device=device).repeat_interleave(n_blocks)
+        first_leaf = self.n_leaves * torch.arange(len(members) * shape[0], device=device)
+        self._first_leaf = first_leaf.to(torch.int32).view(len(self._member), 1, self.width)
+        if n_blocks:
+            self._make_table(members, n_blocks)
+
+    def is_made_for(self, members: Iterable["SoftTrees"]) -> bool:
+        """Whether nothing of these members has changed since."""
+        return all(
+            trees.threshold is threshold and trees.softness == softness
+            for trees, (threshold, softness) in zip(members, self._made_for, strict=True)
+        )
+
+    def _make_table(self, members, n_blocks):
+        """Table of the leaves in reach, for each interval between the breakpoints of a feature."""
         # 31 leaves, scikit-learn's default, fit an int32: half the memory and time of an int64
-        mask_dtype = np.int32 if value.shape[1] <= 31 else np.int64
-        breakpoints, tables = [], []
-        for j in range(self.n_features):
-            tree, gap = np.nonzero((feature == j) & (left != 0))
-            t, r = threshold[tree, gap], reach[tree, gap]
-            points, where = np.unique(np.concatenate([t + r, t - r]), return_inverse=True)
-            left_dies, right_dies = where[: len(t)], where[len(t) :]
-            # row b: b breakpoints lie below x
-            below = np.full((len(points) + 1, self.n_trees), -1, mask_dtype)
-            above = below.copy()
-            bits = left[tree, gap].astype(mask_dtype), right[tree, gap].astype(mask_dtype)
-            np.bitwise_and.at(below, (left_dies + 1, tree), ~bits[0])
-            np.bitwise_and.at(above, (right_dies, tree), ~bits[1])
-            np.bitwise_and.accumulate(below, axis=0, out=below)
-            np.bitwise_and.accumulate(above[::-1], axis=0, out=above[::-1])
-            breakpoints.append(points)
-            tables.append(below & above)
-        n_leaves = 1 + (left != 0).sum(1)
-        everything = ((np.int64(1) << n_leaves) - 1).astype(mask_dtype)
-        sizes = [len(points) for points in breakpoints]
-        self._slices = np.cumsum([0, *sizes]).tolist()
-        for name, array, dtype in [
-            ("_breakpoints", np.concatenate(breakpoints), self.threshold.dtype),
-            ("_table", np.concatenate(tables), None),
-            ("_everything", everything, None),
-            ("_offset", np.arange(self.n_trees, dtype=np.int32) * value.shape[1], None),
-        ]:
-            tensor = torch.from_numpy(array).to(value.device, dtype)
-            self.register_buffer(name, tensor, persistent=False)
+        mask_dtype = np.int32 if self.n_leaves <= 31 else np.int64
+        n_features = members[0].n_features
+        breakpoints, first, blocks, begins, begin = [], [], [], [], 0
+        for trees in members:
+            pairs = [trees._leaves_in_reach(j, mask_dtype) for j in range(n_features)]
+            breakpoints.append([points for points, _ in pairs])
+            table = np.concatenate([masks for _, masks in pairs])
+            padding = [(0, 0), (0, n_blocks * self.width - trees.n_trees)]
+            table = np.pad(table, padding, constant_values=1)
+            blocks.append(table.reshape(len(table), n_blocks, self.width).transpose(1, 0, 2))
+            first.append(np.cumsum([0] + [len(masks) for _, masks in pairs[:-1]]))
+            begins += (begin + len(table) * np.arange(n_blocks)).tolist()
+            begin += n_blocks * len(table)
+        sizes = np.array([[len(points) for points in of_member] for of_member in breakpoints])
+        # a feature that splits nothing need not be looked up
+        self._used = np.flatnonzero(sizes.any(axis=0)).tolist() or [0]
+        padded = np.full((*sizes.shape, sizes.max()), np.inf)
+        for index in np.ndindex(*sizes.shape):
+            padded[index][: sizes[index]] = breakpoints[index[0]][index[1]]
 
-    def _leaves_in_reach(self, z):
-        """Bits of the leaves that z reaches, (n, T)."""
-        alive = self._everything.expand(len(z), -1).clone()
-        rows = torch.empty_like(alive)
-        for j, column in enumerate(z.t().contiguous()):
-            start, stop = self._slices[j], self._slices[j + 1]
-            if start == stop:
-                continue
-            place = torch.searchsorted(self._breakpoints[start:stop], column)
-            torch.index_select(self._table, 0, place.add_(start + j), out=rows)
-            alive.bitwise_and_(rows)
-        return alive
+        def tensor(array, dtype):
+            return torch.from_numpy(array).to(self.value.device, dtype)
 
-    def _evaluate(self, z, gradient):
-        """Sum of the trees at z; its gradient is written into `gradient` unless that is None."""
-        alive = self._leaves_in_reach(z)
-        lowest = alive & -alive
-        leaf = _bit_number(lowest).add_(self._offset)
-        value = _take(self.value, leaf.view(-1))
-        if self.softness > 0:
-            shared = (alive != lowest).view(-1).nonzero().squeeze(1)
+        # by feature, then by member
+        self._breakpoints = tensor(padded.swapaxes(0, 1).copy(), self.value.dtype)
+        self._n_breakpoints = tensor(sizes.T[..., None].copy(), torch.int32)
+        self._first = tensor(np.stack(first, axis=1)[..., None], torch.int32)
+        self._begin = tensor(np.array(begins, dtype=np.int32), torch.int32)
+        table = np.concatenate([block.reshape(-1, self.width) for block in blocks])
+        self._table = torch.from_numpy(table).to(self.value.device)
+
+    def __call__(self, z: torch.Tensor, gradient: torch.Tensor | None = None) -> torch.Tensor:
+        """Sums of the trees of every member.
+
+        Parameters
+        ----------
+        z : Tensor of shape (K, n, d)
+            In the precision of the trees.
+        gradient : Tensor of shape (K, n, d), default=None
+            Where the gradients are added.
+
+        Returns
+        -------
+        Tensor of shape (K, n)
+        """
+        value = self.baseline.repeat(1, z.shape[1])
+        if not self.width or not z.shape[1]:
+            return value
+        size = max(1, CELLS // self.width)
+        for start in range(0, z.shape[1], size):
+            rows = slice(start, start + size)
+            x = z[:, rows].contiguous()
+            place = self._place(x)
+            # as many blocks of trees at once as there is room for
+            n_blocks = max(1, size // x.shape[1])
+            for block in range(0, len(self._begin), n_blocks):
+                blocks = slice(block, block + n_blocks)
+                slope = None if gradient is None else gradient[:, rows]
+                sums = self._evaluate(x, place, blocks, slope)
+                value[:, rows].index_add_(0, self._member[blocks], sums)
+        return value
+
+    def _place(self, x):
+        """Row of a block of the table that holds the leaves in reach, (d, K, n)."""
+        place = torch.searchsorted(
+            self._breakpoints, x.permute(2, 0, 1).contiguous(), out_int32=True
+        )
+        # NaN is beyond all breakpoints, the infinite ones too
+        return torch.minimum(place, self._n_breakpoints).add_(self._first)
+
+    def _evaluate(self, x, place, blocks, gradient):
+        """Sum of the trees of some blocks, (n_blocks, n); gradients are added to `gradient`."""
+        member, n_rows = self._member[blocks], x.shape[1]
+        at = place.index_select(1, member).add_(self._begin[blocks, None]).view(len(place), -1)
+        alive = self._table.index_select(0, at[self._used[0]])
+        lowest = torch.empty_like(alive)
+        for j in self._used[1:]:
+            torch.index_select(self._table, 0, at[j], out=lowest)
+            alive.bitwise_and_(lowest)
+        torch.neg(alive, out=lowest).bitwise_and_(alive)
+        by_block = len(member), n_rows, self.width
+        leaf = _bit_number(lowest).view(by_block).add_(self._first_leaf[blocks]).view(-1)
+        value = self.value.index_select(0, leaf)
+        if self._is_soft:
+            shared = _nonzero((alive != lowest).view(-1))
             if len(shared):
-                value[shared] = self._resolve(z, shared, _take(alive, shared), gradient)
-        return value.view(len(z), -1).sum(1)
+                # where the leaves of a tree, and the coordinates of a row, begin in flat arrays
+                tree = self._first_leaf[blocks].expand(by_block).reshape(-1)
+                row = member[:, None] * n_rows + torch.arange(n_rows, device=x.device)
+                row = (row * x.shape[2]).to(torch.int32)[..., None].expand(by_block).reshape(-1)
+                alive, tree, row = (a.view(-1).index_select(0, shared) for a in (alive, tree, row))
+                value.scatter_(0, shared, self._resolve(x, alive, tree, row, gradient))
+        return value.view(by_block).sum(-1)
 
-    def _resolve(self, z, shared, alive, gradient):
+    def _resolve(self, z, alive, tree, row, gradient):
         """Value of trees of which a point reaches several leaves.
 
-        `shared` holds row * n_trees + tree of the pairs, `alive` the bits of their leaves.
+        `alive` holds the bits of their leaves, `tree` and `row` where the values of the tree and
+        of the point begin in flat arrays.
         """
-        n_leaves = self.value.shape[1]
-        row = shared // self.n_trees
-        tree = (shared - row * self.n_trees) * n_leaves  # from here on places in flat arrays
-        row = row * self.n_features
         x = z.reshape(-1)
         levels = []
+        lowest, highest = _lowest(alive), _highest(alive)
         while len(tree):
             # the split that separates the leaves left over, and what it leaves on either side
-            lowest, highest = _bit_number(alive & -alive), _bit_number(alive & ~(alive >> 1))
-            gap = _take(self.lca, (tree + lowest) * n_leaves + highest).to(alive.dtype)
+            gap = self.lca.index_select(0, (tree + lowest).mul_(self.n_leaves).add_(highest))
             node = tree + gap
-            cell = row + _take(self.feature, node)
-            width = _take(self.spacing, node).mul_(self.softness)
-            weight = _take(self.threshold, node).sub_(_take(x, cell)).div_(width).sigmoid_()
-            left = alive & ((2 << gap) - 1)
-            alive = torch.cat([left, alive ^ left])
-            tree, row = torch.cat([tree, tree]), torch.cat([row, row])
-            single = alive & -alive
-            value = _take(self.value, tree + _bit_number(single))
-            again = (alive != single).nonzero().squeeze(1)
-            levels.append((cell, width, weight, value, again))
-            alive, tree, row = _take(alive, again), _take(tree, again), _take(row, again)
+            cell = row + self.feature.index_select(0, node)
+            per_unit = self.per_unit.index_select(0, node)
+            exponent = self.at_zero.index_select(0, node)
+            weight = exponent.addcmul_(per_unit, x.index_select(0, cell), value=-1.0).sigmoid_()
+            left = (2 << gap.to(alive.dtype)).sub_(1).bitwise_and_(alive)
+            right = alive ^ left
+            # what both sides have, one after the other
+            tree, row = tree.repeat(2), row.repeat(2)
+            lowest = torch.cat([lowest, _lowest(right)])
+            highest = torch.cat([_highest(left), highest])
+            value = self.value.index_select(0, tree + lowest)
+            again = _nonzero(lowest != highest)
+            levels.append((cell, per_unit, weight, value, again))
+            alive, tree, row, lowest, highest = (
+                both.index_select(0, again)
+                for both in (torch.cat([left, right]), tree, row, lowest, highest)
+            )
 
         below: Any = None
         differences = []
         for _, _, weight, value, again in reversed(levels):
             if below is not None:
-                value[again] = below
+                value.scatter_(0, again, below)
             on_left, on_right = value.chunk(2)
             differences.append(on_left - on_right)
             below = torch.addcmul(on_right, weight, differences[-1])
 
         if gradient is not None:
+            total = torch.zeros_like(x)
             reach = torch.ones_like(below)
-            for cell, width, weight, _, again in levels:
+            for cell, per_unit, weight, _, again in levels:
                 to_left = reach * weight
                 to_right = reach - to_left
-                slope = to_right.mul(weight).mul_(differences.pop()).div_(width)
-                gradient.view(-1).index_add_(0, cell, slope, alpha=-1.0)
-                reach = _take(torch.cat([to_left, to_right]), again)
+                slope = to_right.mul(weight).mul_(differences.pop()).mul_(per_unit)
+                total.index_add_(0, cell, slope, alpha=-1.0)
+                reach = torch.cat([to_left, to_right]).index_select(0, again)
+            gradient += total.view(z.shape)
         return below
-
-
-TABLE = ("_breakpoints", "_table", "_everything", "_offset")
 
 
 class _TreeSum(torch.autograd.Function):
     """All values, and all gradients with them: they share nearly all of the work."""
 
     @staticmethod
-    def forward(ctx, z, trees):
-        x = z.detach().to(trees.threshold.dtype)
+    def forward(ctx, z, forest):
+        x = z.detach().to(forest.value.dtype)
         wanted = ctx.needs_input_grad[0]
         gradient = torch.zeros_like(x, memory_format=torch.contiguous_format) if wanted else None
-        value = x.new_empty(len(x))
-        for start in range(0, len(x), CHUNK):
-            part = slice(start, start + CHUNK)
-            value[part] = trees._evaluate(x[part], gradient[part] if wanted else None)
+        value = forest(x, gradient)
         if wanted:
             ctx.save_for_backward(gradient.to(z.dtype))
-        return value.add_(trees.baseline)
+        return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         (gradient,) = ctx.saved_tensors
-        return grad[:, None] * gradient, None
+        return grad[..., None] * gradient, None
+
+
+def evaluate(owner: nn.Module, members: Sequence[SoftTrees], z: torch.Tensor) -> torch.Tensor:
+    """Sums of the trees of every member, (K, n, d) -> (K, n), in the precision of `z`.
+
+    Differentiable once in `z`. The table is kept with its `owner` until a member changes.
+    """
+    forest = owner.__dict__.get(_FOREST)
+    if forest is None or not forest.is_made_for(members):
+        forest = owner.__dict__[_FOREST] = Forest(members)
+    return _TreeSum.apply(z, forest).to(z.dtype)
+
+
+_FOREST = "_forest"
+
+
+def without_forest(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of an owner for pickles; the table is larger, and made anew in milliseconds."""
+    return {name: value for name, value in state.items() if name != _FOREST}
+
+
+def _nonzero(mask):
+    """Where a flat mask is true; numpy's search has no branches, which mispredict in torch's."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.nonzero().squeeze(1)
+
+
+def _lowest(bits):
+    """Number of the lowest bit."""
+    return _bit_number((-bits).bitwise_and_(bits))
+
+
+def _highest(bits):
+    """Number of the highest bit."""
+    return _bit_number((bits >> 1).bitwise_not_().bitwise_and_(bits))
+
+
+def _padded(array, shape):
+    """The array, with zeros up to that shape."""
+    if array.shape == shape:
+        return array
+    larger = array.new_zeros(shape)
+    larger[tuple(slice(n) for n in array.shape)] = array
+    return larger
 
 
 def _bit_number(power_of_two):
@@ -323,11 +461,6 @@ def _bit_number(power_of_two):
     if power_of_two.dtype == torch.int32:
         return power_of_two.to(torch.float32).view(torch.int32).bitwise_right_shift_(23).sub_(127)
     return power_of_two.to(torch.float64).view(torch.int64).bitwise_right_shift_(52).sub_(1023)
-
-
-def _take(array, index):
-    """Entries of the flattened array; several times as fast as indexing."""
-    return array.view(-1).index_select(0, index)
 
 
 def _layout(nodes):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from skebm._typing import Distribution, Modules
-from skebm.bases import StackedBase
+from skebm.bases import MarginalGaussianization, StackedBase, Together
 
 CLIP = 5.0
 """Energies see Gaussianised coordinates clipped to [-CLIP, CLIP]: beyond, f is constant along
@@ -28,7 +28,12 @@ class FeatureMap(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Rows as energies see them, (n, d) -> (n, d)."""
-        return self.transform(x)[0].clamp(-CLIP, CLIP)
+        return self.clip(self.transform(x)[0])
+
+    @staticmethod
+    def clip(z: torch.Tensor) -> torch.Tensor:
+        """Coordinates as energies see them."""
+        return z.clamp(-CLIP, CLIP)
 
 
 class ScaleAverage(nn.Module):
@@ -227,11 +232,45 @@ class TiltedMixture(nn.Module):
 
     def log_members(self, x: torch.Tensor) -> torch.Tensor:
         """Normalised log-density of every member at the same rows, (n, d) -> (K, n)."""
-        shared = x.expand(self.n_members, *x.shape)
-        log_base = torch.stack([q.log_prob(x) for q in self.bases])
+        log_base, components, z = self._log_bases(x)
         if self.is_untilted:
             return log_base
-        return log_base + self.tilt(shared) - self.log_partition[:, None]
+        if z is None:
+            tilt = self.tilt(x.expand(self.n_members, *x.shape))
+        else:
+            tilt = self.inverse_temperature * self.energy(z.expand(self.n_members, *z.shape))
+            if len(self.mode_weights):
+                tilt = tilt + torch.stack(
+                    [_responsibilities(modes, q, joint, x) @ self.mode_weights
+                     for modes, q, joint in zip(self.modes, self.bases, components, strict=True)]
+                )  # fmt: skip
+        return log_base + tilt - self.log_partition[:, None]
+
+    def _log_bases(self, x):
+        """Log-densities of the bases, (K, n); without a graph also those of their components and
+        the rows as energies see them, which members share.
+        """
+        if x.requires_grad:
+            return torch.stack([q.log_prob(x) for q in self.bases]), [], None
+        components, mapped = self._bases_together()(x)
+        z = self.features(x) if mapped is None else self.features.clip(mapped[0].mT)
+        return torch.stack([joint.logsumexp(0) for joint in components]), components, z
+
+    def _bases_together(self):
+        """The bases and the map of the features, made for evaluation at the same rows."""
+        transform = getattr(self.features, "transform", None)
+        # buffers are others on another device
+        made_for = [*self.bases, transform, next(self.bases.buffers(), None)]
+        known, together = self.__dict__.get(_TOGETHER, ([], None))
+        if list(map(id, known)) != list(map(id, made_for)):
+            maps = [transform] if isinstance(transform, MarginalGaussianization) else []
+            together = Together(self.bases, maps)
+            self.__dict__[_TOGETHER] = made_for, together
+        return together
+
+    def __getstate__(self) -> dict[str, Any]:
+        # made anew in no time
+        return {k: v for k, v in super().__getstate__().items() if k != _TOGETHER}
 
     def log_member(self, k: int, x: torch.Tensor) -> torch.Tensor:
         """Normalised log-density of member k, (n, d) -> (n,)."""
@@ -255,8 +294,7 @@ class TiltedMixture(nn.Module):
 
     def base_log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """log of the mean of the bases, (n, d) -> (n,)."""
-        logs = torch.stack([q.log_prob(x) for q in self.bases])
-        return logs.logsumexp(0) - math.log(self.n_members)
+        return self._log_bases(x)[0].logsumexp(0) - math.log(self.n_members)
 
     def log_prob_std(self, x: torch.Tensor) -> torch.Tensor:
         """Standard error that the errors of log Z put on log p(x), (n,)."""
@@ -295,6 +333,17 @@ class TiltedMixture(nn.Module):
         """log of q_k e^{t_k} / proposal_k at rows drawn from the proposals, (K, n, d) -> (K, n)."""
         tilt = torch.cat([self.tilt(c) for c in x.split(_CHUNK, dim=1)], dim=1)
         return tilt + log_ratio(self.bases, self.proposals, x)
+
+
+_TOGETHER = "_made_for_and_together"
+
+
+def _responsibilities(modes, base, components, x):
+    """Those of modes, where a base has been evaluated: it often is among them."""
+    parts = modes.parts if isinstance(modes, ModesTogether) else [modes]
+    return torch.cat(
+        [components.softmax(0).mT if p is base else p.responsibilities(x) for p in parts], dim=1
+    )
 
 
 def log_ratio(

@@ -7,6 +7,7 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from skebm._sklearn_compat import hist_gradient_boosting_nodes
+from skebm.energies import MemberEnergies, _trees
 from skebm.energies._trees import MIN_SPACING, SoftTrees
 
 SETTINGS = dict(early_stopping=False, max_features=0.5, random_state=0)
@@ -156,6 +157,36 @@ def test_softness_can_be_changed(fitted):
     assert trees.value is leaves
     with pytest.raises(ValueError, match="softness=-1"):
         trees.softness = -1
+
+
+def test_members_in_one_sweep_are_those_apart(fitted, monkeypatch):
+    clf, z = fitted
+    other, _ = make(max_iter=9, max_leaf_nodes=12)
+    read = SoftTrees.from_hist_gradient_boosting
+    members = [read(clf), read(other, softness=0.3, offset=1.0), read(clf, n_trees=0)]
+    z = torch.stack([z, 0.7 * z, z]).requires_grad_()
+    weights = torch.linspace(-1, 1, z.shape[0] * z.shape[1], dtype=torch.float64).view(3, -1)
+    apart = torch.stack([f(rows) for f, rows in zip(members, z, strict=True)])
+    (slope,) = torch.autograd.grad((weights * apart).sum(), z)
+    sweeps = []
+    monkeypatch.setattr(_trees, "BLOCK", 16)  # blocks that end within a member
+    monkeypatch.setattr(_trees, "CELLS", 5000)  # and rows in several parts
+    call = _trees.Forest.__call__
+    monkeypatch.setattr(_trees.Forest, "__call__", lambda *a: sweeps.append(a[0]) or call(*a))
+    energy = MemberEnergies(members)
+    together = energy(z)
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad((weights * together).sum(), z)[0], slope)
+    # a member that has changed is read anew, and the table is not stored
+    members[0].softness = 0.3
+    torch.testing.assert_close(energy(z)[0], read(clf, softness=0.3)(z[0]), rtol=0, atol=1e-12)
+    assert len(set(sweeps[:2])) == 2
+    assert len(pickle.dumps(energy)) < 1.5 * sum(b.nbytes for b in energy.buffers())
+
+
+def test_trees_of_a_point_that_is_no_number(fitted):
+    trees = SoftTrees.from_hist_gradient_boosting(fitted[0], softness=0.1)
+    assert trees(torch.full((3, 4), torch.nan).double()).shape == (3,)
 
 
 def test_trees_that_cannot_be_read():

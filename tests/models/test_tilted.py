@@ -8,8 +8,21 @@ import torch
 from scipy import stats
 from torch import nn
 
-from skebm.bases import AffineTransform, GaussianMixtureBase
-from skebm.models import CLIP, FeatureMap, TiltedMixture, log_ratio
+from skebm.bases import (
+    AffineTransform,
+    GaussianMixtureBase,
+    MarginalGaussianization,
+    StackedBase,
+    TransformedBase,
+)
+from skebm.models import (
+    CLIP,
+    FeatureMap,
+    MarginalBin,
+    ModesTogether,
+    TiltedMixture,
+    log_ratio,
+)
 from skebm.models import tilted as tilted_module
 
 N_MEMBERS = 3
@@ -135,6 +148,32 @@ def test_chunks_do_not_matter(monkeypatch):
     parts = m.log_prob(x), m.log_prob_std(x), m.score(x), m.log_weights(x.expand(3, -1, -1))
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
+def test_without_a_graph_as_with_one(monkeypatch):
+    rng = np.random.default_rng(0)
+    columns = rng.standard_t(3, size=(400, 2))
+    maps = [MarginalGaussianization.fit(columns[k::4]) for k in range(N_MEMBERS + 1)]
+    bases = [
+        StackedBase([model(2).bases[k], TransformedBase(maps[k], model(2).bases[0])], [0.4, 0.6])
+        for k in range(N_MEMBERS)
+    ]
+    m = TiltedMixture(bases, bases, FeatureMap(maps[-1]), Bumps())
+    modes = [ModesTogether([q, MarginalBin(0, -1.0, 0.5)]) for q in bases]
+    m.calibrate(0.8, torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64), modes)
+    x = torch.as_tensor(columns[:80])
+    x[0] = torch.tensor([1e4, -3e5])
+    expected = m.log_members(x.clone().requires_grad_()).detach()
+    before = pickle.dumps(m)
+    with monkeypatch.context() as patch:  # bases and responsibilities come out of one evaluation
+        for name in ("log_prob", "responsibilities"):
+            patch.delattr(StackedBase, name)
+        torch.testing.assert_close(m.log_members(x), expected, rtol=1e-12, atol=1e-9)
+    assert len(pickle.dumps(m)) == len(before)  # what is made for it is not stored
+    # other bases are noticed
+    m.bases = nn.ModuleList([model(2).bases[k] for k in range(N_MEMBERS)])
+    fresh = m.log_members(x.clone().requires_grad_()).detach()
+    torch.testing.assert_close(m.log_members(x), fresh, rtol=1e-12, atol=1e-9)
 
 
 def test_log_weights_measure_log_z():
