@@ -57,8 +57,9 @@ class NCEDensity(TiltedDensity):
         embeddings of the columns, :class:`~skebm.Network`. A torch module (instance, or a class or
         factory called with n_features), (n, n_features) -> (n,) or (n, 1), which is copied and
         never trained itself. Any scikit-learn classifier. "auto" is "boosting" where the noise is
-        the base, and "mlp" elsewhere; but in up to three columns, where trees have found something,
-        "periodic", unless trees are better on held-out rows by more than two standard errors. None: no f, the base alone. Settings such as
+        the base, and "mlp" elsewhere; in up to three columns, where steps are seen, "periodic"
+        takes the place of trees that have found something, unless they are better on held-out rows
+        by more than two standard errors. None: no f, the base alone. Settings such as
         ``energy_model__learning_rate`` are searched where a `Network` or `Boosting` is given.
         Energies see Gaussianised columns clipped to five standard deviations.
     n_members : int, default=4
