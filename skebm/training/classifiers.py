@@ -43,8 +43,8 @@ SOFTNESS = (0.1, 0.25, 0.5)
 is better than the last."""
 
 FEW_COLUMNS = 3
-"""In so many columns the steps of trees are seen, so that the softest splits are taken that cost
-nothing."""
+"""In so many columns the steps of trees are seen, so that the softest splits are taken that are as
+good as hard ones."""
 
 MANY_ROWS = 5_000
 """Above so many rows less noise is drawn for each."""
@@ -317,7 +317,7 @@ def _softened(task, energy, start):
         return energy
     if task.n_features <= FEW_COLUMNS:
         gains = {softness: gain(softness) for softness in (0.0, *SOFTNESS)}
-        best = max(c for c, value in gains.items() if value >= max(gains.values()) - WORTH_IT)
+        best = max(c for c, value in gains.items() if value >= gains[0.0])
     else:
         best, reached = 0.0, gain(0.0)
         for softness in SOFTNESS:  # dearer and dearer, so that each has to be worth it
