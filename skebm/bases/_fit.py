@@ -29,7 +29,7 @@ MAX_FIT_ROWS = 20_000
 MAX_CHOICE_ROWS = 5_000
 """Settings are chosen on at most this many of them."""
 
-MAX_KERNEL_ROWS = 3_000
+MAX_KERNEL_ROWS = 1_500
 """Kernel densities are candidates of ``base="auto"`` up to this many rows, or in up to three
 columns."""
 
