@@ -30,6 +30,7 @@ RANK = {
     "energies": 2,
     "_engine": 1,
     "_modules": 1,
+    "_parallel": 1,
     "_containers": 0,
     "_random": 0,
     "_sklearn_compat": 0,

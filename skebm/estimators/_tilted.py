@@ -15,6 +15,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.utils.metaestimators import available_if
 from torch.distributions import Distribution
 
+from skebm._parallel import resolve_n_jobs
 from skebm._sklearn_compat import HasMethods, Interval, StrOptions
 from skebm._statistics import gaussian_log_likelihood
 from skebm._tensors import results_like
@@ -98,6 +99,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
     n_members: int = 4
     n_partition_samples: int | Literal["auto"] = "auto"
     recalibration: bool = True
+    n_jobs: int | None = None
 
     # what a fit sets
     log_partition_: FloatArray = field(init=False)
@@ -111,6 +113,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         "n_members": [Interval(Integral, 1, None, closed="left")],
         "n_partition_samples": [StrOptions({"auto"}), Interval(Integral, 100, None, closed="left")],
         "recalibration": ["boolean"],
+        "n_jobs": [Integral, None],
         "smoothing": [
             StrOptions({"scott", "multiscale"}),
             *BaseDensity._parameter_constraints["smoothing"][1:],
@@ -187,7 +190,8 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
     def _fit(self, rows, weight, columns, context):
         task_at = partial(
             make_task, rows, weight, columns, n_members=self.n_members,
-            validation_fraction=VALIDATION_FRACTION, **context,
+            validation_fraction=VALIDATION_FRACTION,
+            n_jobs=resolve_n_jobs(self.n_jobs, context["n_threads"]), **context,
         )  # fmt: skip
         recipe = self._recipe()
         if self.smoothing == "multiscale":

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
+from skebm._parallel import side_by_side
 from skebm._typing import FloatArray
 from skebm._warnings import warn
 from skebm.bases import Coordinates, StackedBase
@@ -220,9 +221,16 @@ def measure(
         options = {"target_std_error": 0.0, "max_samples": n_partition_samples}
         options["batch_size"] = max(1, min(8192, n_partition_samples // 2))
     rngs = task.seeds.rngs("log Z", n_members)
-    partition = adaptive_importance_sampling(
-        lambda n, _: model.draw(n, rngs)[1], rngs[0], **options
-    )
+    members = [model.member(k) for k in range(n_members)]
+
+    def draw(n, _):
+        drawn = side_by_side(
+            lambda member, rng: member.draw(n, [rng])[1],
+            zip(members, rngs, strict=True), task.n_jobs, in_threads=True,
+        )  # fmt: skip
+        return torch.cat(drawn)
+
+    partition = adaptive_importance_sampling(draw, rngs[0], **options)
     if automatic:
         # gradients of a blend of kernel densities are slow
         fewer = {"n_particles": 512, "max_particles": 512} if for_ranking else {}
@@ -349,7 +357,10 @@ def held_out_scores(task: TiltedTask, model: TiltedMixture) -> FloatArray:
     """Log-density of every row, in the units of X, under the member that has not seen it."""
     scores = np.full(task.n_rows, np.nan)
     x = task.given.to(model.log_partition.device)
-    for k, held in enumerate(task.held):
-        log_density = model.log_member(k, x[held.to(x.device)])
+    values = side_by_side(
+        lambda k, held: model.log_member(k, x[held.to(x.device)]),
+        enumerate(task.held), task.n_jobs, in_threads=True,
+    )  # fmt: skip
+    for held, log_density in zip(task.held, values, strict=True):
         scores[held.numpy()] = log_density.cpu().numpy() + task.columns.log_factor
     return scores
