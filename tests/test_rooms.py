@@ -29,6 +29,7 @@ RANK = {
     "datasets": 2,
     "energies": 2,
     "_engine": 1,
+    "_memory": 1,
     "_modules": 1,
     "_parallel": 1,
     "_containers": 0,

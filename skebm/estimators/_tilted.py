@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_memory
 from torch.distributions import Distribution
 
 from skebm._parallel import resolve_n_jobs
@@ -100,6 +101,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
     n_partition_samples: int | Literal["auto"] = "auto"
     recalibration: bool = True
     n_jobs: int | None = None
+    memory: Any = None
 
     # what a fit sets
     log_partition_: FloatArray = field(init=False)
@@ -114,6 +116,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         "n_partition_samples": [StrOptions({"auto"}), Interval(Integral, 100, None, closed="left")],
         "recalibration": ["boolean"],
         "n_jobs": [Integral, None],
+        "memory": [None, str, HasMethods(["cache"])],
         "smoothing": [
             StrOptions({"scott", "multiscale"}),
             *BaseDensity._parameter_constraints["smoothing"][1:],
@@ -188,10 +191,12 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         return kept, (fresh @ weight / weight.sum()).item() - CONFINED * x.shape[1]
 
     def _fit(self, rows, weight, columns, context):
+        shares = self.memory is not None and self.random_state is not None
         task_at = partial(
             make_task, rows, weight, columns, n_members=self.n_members,
             validation_fraction=VALIDATION_FRACTION,
-            n_jobs=resolve_n_jobs(self.n_jobs, context["n_threads"]), **context,
+            n_jobs=resolve_n_jobs(self.n_jobs, context["n_threads"]),
+            memory=check_memory(self.memory) if shares else None, **context,
         )  # fmt: skip
         recipe = self._recipe()
         if self.smoothing == "multiscale":

@@ -96,6 +96,11 @@ class AdversarialEBM(TiltedDensity):
         that runs side by side itself, and elsewhere ``torch.get_num_threads()``; -1 is all cores.
         The result is the same to the bit. The networks of all members train as one, and take the
         threads of torch.
+    memory : None, str or object with the joblib.Memory interface, default=None
+        Used to cache bases and trained energies, so that fits to the same rows with the same seed
+        share what their settings have in common, as those of a search do (:ref:`searches`). A
+        string is the path of the directory; by default, nothing is cached. It acts only where
+        `random_state` is given.
     random_state : int, RandomState instance or None, default=None
         An int makes fits bit-identical on one machine.
     warm_start : bool, default=False
