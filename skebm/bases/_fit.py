@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from skebm._parallel import side_by_side
 from skebm._random import spawn
 from skebm._typing import Distribution
 
@@ -70,6 +71,7 @@ def fit_bases(
     candidates: dict[str, Any],
     rng: torch.Generator,
     progress: Callable[[str], None] = lambda text: None,
+    n_jobs: int | None = 1,
 ) -> list[Distribution]:
     """Fit and stack the named candidates on every split.
 
@@ -84,6 +86,8 @@ def fit_bases(
     rng : torch.Generator
     progress : callable, default=no report
         Called with the name of the candidate that is about to be fitted.
+    n_jobs : int or None, default=1
+        Candidates that are fitted side by side, for joblib.
 
     Returns
     -------
@@ -91,23 +95,31 @@ def fit_bases(
         `StackedBase` where more than one candidate earns a weight. The weights are shared by all
         splits and maximise the likelihood of the held-out rows (Smyth & Wolpert 1999).
     """
-    distributions, columns = [], []
     held_weight = torch.cat([weight[held] for _, held in splits])
-    for (name, candidate), own in zip(candidates.items(), spawn(rng, len(candidates)), strict=True):
-        progress(name)
-        fitted = candidate.fit_splits(x, weight, splits, own)
-        distributions.append(fitted)
-        columns.append(
-            torch.cat([q.log_prob(x[held]) for q, (_, held) in zip(fitted, splits, strict=True)])
-        )
+
+    def arguments():
+        pairs = zip(candidates.items(), spawn(rng, len(candidates)), strict=True)
+        for (name, candidate), own in pairs:
+            progress(name)
+            yield candidate, x, weight, splits, own
+
+    fitted = side_by_side(_fitted, arguments(), n_jobs)
+    distributions = [own for own, _ in fitted]
     if len(distributions) == 1:
         return distributions[0]
-    log_prob = torch.stack(columns, dim=1)
+    log_prob = torch.stack([column for _, column in fitted], dim=1)
     least = [candidate.min_gain for candidate in candidates.values()]
     kept, weights = _stack(log_prob, held_weight, least)
     if len(kept) == 1:
         return distributions[kept[0]]
     return [StackedBase([distributions[j][i] for j in kept], weights) for i in range(len(splits))]
+
+
+def _fitted(candidate, x, weight, splits, rng):
+    """Distributions of a candidate, and their log-densities of all held-out rows."""
+    distributions = candidate.fit_splits(x, weight, splits, rng)
+    pairs = zip(distributions, splits, strict=True)
+    return distributions, torch.cat([q.log_prob(x[held]) for q, (_, held) in pairs])
 
 
 def _stack(log_prob, sample_weight, min_gain):

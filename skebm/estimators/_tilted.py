@@ -13,8 +13,10 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_memory
 from torch.distributions import Distribution
 
+from skebm._parallel import resolve_n_jobs
 from skebm._sklearn_compat import HasMethods, Interval, StrOptions
 from skebm._statistics import gaussian_log_likelihood
 from skebm._tensors import results_like
@@ -102,6 +104,8 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
     n_members: int = 4
     n_partition_samples: int | Literal["auto"] = "auto"
     recalibration: bool = True
+    n_jobs: int | None = None
+    memory: Any = None
 
     # what a fit sets
     log_partition_: FloatArray = field(init=False)
@@ -115,6 +119,8 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         "n_members": [Interval(Integral, 1, None, closed="left")],
         "n_partition_samples": [StrOptions({"auto"}), Interval(Integral, 100, None, closed="left")],
         "recalibration": ["boolean"],
+        "n_jobs": [Integral, None],
+        "memory": [None, str, HasMethods(["cache"])],
         "smoothing": [
             StrOptions({"scott", "multiscale"}),
             *BaseDensity._parameter_constraints["smoothing"][1:],
@@ -189,9 +195,12 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         return kept, (fresh @ weight / weight.sum()).item() - CONFINED * x.shape[1]
 
     def _fit(self, rows, weight, columns, context):
+        shares = self.memory is not None and self.random_state is not None
         task_at = partial(
             make_task, rows, weight, columns, n_members=self.n_members,
-            validation_fraction=VALIDATION_FRACTION, **context,
+            validation_fraction=VALIDATION_FRACTION,
+            n_jobs=resolve_n_jobs(self.n_jobs, context["n_threads"]),
+            memory=check_memory(self.memory) if shares else None, **context,
         )  # fmt: skip
         recipe = self._recipe()
         if self.smoothing == "multiscale":

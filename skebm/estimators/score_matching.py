@@ -81,6 +81,17 @@ class ScoreMatchingEBM(TiltedDensity):
     device : str, default="auto"
         "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Networks train, and the
         model scores and samples, on the device; all else is fitted on the CPU.
+    n_jobs : int or None, default=None
+        Candidates of the base, and members, that are fitted side by side by joblib: in threads, or
+        where ``joblib.parallel_config`` says. None is as many as that says, one within a search
+        that runs side by side itself, and elsewhere ``torch.get_num_threads()``; -1 is all cores.
+        The result is the same to the bit. The networks of all members train as one, and take the
+        threads of torch.
+    memory : None, str or object with the joblib.Memory interface, default=None
+        Used to cache bases and trained energies, so that fits to the same rows with the same seed
+        share what their settings have in common, as those of a search do (:ref:`searches`). A
+        string is the path of the directory; by default, nothing is cached. It acts only where
+        `random_state` is given.
     random_state : int, RandomState instance or None, default=None
         An int makes fits bit-identical on one machine.
     warm_start : bool, default=False

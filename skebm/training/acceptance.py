@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.optimize import minimize
 
 from skebm._typing import Distribution
 from skebm.bases import MAX_FIT_ROWS, fit_gaussian_mixture
@@ -239,21 +241,23 @@ def recalibrate(
         return task.gain([h @ theta for h in held], pool @ theta)
 
     def solve(row_weight, columns):
-        theta = identity.clone().requires_grad_(True)
-        optimizer = torch.optim.LBFGS([theta], max_iter=100, line_search_fn="strong_wolfe")
-        mask = torch.zeros(n_features, dtype=torch.float64)
-        mask[columns] = 1.0
+        def loss(free):
+            change = torch.zeros(n_features, dtype=torch.float64)
+            change[columns] = torch.as_tensor(free)
+            change.requires_grad_(True)
+            with torch.enable_grad():
+                value = penalty @ change.square() - row_weight @ gain(identity + change)
+            return value.item(), torch.autograd.grad(value, change)[0][columns].numpy()
 
-        def closure():
-            optimizer.zero_grad()
-            change = mask * (theta - identity)
-            loss = penalty @ change.square() - row_weight @ gain(identity + change)
-            loss.backward()
-            return loss
-
-        with torch.enable_grad():
-            optimizer.step(closure)
-        return identity + mask * (theta.detach() - identity)
+        theta = identity.clone()
+        if columns:
+            # scipy's, because those of torch import its compiler, which takes longer than a fit may
+            options = {"maxiter": 100, "ftol": 1e-12, "gtol": 1e-7}
+            found = minimize(
+                loss, np.zeros(len(columns)), jac=True, method="L-BFGS-B", options=options
+            )
+            theta[columns] += torch.as_tensor(found.x)
+        return theta
 
     def fit(row_weight, columns):
         row_weight = row_weight / row_weight.sum()

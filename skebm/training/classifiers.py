@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.utils.validation import has_fit_parameter
 
+from skebm._parallel import side_by_side
 from skebm._sklearn_compat import TreeBooster
-from skebm._threads import limit_threads
 from skebm.energies import (
     Boosting,
     ClassifierEnergy,
@@ -79,23 +78,24 @@ class _Contrast:
     def booster(self, model, n_rows, seed):
         """Boosting of data against noise, before the first tree."""
         classifier = model.classifier(n_rows, seed)
-        with limit_threads(1):
-            return TreeBooster(classifier, self.z, self.y, self.weight_if_any, self.judged)
+        return TreeBooster(classifier, self.z, self.y, self.weight_if_any, self.judged)
 
     def grow(self, booster, n_trees):
-        """Grow trees, and return f at the judged rows after those looked at, (n_stages, n)."""
+        """Grow trees, and return the booster, which may be a copy, and f at the judged rows after
+        those looked at, (n_stages, n).
+        """
         f = []
-        with limit_threads(1):
-            for _ in range(n_trees):
-                booster.grow()
-                if _is_looked_at(booster.n_trees):
-                    f.append(booster.logit + self.offset)
-        return torch.as_tensor(np.array(f).reshape(-1, len(self.judged)))
+        for _ in range(n_trees):
+            booster.grow()
+            if _is_looked_at(booster.n_trees):
+                f.append(booster.logit + self.offset)
+        return booster, torch.as_tensor(np.array(f).reshape(-1, len(self.judged)))
 
     def fit_and_judge(self, classifier):
-        """Fit a classifier, and return its stages and f at the judged rows, (n_stages, n)."""
-        with limit_threads(1):
-            return _curve(self._fit(classifier), self)
+        """Fit a classifier, and return it, which may be a copy, its stages, and f at the judged
+        rows, (n_stages, n).
+        """
+        return classifier, *_curve(self._fit(classifier), self)
 
     def _fit(self, classifier):
         if self.weight_if_any is None:
@@ -145,16 +145,20 @@ def train_classifiers(
     if isinstance(noise_ratio, str):
         noise_ratio = 5.0 if len(task.x) > MANY_ROWS else 10.0
     start = Trained.nothing(task) if start is None else start
-    contrasts = [_contrast(task, k, noise_ratio, start, stage) for k in range(len(task))]
+    members = [(task, k, noise_ratio, start, stage) for k in range(len(task))]
+    contrasts = side_by_side(_contrast, members, task.n_jobs, in_threads=True)
     if isinstance(model, Boosting):
         energy, history = _boost(task, model, contrasts, start, stage)
         n_iter, values = energy.members[0].n_trees, None
     else:
         energy, n_iter, history, values = _fit_classifiers(task, model, contrasts, start)
     if values is None:
-        rows = [task.z[h] for h in task.held]
-        held = [first + f(z) for first, f, z in zip(start.held, energy.members, rows, strict=True)]
-        values = held, start.pool + energy(task.pool_z)
+        members = list(zip(energy.members, task.held, task.pool_z, strict=True))
+        pairs = side_by_side(
+            lambda f, held, pool: (f(task.z[held]), f(pool)), members, task.n_jobs, in_threads=True
+        )
+        held = [first + f for first, (f, _) in zip(start.held, pairs, strict=True)]
+        values = held, start.pool + torch.stack([f for _, f in pairs])
     if start.energy is not None:
         energy = CorrectedEnergy(start.energy, energy)
     return Trained(energy, *values, n_iter, history)
@@ -171,20 +175,22 @@ def _boost(task, model, contrasts, start, stage):
         Numbers of trees, 0 first, and the gains after them.
     """
     # members side by side, one thread each: a single tree is too small a job to be shared out
-    parallel = Parallel(n_jobs=min(len(contrasts), task.n_threads), backend="threading")
     seeds = [task.seeds.of(f"{stage}, trees", k) for k in range(len(contrasts))]
-    boosters: Any = parallel(
-        delayed(contrast.booster)(model, len(task.x), seed)
-        for contrast, seed in zip(contrasts, seeds, strict=True)
+    boosters = side_by_side(
+        _Contrast.booster,
+        [(c, model, len(task.x), seed) for c, seed in zip(contrasts, seeds, strict=True)],
+        task.n_jobs,
     )
     most, n_trees = model.max_iter, 0
     stages, gains = [0], [task.mean_gain(start.held, start.pool).item()]
     while n_trees < most:
         more = min(_ROUND if n_trees else _FIRST, most - n_trees)
-        f: Any = parallel(
-            delayed(contrast.grow)(booster, more)
-            for contrast, booster in zip(contrasts, boosters, strict=True)
+        grown = side_by_side(
+            _Contrast.grow,
+            [(c, booster, more) for c, booster in zip(contrasts, boosters, strict=True)],
+            task.n_jobs,
         )
+        boosters, f = zip(*grown, strict=True)
         stages += [n for n in range(n_trees + 1, n_trees + more + 1) if _is_looked_at(n)]
         n_trees += more
         held = [
@@ -223,14 +229,12 @@ def _fit_classifiers(task, model, contrasts, start):
     values : tuple or None
         f at held-out rows and pool, with that of `start`; None where trees were read.
     """
-    classifiers: list[Any] = [clone(model) for _ in contrasts]
-    parallel = Parallel(n_jobs=min(len(contrasts), task.n_threads), backend="threading")
-    curves: Any = parallel(
-        delayed(contrast.fit_and_judge)(classifier)
-        for classifier, contrast in zip(classifiers, contrasts, strict=True)
+    fitted = side_by_side(
+        _Contrast.fit_and_judge, [(c, clone(model)) for c in contrasts], task.n_jobs
     )
-    stages = curves[0][0]
-    judged = list(zip((f for _, f in curves), contrasts, start.held, strict=True))
+    classifiers, curves = [c for c, _, _ in fitted], [f for _, _, f in fitted]
+    stages = fitted[0][1]
+    judged = list(zip(curves, contrasts, start.held, strict=True))
     held = [f[:, : contrast.n_held] + first for f, contrast, first in judged]
     pool = torch.stack([f[:, c.n_held :] for f, c, _ in judged], dim=1) + start.pool
     gain = task.mean_gain(held, pool)
@@ -306,11 +310,15 @@ def _softened(task, energy, start):
     weight = torch.cat([task.weight[h] for h in judged])
     weight = weight / weight.sum()
 
+    def normalized(k):
+        f, pool = energy.members[k], start.pool[k, :_MAX_POOL]
+        log_z = (pool + f(task.pool_z[k, :_MAX_POOL])).logsumexp(0) - math.log(len(pool))
+        return f(task.z[judged[k]]) - log_z
+
     def gain(softness):
         energy.set_softness(softness)
-        pool = energy(task.pool_z[:, :_MAX_POOL]) + start.pool[:, :_MAX_POOL]
-        log_z = pool.logsumexp(-1) - math.log(pool.shape[1])
-        f = [e(task.z[h]) - c for e, h, c in zip(energy.members, judged, log_z, strict=True)]
+        members = [(k,) for k in range(len(task))]
+        f = side_by_side(normalized, members, task.n_jobs, in_threads=True)
         return (torch.cat(f) @ weight).item()
 
     if not energy.members[0].n_trees:

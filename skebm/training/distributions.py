@@ -162,6 +162,7 @@ def resolve(task: Task, given: Any, where: str) -> list[Any]:
         distributions = fit_bases(
             task.x, task.weight, task.splits, candidates, task.seeds.rng(where),
             lambda name: task.progress.stage(f"{where}: {name}", next(done), len(candidates)),
+            task.n_jobs,
         )  # fmt: skip
     if candidates is None or hasattr(given, "fit"):  # not one of ours
         _check(task, distributions, given, where)

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
+from skebm._memory import key_of, remembered
+from skebm._parallel import side_by_side
 from skebm._typing import FloatArray
 from skebm._warnings import warn
 from skebm.bases import Coordinates, StackedBase
@@ -103,7 +106,8 @@ def fit_tilted(task: Task, recipe: Recipe) -> Fitted:
         trained = Trained.nothing(task)
         if recipe.train is not None:
             with torch.enable_grad():
-                trained = recipe.train(task)
+                key = _key(task, recipe, "trained", recipe.train)
+                trained = remembered(task.memory, key, lambda: recipe.train(task))
         model, decision = accept(
             task, trained, recalibrates=recipe.recalibrates, always=recipe.base is None
         )
@@ -122,6 +126,12 @@ def fit_tilted(task: Task, recipe: Recipe) -> Fitted:
 
 def prepare(task: Task, recipe: Recipe) -> TiltedTask:
     """Fit the distributions of all members and draw the pool, or take them from a warm start."""
+    added = remembered(task.memory, _key(task, recipe, "prepared"), lambda: _prepared(task, recipe))
+    return TiltedTask(**vars(task), **added)
+
+
+def _prepared(task, recipe):
+    """What a tilted task has beside the task, by name."""
     start = task.start
     if start is None:
         distributions = _distributions(task, recipe)
@@ -129,15 +139,32 @@ def prepare(task: Task, recipe: Recipe) -> TiltedTask:
         features = FeatureMap(gaussianization(task.x, task.weight, rng))
     else:
         features, distributions = start.features, _distributions_of(task, recipe)
-    weights_modes = recipe.data_modes and recipe.recalibrates and recipe.train is not None
-    modes = data_modes(task, distributions.bases) if weights_modes else None
-    return tilted_task(task, distributions, features, modes)
+    modes = data_modes(task, distributions.bases) if _weights_modes(recipe) else None
+    tilted = tilted_task(task, distributions, features, modes)
+    return {name: value for name, value in vars(tilted).items() if name not in vars(task)}
+
+
+def _weights_modes(recipe):
+    return recipe.data_modes and recipe.recalibrates and recipe.train is not None
+
+
+def _key(task, recipe, *further):
+    """Name of what follows from the rows, their bases, and something else."""
+    if task.memory is None or task.start is not None:
+        return None
+    rows = task.columns, task.given, task.x, task.weight, task.splits, task.changes
+    bases = recipe.base, recipe.noise, recipe.flow, recipe.flow_batch_size, _weights_modes(recipe)
+    return key_of(*rows, task.seeds, task.device, *bases, *further)
 
 
 def _distributions(task, recipe):
     if recipe.flow is not None:
         return make_flows(task, recipe.flow, recipe.base, recipe.flow_batch_size)
     return make_distributions(task, recipe.base, recipe.noise)
+
+
+def _bases(task, recipe):
+    return _distributions(task, recipe).bases
 
 
 def _distributions_of(task, recipe):
@@ -172,7 +199,9 @@ def fit_blend(task_at: Callable[..., Task], recipe: Recipe) -> Fitted:
         plain = task_at(smoothing=0.0)
         scales = []
         for h in (0.0, scott(plain.x), COARSE_SMOOTHING):
-            scales.append(_distributions(task_at(smoothing=h), recipe).bases)
+            smoothed = task_at(smoothing=h)
+            key = _key(smoothed, recipe, "bases")
+            scales.append(remembered(plain.memory, key, partial(_bases, smoothed, recipe)))
         # their arithmetic mean is normalised, easy to sample, and nowhere below the geometric one
         bases = [StackedBase(at, [1.0] * len(at)) for at in zip(*scales, strict=True)]
         features = torch.nn.Identity()
@@ -220,9 +249,16 @@ def measure(
         options = {"target_std_error": 0.0, "max_samples": n_partition_samples}
         options["batch_size"] = max(1, min(8192, n_partition_samples // 2))
     rngs = task.seeds.rngs("log Z", n_members)
-    partition = adaptive_importance_sampling(
-        lambda n, _: model.draw(n, rngs)[1], rngs[0], **options
-    )
+    members = [model.member(k) for k in range(n_members)]
+
+    def draw(n, _):
+        drawn = side_by_side(
+            lambda member, rng: member.draw(n, [rng])[1],
+            zip(members, rngs, strict=True), task.n_jobs, in_threads=True,
+        )  # fmt: skip
+        return torch.cat(drawn)
+
+    partition = adaptive_importance_sampling(draw, rngs[0], **options)
     if automatic:
         # gradients of a blend of kernel densities are slow
         fewer = {"n_particles": 512, "max_particles": 512} if for_ranking else {}
@@ -349,7 +385,10 @@ def held_out_scores(task: TiltedTask, model: TiltedMixture) -> FloatArray:
     """Log-density of every row, in the units of X, under the member that has not seen it."""
     scores = np.full(task.n_rows, np.nan)
     x = task.given.to(model.log_partition.device)
-    for k, held in enumerate(task.held):
-        log_density = model.log_member(k, x[held.to(x.device)])
+    values = side_by_side(
+        lambda k, held: model.log_member(k, x[held.to(x.device)]),
+        enumerate(task.held), task.n_jobs, in_threads=True,
+    )  # fmt: skip
+    for held, log_density in zip(task.held, values, strict=True):
         scores[held.numpy()] = log_density.cpu().numpy() + task.columns.log_factor
     return scores

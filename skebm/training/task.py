@@ -49,10 +49,14 @@ class Task:
     device : torch.device
         Of the training, and of the model in the end.
     n_threads : int
-        For training; all else is made of small steps, and uses one.
+        For the training of networks; all else is made of small steps, and uses one.
     progress : Progress
     start : nn.Module or None
         Model of a warm start, on the CPU.
+    n_jobs : int or None
+        Members and candidates side by side, for joblib.
+    memory : joblib.Memory or alike, or None
+        Where results are kept that other fits may share; not those of a warm start.
     """
 
     columns: Columns
@@ -67,6 +71,8 @@ class Task:
     n_threads: int = 1
     progress: Progress = field(default_factory=lambda: Progress(0))
     start: Any = None
+    n_jobs: int | None = 1
+    memory: Any = None
 
     def __len__(self) -> int:
         """Return the number of members K."""
@@ -226,7 +232,7 @@ def make_task(
     groups : ndarray of shape (n_rows,), optional
         Labels 0, 1, ... of rows that are held out together.
     **context
-        `device`, `n_threads`, `progress` and `start` of the task.
+        `device`, `n_threads`, `progress`, `start`, `n_jobs` and `memory` of the task.
 
     Returns
     -------

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from skebm._parallel import side_by_side
 from skebm._typing import Distribution
 from skebm.bases import StackedBase
 from skebm.models import log_ratio
@@ -111,9 +112,11 @@ class TiltedTask(Task):
         """Responsibilities of the components of `modes` at held-out rows and pool, or None."""
         if self.modes is None:
             return None
-        held = [q.responsibilities(self.x[h]) for q, h in zip(self.modes, self.held, strict=True)]
-        pool = [q.responsibilities(x) for q, x in zip(self.modes, self.pool, strict=True)]
-        return held, torch.stack(pool)
+        pairs = side_by_side(
+            lambda q, held, pool: (q.responsibilities(self.x[held]), q.responsibilities(pool)),
+            zip(self.modes, self.held, self.pool, strict=True), self.n_jobs, in_threads=True,
+        )  # fmt: skip
+        return [held for held, _ in pairs], torch.stack([pool for _, pool in pairs])
 
 
 def tilted_task(

@@ -1254,7 +1254,8 @@ BAD_VALUES = {
     "base": ["nonsense", 3, [], ["gaussian", "nonsense"]], "energy_model": ["nonsense", Boosting],
     "n_members": [0, 1.5], "n_partition_samples": [10], "recalibration": ["yes"],
     "smoothing": [-0.1, "silverman"], "contamination": [0.6], "device": [3, "nonsense"],
-    "random_state": ["seed"], "warm_start": ["yes"], "verbose": [-1],
+    "random_state": ["seed"], "warm_start": ["yes"], "verbose": [-1], "n_jobs": [1.5],
+    "memory": [3],
 }  # fmt: skip
 BAD_TRAINING = {
     "hidden_layer_sizes": [0, -1, 2.5], "learning_rate": [-1.0], "weight_decay": [-1.0],

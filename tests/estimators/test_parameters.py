@@ -32,7 +32,8 @@ pytestmark = [
 EXEMPT = {
     "verbose",  # shows
     "device",  # decides where, not what
-    "n_jobs",  # decides how quickly, not what
+    "n_jobs",
+    "memory",  # decide how quickly, not what
 }
 
 

@@ -1,6 +1,8 @@
 """Whether a tilt is kept: two standard errors, recalibration, and a guard, by closed forms."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -352,3 +354,21 @@ def test_a_base_in_the_wrong_place_is_found(tilted):
     task = tilted(x, [gaussian(d=3)] * 2)
     _, pool = values(task, zero)
     assert misplaced_bin(task, pool).column == 1
+
+
+FIT = """
+import sys
+from skebm import Boosting, NCEDensity
+from skebm.datasets import make_two_moons
+density = NCEDensity(
+    base="gaussian", energy_model=Boosting(max_iter=20), n_members=1, n_partition_samples=1000,
+    random_state=0,
+).fit(make_two_moons(200, random_state=0))
+assert "+-" in density.summary()  # trained, recalibrated and judged
+sys.exit("torch._dynamo" in sys.modules)
+"""
+
+
+def test_a_fit_of_trees_does_not_wait_for_the_compiler_of_torch():
+    # which all its optimizers import, for two to three seconds
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FIT], check=True, timeout=120)
