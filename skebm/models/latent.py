@@ -1,6 +1,8 @@
 """The latent-variable model: latent variables, a decoder and a likelihood, and an encoder."""
 
+import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,11 +13,22 @@ from skebm.partition import Marginals, RowStreams, marginal_likelihoods
 
 __all__ = ["LatentVariableModel"]
 
-MOMENT_DRAWS, MOMENT_ELEMENTS = 128, 2**22
-"""Draws of the encoder that give the moments of a first proposal; numbers made at once for them."""
+MOMENT_DRAWS = 32
+"""Draws of the encoder that give the moments of a first proposal."""
 
-MEASURED_ROWS = 8192
+BLOCK = 512
+"""Inputs in one pass through a network: few enough for the cache, and always as many, since the
+last digit of a product of matrices can depend on their shapes."""
+
+MEASURED_ROWS = 1024
 """Rows that are measured at once, so that memory does not grow with n."""
+
+NEWTON_STEPS, STEP_SIZES = 2, (0.0, 1.0, 0.5, 0.2)
+"""Gauss-Newton steps to the mode of a posterior, and the shares of a step that are compared."""
+
+DIFFERENCE = 1e-2
+"""Half the distance between the latent vectors that slopes of the decoder are taken from: fine
+enough for a proposal, and coarse enough for single precision."""
 
 
 class LatentVariableModel(nn.Module):
@@ -77,32 +90,85 @@ class LatentVariableModel(nn.Module):
     def moments(self, x: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Approximate posterior means and covariances of rows, (n, k) and (n, k, k)."""
         noise = antithetic_noise(self.encoder, MOMENT_DRAWS, rng, x.dtype)
-        n_rows = max(1, MOMENT_ELEMENTS // (MOMENT_DRAWS * (x.shape[1] + noise.shape[1])))
-        parts = [self.encoder.moments(rows, noise) for rows in x.split(n_rows)]
-        means, covariances = zip(*parts, strict=True)
-        return torch.cat(means), torch.cat(covariances)
+
+        def both(rows):
+            mean, covariance = self.encoder.moments(rows, noise)
+            return torch.cat([mean[..., None], covariance], dim=-1)
+
+        found = in_blocks(both, x, BLOCK // MOMENT_DRAWS)
+        return found[..., 0], found[..., 1:]
+
+    def modes(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Modes of the posteriors of rows, and Laplace's covariances there, near latent variables.
+
+        By Gauss-Newton steps, with the slopes of the decoder as differences and the Fisher
+        information of the likelihood, which make every covariance a proper one.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, d)
+        z : Tensor of shape (n, k)
+            Where to start.
+
+        Returns
+        -------
+        mode : Tensor of shape (n, k)
+        covariance : Tensor of shape (n, k, k)
+        """
+        k = z.shape[1]
+        eye = torch.eye(k, dtype=z.dtype, device=z.device)
+        around = DIFFERENCE * torch.cat([0 * eye[:1], eye, -eye])
+        sizes = torch.tensor(STEP_SIZES, dtype=z.dtype, device=z.device)[:, None]
+        for n_done in range(NEWTON_STEPS + 1):
+            output, above, below = self.decoder(z[:, None] + around).split([1, k, k], dim=1)
+            slopes = (above - below) / (2 * DIFFERENCE)
+            precision = eye + self.likelihood.information(output) * slopes @ slopes.mT
+            gradient = slopes @ self.likelihood.slope(x[:, None], output).mT - z[..., None]
+            # where the decoder overflows nothing is known but the prior
+            known = precision.isfinite().all(-1).all(-1) & gradient.isfinite().all(-1).all(-1)
+            tril = torch.linalg.cholesky(torch.where(known[:, None, None], precision, eye))
+            if n_done == NEWTON_STEPS:
+                return z, torch.cholesky_inverse(tril)
+            step = torch.cholesky_solve(gradient.nan_to_num(0.0, 0.0, 0.0), tril).mT
+            tried = z[:, None] + sizes * step
+            best = self.log_joint(x[:, None], tried).nan_to_num(-math.inf).argmax(1)
+            z = tried[torch.arange(len(z), device=z.device), best]
+        raise AssertionError  # the loop returns
 
     @torch.no_grad()
-    def log_likelihoods(self, x: Tensor, seed: int, **options: Any) -> Marginals:
+    def log_likelihoods(
+        self, x: Tensor, seed: int, *, at_modes: bool = True, **options: Any
+    ) -> Marginals:
         """Measured log p(x) of rows, (n, d) -> Marginals.
+
+        Networks are evaluated in float32, in which they were trained, and all else as x is given.
 
         Parameters
         ----------
         x : Tensor of shape (n, d)
         seed : int
             The same rows give the same values.
+        at_modes : bool, default=True
+            Whether a part of the proposal is at the modes of the posteriors.
         **options
             Of :func:`skebm.partition.marginal_likelihoods`.
         """
+        single = LatentVariableModel(
+            InBlocks(self.decoder), self.likelihood, self.n_components, _float32(self.encoder)
+        )
         rng = torch.Generator(x.device).manual_seed(seed)
-        location, covariance = self.moments(x, rng)
+        location, covariance = (t.to(x.dtype) for t in single.moments(x.float(), rng))
+        mode = None
+        if at_modes:
+            mode = tuple(t.double() for t in single.modes(x, location))
 
         def log_joint(rows, z):
-            return self.log_joint(x[rows][:, None], z.to(x.dtype))
+            return single.log_joint(x[rows][:, None], z.to(x.dtype))
 
         return marginal_likelihoods(
-            log_joint, location.double(), covariance.double(), RowStreams(x, seed), **options
-        )
+            log_joint, location.double(), covariance.double(), RowStreams(x, seed),
+            mode=mode, **options,
+        )  # fmt: skip
 
     def log_prob(self, x: Tensor, seed: int, *, n_samples: int) -> tuple[Tensor, Tensor]:
         """Log-densities of rows and their standard errors, (n, d) -> (n,), (n,).
@@ -123,6 +189,34 @@ class LatentVariableModel(nn.Module):
             measured = self.log_likelihoods(x[rows], seed, n_samples=n_samples)
             value[rows], error[rows] = measured.value, measured.std_error
         return value, error
+
+
+class InBlocks(nn.Module):
+    """A network in float32, block by block, (..., k) -> (..., d) in the type of its input."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = _float32(network)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Output of the network."""
+        output = in_blocks(self.network, z.flatten(0, -2).float(), BLOCK)
+        return output.view(*z.shape[:-1], -1).to(z.dtype)
+
+
+def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
+    """Values of a function of rows, (n, ...) -> (n, ...), which sees so many rows at every call."""
+    parts = []
+    for rows in x.split(size):
+        missing = size - len(rows)
+        parts.append(function(torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])])))
+    return torch.cat(parts)[: len(x)]
+
+
+def _float32(network):
+    if next((p.dtype for p in network.parameters()), None) == torch.float32:
+        return network
+    return copy.deepcopy(network).float()
 
 
 def antithetic_noise(encoder: Any, n: int, rng: torch.Generator, dtype: torch.dtype) -> Tensor:
