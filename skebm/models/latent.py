@@ -16,7 +16,7 @@ __all__ = ["LatentVariableModel"]
 MOMENT_DRAWS = 32
 """Draws of the encoder that give the moments of a first proposal."""
 
-BLOCK = 512
+BLOCK = 256
 """Inputs in one pass through a network: few enough for the cache, and always as many, since the
 last digit of a product of matrices can depend on their shapes."""
 
@@ -209,7 +209,7 @@ def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Ten
     parts = []
     for rows in x.split(size):
         missing = size - len(rows)
-        parts.append(function(torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])])))
+        parts.append(function(torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])))
     return torch.cat(parts)[: len(x)]
 
 

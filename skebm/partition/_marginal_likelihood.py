@@ -40,6 +40,11 @@ ADAPTED, MAX_ROUNDS, STALLED = 0.3, 10, 1.05
 """Rows are adapted until this share of their draws is effective, or for so many rounds, or until a
 round does not raise the share by such a factor."""
 
+ADAPTED_AT_MODE, UNEVEN, MORE_DRAWS = 0.15, 0.2, 4
+"""That share where the modes are known. More draws are cheaper than further rounds there: with
+less than the second share effective there are four times as many, and where that is not enough
+four times as many once more."""
+
 FITTED_SHARE = 0.15
 """Weights are flattened until this share of the draws is effective before moments are taken."""
 
@@ -71,7 +76,7 @@ class Marginals(NamedTuple):
     std_error : Tensor of shape (n,)
         Its standard error.
     ess_share : Tensor of shape (n,)
-        Effective share of the draws: that of independent draws with the same standard error.
+        Effective share of n_samples draws, that which has this standard error.
     annealed : Tensor of bool of shape (n,)
         Whether the row was annealed.
     """
@@ -274,7 +279,9 @@ def marginal_likelihoods(
         Modes of the posteriors, and covariances there: a third part of the proposal, with two in
         five of the draws.
     n_samples : int, default=500
-        Draws behind an estimate, per row.
+        Draws behind an estimate, per row. Where the modes are given, there are 4 times as many if
+        fewer than .2 of the draws of adaptation were effective, and 16 times as many fresh ones
+        if the error is then still that of fewer than .2.
     n_adaptation : int, optional
         Draws in each round of adaptation; by default 200 and 20 for each latent variable. A quarter
         of them is drawn to see whether a row needs any. 0 takes the moments as they are, and
@@ -324,18 +331,39 @@ def marginal_likelihoods(
     for rows in usable.nonzero()[:, 0].split(block):
         at_mode = None if mode is None else (mode[0][rows], mode[1][rows])
         proposal = Proposal.of_moments(location[rows], covariance[rows], math.inf, at_mode)
+        uneven = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
         if n_adaptation:
-            proposal = _adapt(log_joint, proposal, streams, rows, n_adaptation)
-        _, log_weights = _weigh(log_joint, proposal, streams, rows, MAX_ROUNDS, n_samples)
-        measured = _stratified(log_weights, proposal.sizes(n_samples))
-        share = measured.ess / n_samples
-        low = (share < MIN_SHARE) if n_adaptation else torch.zeros_like(share, dtype=torch.bool)
-        for i in low.nonzero()[:, 0].tolist():
-            low[i] = _anneal(log_joint, proposal.take([i]), streams, rows[i], measured, i)
-        found = measured.value, measured.std_error, share, low
-        for whole, part in zip(result, found, strict=True):
-            whole[rows] = part
+            proposal, share = _adapt(log_joint, proposal, streams, rows, n_adaptation)
+            uneven = (share < UNEVEN) & (mode is not None)
+        for times, some in ((1, ~uneven), (MORE_DRAWS, uneven)):
+            part = some.nonzero()[:, 0]
+            if not len(part):
+                continue
+            own = rows[part], proposal.take(part), n_samples
+            found = _measure(log_joint, streams, *own, times, bool(n_adaptation))
+            for whole, values in zip(result, found, strict=True):
+                whole[rows[part]] = values
     return result
+
+
+def _measure(log_joint, streams, rows, proposal, n, times, anneals):
+    """Marginals of some rows from fresh draws, and from annealing where these are too few."""
+    _, log_weights = _weigh(log_joint, proposal, streams, rows, MAX_ROUNDS, times * n)
+    measured = _stratified(log_weights, proposal.sizes(times * n))
+    share = 1 / (1 + n * measured.std_error**2)
+    if anneals and proposal.mode is not None:
+        part = (share < UNEVEN).nonzero()[:, 0]
+        if len(part):
+            m = MORE_DRAWS**2 * n
+            some = proposal.take(part)
+            _, log_weights = _weigh(log_joint, some, streams, rows[part], MAX_ROUNDS + 1, m)
+            again = _stratified(log_weights, some.sizes(m))
+            measured.value[part], measured.std_error[part] = again.value, again.std_error
+            share[part] = 1 / (1 + n * again.std_error**2)
+    low = share < (MIN_SHARE if anneals else 0.0)
+    for i in low.nonzero()[:, 0].tolist():
+        low[i] = _anneal(log_joint, proposal.take([i]), streams, rows[i], measured, i)
+    return Marginals(measured.value, measured.std_error, share, low)
 
 
 def _standardized(z, location, tril):
@@ -381,15 +409,17 @@ def _stratified(log_weights, sizes):
     for part in means:
         variance += part.shape[1] * (_hypercube(m) / m) ** 2 * part.var(1)
     variance = torch.where(plain.value > -math.inf, variance, math.inf)
-    return plain._replace(std_error=variance.sqrt(), ess=1 / (variance + 1 / m))
+    return plain._replace(std_error=variance.sqrt())
 
 
 def _adapt(log_joint, proposal, streams, rows, n):
-    """The best ones of proposals fitted round by round, until enough draws are effective."""
+    """The best ones of proposals fitted round by round, and the shares of their draws."""
     best = proposal.take(slice(None))
     best_share = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     active, current = torch.arange(len(rows), device=rows.device), proposal
-    n_look = n if proposal.mode is None else math.ceil(LOOK_SHARE * n)
+    n_look, enough = n, ADAPTED
+    if proposal.mode is not None:
+        n_look, enough = math.ceil(LOOK_SHARE * n), ADAPTED_AT_MODE
     for stage in range(MAX_ROUNDS):
         n_drawn = n if stage else n_look
         z, log_weights = _weigh(log_joint, current, streams, rows[active], stage, n_drawn)
@@ -400,12 +430,12 @@ def _adapt(log_joint, proposal, streams, rows, n):
         best.put(there, current.take(better))
         best_share[there] = share[better]
         # from few effective draws a fit may be worse before it is better
-        goes_on = (share < ADAPTED) & ((share > STALLED * before) | (share < FITTED_SHARE))
+        goes_on = (share < enough) & ((share > STALLED * before) | (share < FITTED_SHARE))
         if not goes_on.any():
             break
         current = current.take(goes_on).refitted(z[goes_on], log_weights[goes_on])
         active = active[goes_on]
-    return best
+    return best, best_share
 
 
 def _anneal(log_joint, proposal, streams, row, measured, i):
@@ -414,7 +444,7 @@ def _anneal(log_joint, proposal, streams, row, measured, i):
         again = annealed_importance_sampling(
             lambda z: log_joint(row[None], z[None])[0],
             proposal,
-            streams.rng(row.item(), MAX_ROUNDS + 1),
+            streams.rng(row.item(), MAX_ROUNDS + 2),
             **ANNEALING,
         )
     except ValueError:  # no path from the proposal to the posterior

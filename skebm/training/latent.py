@@ -148,7 +148,10 @@ def _finished(task, settings, model, history, n_iter, decision):
     columns, seed, (held,) = task.columns, task.seeds.seed, task.held
     device = next(model.parameters()).device
     if history is None:  # nothing was trained
-        found = model.log_likelihoods(task.x[held].to(device), seed).value.cpu()
+        found, _ = model.log_prob(
+            task.x[held].to(device), seed, n_samples=settings.n_importance_samples
+        )
+        found = found.cpu()
         history = {
             "epoch": np.zeros(1, dtype=int),
             "validation_gain": np.atleast_1d(np.average(found, weights=task.weight[held])),
