@@ -23,6 +23,16 @@ last digit of a product of matrices can depend on their shapes."""
 MEASURED_ROWS = 1024
 """Rows that are measured at once, so that memory does not grow with n."""
 
+MODE_STARTS = 32
+"""Draws of the encoder's moments, of which the likeliest is where the way to a mode begins."""
+
+MUCH_WIDER = 3.0
+"""An encoder that is so much wider than the mode, on average over the axes, knows of more than one
+mode, or of none: it is on its own then, since a wrong mode hides what other draws have missed."""
+
+MORE_WITHOUT_MODE = 4
+"""Times as many draws for these rows, whose proposal is less even."""
+
 NEWTON_STEPS, STEP_SIZES = 2, (0.0, 1.0, 0.5, 0.2)
 """Gauss-Newton steps to the mode of a posterior, and the shares of a step that are compared."""
 
@@ -101,13 +111,14 @@ class LatentVariableModel(nn.Module):
     def modes(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Modes of the posteriors of rows, and Laplace's covariances there, near latent variables.
 
-        By Gauss-Newton steps, with the slopes of the decoder as differences and the Fisher
-        information of the likelihood, which make every covariance a proper one.
+        From the likeliest of the starts, by Gauss-Newton steps, with the slopes of the decoder as
+        differences and the Fisher information of the likelihood, which make every covariance a
+        proper one.
 
         Parameters
         ----------
         x : Tensor of shape (n, d)
-        z : Tensor of shape (n, k)
+        z : Tensor of shape (n, m, k)
             Where to start.
 
         Returns
@@ -115,7 +126,12 @@ class LatentVariableModel(nn.Module):
         mode : Tensor of shape (n, k)
         covariance : Tensor of shape (n, k, k)
         """
-        k = z.shape[1]
+
+        def likeliest(tried):
+            best = self.log_joint(x[:, None], tried).nan_to_num(-math.inf).argmax(1)
+            return tried[torch.arange(len(tried), device=tried.device), best]
+
+        k, z = z.shape[2], likeliest(z)
         eye = torch.eye(k, dtype=z.dtype, device=z.device)
         around = DIFFERENCE * torch.cat([0 * eye[:1], eye, -eye])
         sizes = torch.tensor(STEP_SIZES, dtype=z.dtype, device=z.device)[:, None]
@@ -130,14 +146,18 @@ class LatentVariableModel(nn.Module):
             if n_done == NEWTON_STEPS:
                 return z, torch.cholesky_inverse(tril)
             step = torch.cholesky_solve(gradient.nan_to_num(0.0, 0.0, 0.0), tril).mT
-            tried = z[:, None] + sizes * step
-            best = self.log_joint(x[:, None], tried).nan_to_num(-math.inf).argmax(1)
-            z = tried[torch.arange(len(z), device=z.device), best]
+            z = likeliest(z[:, None] + sizes * step)
         raise AssertionError  # the loop returns
 
     @torch.no_grad()
     def log_likelihoods(
-        self, x: Tensor, seed: int, *, at_modes: bool = True, **options: Any
+        self,
+        x: Tensor,
+        seed: int,
+        *,
+        at_modes: bool = True,
+        n_samples: int = 500,
+        **options: Any,
     ) -> Marginals:
         """Measured log p(x) of rows, (n, d) -> Marginals.
 
@@ -149,7 +169,11 @@ class LatentVariableModel(nn.Module):
         seed : int
             The same rows give the same values.
         at_modes : bool, default=True
-            Whether a part of the proposal is at the modes of the posteriors.
+            Whether a part of the proposal is at the modes of the posteriors, for rows of which the
+            encoder is not three times as wide as the mode; other rows have four times as many
+            draws instead.
+        n_samples : int, default=500
+            Draws behind every log-density.
         **options
             Of :func:`skebm.partition.marginal_likelihoods`.
         """
@@ -158,17 +182,38 @@ class LatentVariableModel(nn.Module):
         )
         rng = torch.Generator(x.device).manual_seed(seed)
         location, covariance = (t.to(x.dtype) for t in single.moments(x.float(), rng))
-        mode = None
-        if at_modes:
-            mode = tuple(t.double() for t in single.modes(x, location))
+        if not at_modes:
+            own = location.double(), covariance.double(), RowStreams(x, seed)
+            return marginal_likelihoods(single.of_rows(x), *own, n_samples=n_samples, **options)
+        usable = location.isfinite().all(-1) & covariance.isfinite().all(-1).all(-1)
+        eye = torch.eye(self.n_components, dtype=x.dtype, device=x.device)
+        tril = torch.linalg.cholesky(torch.where(usable[:, None, None], covariance, eye))
+        noise = torch.randn(MODE_STARTS, len(eye), generator=rng, dtype=x.dtype, device=x.device)
+        starts = location[:, None] + torch.cat([0 * noise[:1], noise]) @ tril.mT
+        mode, at_mode = single.modes(x, starts)
+        log_ratio = tril.logdet() - 0.5 * at_mode.logdet()
+        alone = ~(log_ratio < len(eye) * math.log(MUCH_WIDER)) | ~usable
+        parts = []
+        for some, with_mode in ((~alone, True), (alone, False)):
+            rows = some.nonzero()[:, 0]
+            found = marginal_likelihoods(
+                single.of_rows(x[rows]), location[rows].double(), covariance[rows].double(),
+                RowStreams(x[rows], seed),
+                mode=(mode[rows].double(), at_mode[rows].double()) if with_mode else None,
+                n_samples=n_samples if with_mode else MORE_WITHOUT_MODE * n_samples,
+                **options,
+            )  # fmt: skip
+            parts.append((rows, found))
+        order = torch.cat([rows for rows, _ in parts]).argsort()
+        return Marginals(*(torch.cat(m)[order] for m in zip(*(f for _, f in parts), strict=True)))
+
+    def of_rows(self, x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """log p(x, z) of rows (n, d), as :func:`skebm.partition.marginal_likelihoods` takes it."""
 
         def log_joint(rows, z):
-            return single.log_joint(x[rows][:, None], z.to(x.dtype))
+            return self.log_joint(x[rows][:, None], z.to(x.dtype))
 
-        return marginal_likelihoods(
-            log_joint, location.double(), covariance.double(), RowStreams(x, seed),
-            mode=mode, **options,
-        )  # fmt: skip
+        return log_joint
 
     def log_prob(self, x: Tensor, seed: int, *, n_samples: int) -> tuple[Tensor, Tensor]:
         """Log-densities of rows and their standard errors, (n, d) -> (n,), (n,).
@@ -201,7 +246,7 @@ class InBlocks(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Output of the network."""
         output = in_blocks(self.network, z.flatten(0, -2).float(), BLOCK)
-        return output.view(*z.shape[:-1], -1).to(z.dtype)
+        return output.view(*z.shape[:-1], output.shape[-1]).to(z.dtype)
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:

@@ -328,7 +328,7 @@ def marginal_likelihoods(
     result = Marginals(value, torch.zeros_like(value), torch.zeros_like(value), nothing)
     if mode is not None:
         mode = mode[0], torch.linalg.cholesky(MODE_INFLATION * mode[1])
-    for rows in usable.nonzero()[:, 0].split(block):
+    for rows in usable.nonzero()[:, 0].split(block) if usable.any() else ():
         at_mode = None if mode is None else (mode[0][rows], mode[1][rows])
         proposal = Proposal.of_moments(location[rows], covariance[rows], math.inf, at_mode)
         uneven = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
