@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_memory
 from torch.distributions import Distribution
@@ -78,8 +77,11 @@ def _has_gradient(estimator):
     model = getattr(estimator, "model_", None)
     if model is None:
         given = estimator.energy_model
-        is_classifier = hasattr(given, "predict_proba")
-        return not is_classifier or isinstance(given, HistGradientBoostingClassifier)
+        if not hasattr(given, "predict_proba"):
+            return True
+        from sklearn.ensemble import HistGradientBoostingClassifier  # here: its import is slow
+
+        return isinstance(given, HistGradientBoostingClassifier)
     members = getattr(model.energy, "members", ())
     return not any(isinstance(f, ClassifierEnergy) for f in members)
 

@@ -41,7 +41,15 @@ class GaussianLikelihood(nn.Module):
         """Log-density of rows, (..., d) and (..., d) -> (...)."""
         variance = self.variance
         constant = 0.5 * (2 * math.pi * variance).log().sum()
-        return -0.5 * ((x - output).square() / variance).sum(-1) - constant
+        return -0.5 * ((x - output).square() @ variance.reciprocal()) - constant
+
+    def slope(self, x: Tensor, output: Tensor) -> Tensor:
+        """Derivatives of `log_prob` in the output, (..., d)."""
+        return (x - output) / self.variance
+
+    def information(self, output: Tensor) -> Tensor:
+        """Fisher information of rows about the output, (..., d): minus the mean curvature."""
+        return self.variance.reciprocal().expand_as(output)
 
     def mean(self, output: Tensor) -> Tensor:
         """Mean of the rows, (..., d)."""
@@ -91,6 +99,15 @@ class BernoulliLikelihood(nn.Module):
         """Mean of the rows, (..., d)."""
         return output.sigmoid() if self.binary else _slope(output)
 
+    def slope(self, x: Tensor, output: Tensor) -> Tensor:
+        """Derivatives of `log_prob` in the output, (..., d)."""
+        return x - self.mean(output)
+
+    def information(self, output: Tensor) -> Tensor:
+        """Fisher information of rows about the output, (..., d): the variance of a column."""
+        p = output.sigmoid()
+        return p * (1 - p) if self.binary else _curvature(output)
+
     def sample(self, output: Tensor, rng: torch.Generator) -> Tensor:
         """One row for each output, (..., d)."""
         like = {"dtype": output.dtype, "device": output.device}
@@ -120,6 +137,15 @@ def _slope(logit):
     large = torch.where(small, 1.0, logit)
     exact = -1.0 / torch.expm1(-large) - 1.0 / large
     return torch.where(small, 0.5 + logit / 12 - logit**3 / 720, exact)
+
+
+def _curvature(logit):
+    """Variance: the derivative of that."""
+    small = logit.abs() < SMALL
+    # exp(-l) and the like for large logits only ever fall
+    large = torch.where(small, 1.0, logit).abs()
+    exact = large.square().reciprocal() - (-large).exp() / torch.expm1(-large).square()
+    return torch.where(small, 1 / 12 - logit.square() / 240, exact)
 
 
 def _quantile(logit, u):

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.exceptions import NotFittedError
-from sklearn.mixture import GaussianMixture
 from sklearn.utils.validation import check_is_fitted
 from torch.distributions import Distribution
 
@@ -214,6 +213,8 @@ def _candidates(given, where, x):
 
 def _fixed(given: Any, where, columns):
     """A distribution in the units of X, seen from standardised columns."""
+    from sklearn.mixture import GaussianMixture  # here: few need it, and its import is slow
+
     if isinstance(given, Distribution):
         base = TorchDistributionBase(given)
     elif isinstance(given, GaussianMixture):

@@ -148,7 +148,10 @@ def _finished(task, settings, model, history, n_iter, decision):
     columns, seed, (held,) = task.columns, task.seeds.seed, task.held
     device = next(model.parameters()).device
     if history is None:  # nothing was trained
-        found = model.log_likelihoods(task.x[held].to(device), seed).value.cpu()
+        found, _ = model.log_prob(
+            task.x[held].to(device), seed, n_samples=settings.n_importance_samples
+        )
+        found = found.cpu()
         history = {
             "epoch": np.zeros(1, dtype=int),
             "validation_gain": np.atleast_1d(np.average(found, weights=task.weight[held])),
@@ -238,7 +241,10 @@ def train_latent(
     held_weight = held_weight / held_weight.sum()
 
     def level(model):
-        found = model.log_likelihoods(held_x, seeds.seed, n_samples=JUDGED_DRAWS, n_adaptation=0)
+        # a bound will do, and the encoder is to be good enough for it
+        found = model.log_likelihoods(
+            held_x, seeds.seed, at_modes=False, n_samples=JUDGED_DRAWS, n_adaptation=0
+        )
         return (held_weight @ found.value.cpu()).item()
 
     model.to(device)

@@ -135,3 +135,26 @@ def test_supports():
     x = x.double() + torch.tensor([[0, 0], [0, 0], [0, -1e-9], [1e-9, 0]]).double()
     assert BernoulliLikelihood(binary=True).supports(x).tolist() == [True, False, False, False]
     assert BernoulliLikelihood(binary=False).supports(x).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli", "continuous"])
+def test_slope_and_information_are_derivatives(likelihood):
+    d = 9
+    module = {
+        "gaussian": GaussianLikelihood(torch.linspace(0.1, 2.0, d)),
+        "bernoulli": BernoulliLikelihood(binary=True),
+        "continuous": BernoulliLikelihood(binary=False),
+    }[likelihood].double()
+    x = (
+        torch.arange(d).double() % 2
+        if likelihood == "bernoulli"
+        else torch.linspace(0, 1, d).double()
+    )
+    output = torch.tensor([-40, -3, -0.5, -0.02, 0, 0.01, 0.04, 2, 50], dtype=torch.float64)
+    output.requires_grad_()
+    (slope,) = torch.autograd.grad(module.log_prob(x, output), output)
+    torch.testing.assert_close(module.slope(x, output), slope, rtol=1e-7, atol=1e-9)
+    # the mean of these exponential families is the derivative of the normalising constant, and the
+    # information that of the mean, over the variance of normal noise
+    (information,) = torch.autograd.grad(module.slope(x, output).sum(), output)
+    torch.testing.assert_close(module.information(output), -information, rtol=1e-6, atol=1e-8)

@@ -9,6 +9,7 @@ from torch.distributions import MultivariateNormal, Normal
 
 from skebm.latents import GaussianEncoder, GaussianLikelihood
 from skebm.models import LatentVariableModel, antithetic_noise
+from skebm.models.latent import in_blocks
 
 
 @pytest.fixture
@@ -63,3 +64,73 @@ def test_noise_in_pairs_of_opposite_signs(model, n):
     assert noise.shape == (n, model.encoder.n_noise)
     half = -(-n // 2)
     assert torch.equal(noise[half:], -noise[: n - half])
+
+
+# ---------------------------------------------------------------------- modes and blocks
+
+
+def test_modes_of_a_linear_model_are_its_posteriors(model, exact):
+    rng = torch.Generator().manual_seed(0)
+    x = model.sample(50, rng)
+    weight = model.decoder.weight
+    covariance = torch.linalg.inv(torch.eye(2).double() + 4 * weight.mT @ weight)
+    mean = 4 * (x - model.decoder.bias) @ weight @ covariance
+    found, found_covariance = model.modes(x, torch.zeros(50, 1, 2).double())
+    torch.testing.assert_close(found, mean, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(found_covariance, covariance.expand(50, 2, 2), rtol=1e-7, atol=1e-7)
+
+
+class Overflowing(torch.nn.Module):
+    def forward(self, z):
+        return torch.cat([z, z[..., :1] / 0.0], dim=-1)
+
+
+def test_where_a_decoder_overflows_the_mode_is_where_it_began(model):
+    model.decoder = Overflowing()
+    start = torch.ones(4, 2).double()
+    mode, covariance = model.modes(torch.zeros(4, 3).double(), start[:, None])
+    torch.testing.assert_close(mode, start)
+    torch.testing.assert_close(covariance, torch.eye(2).double().expand(4, 2, 2))
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 20])
+def test_blocks_have_one_shape_and_equal_the_whole(n):
+    rng = torch.Generator().manual_seed(0)
+    x, sizes = torch.randn(n, 3, generator=rng, dtype=torch.float64), set()
+    weight = torch.randn(3, 2, generator=rng, dtype=torch.float64)
+
+    def function(rows):
+        sizes.add(len(rows))
+        return (rows @ weight).tanh()
+
+    torch.testing.assert_close(
+        in_blocks(function, x, 8), (x @ weight).tanh(), rtol=1e-12, atol=1e-12
+    )
+    assert sizes == {8}
+
+
+class Bent(torch.nn.Module):
+    """A plane in three dimensions, bent far more than the noise is wide."""
+
+    def forward(self, z):
+        a, b = z.unbind(-1)
+        return torch.stack([a, b + a.square(), (2 * a).sin() * b], dim=-1)
+
+
+@pytest.mark.parametrize("at_modes", [True, False])
+def test_bent_posteriors_against_quadrature(model, at_modes):
+    model.decoder = Bent()
+    model.likelihood = GaussianLikelihood(torch.full((3,), 0.04)).double().requires_grad_(False)
+    x = model.sample(60, torch.Generator().manual_seed(0))
+    axis = torch.linspace(-6.0, 6.0, 401, dtype=torch.float64)
+    z = torch.cartesian_prod(axis, axis)
+    cell = 2 * math.log(axis[1] - axis[0])
+    exact = torch.cat(
+        [model.log_joint(rows[:, None], z).logsumexp(1) + cell for rows in x.split(10)]
+    )
+    found = model.log_likelihoods(x, 0, at_modes=at_modes, n_samples=180)
+    errors = (found.value - exact) / found.std_error
+    assert errors.abs().max() < stats.norm.isf(1e-4 / 60) + 2 * found.std_error.max()
+    assert 0.5 < errors.std() < 1 + 4 / math.sqrt(120)
+    if at_modes:
+        assert found.std_error.median() < 0.08
