@@ -5,7 +5,7 @@ there are, or where.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from joblib import Parallel, delayed, effective_n_jobs
@@ -30,8 +30,8 @@ def resolve_n_jobs(n_jobs: int | None, n_threads: int) -> int | None:
     int or None
         None leaves it to joblib.
     """
-    backend, asked = get_active_backend()
-    is_free = asked is None and not backend.nesting_level and effective_n_jobs(None) == 1
+    backend, asked = cast(Any, get_active_backend())
+    is_free = asked is None and not backend.nesting_level and effective_n_jobs(asked) == 1
     return n_threads if n_jobs is None and is_free else n_jobs
 
 

@@ -160,7 +160,7 @@ class TreeBooster:
         self._bins.fit(X, **weighted if _BINS_ARE_WEIGHTED else {})
         self._X = self._bins.transform(X)
         self._y, self._weight = y.astype(np.float64), sample_weight
-        self._loss = HalfBinomialLoss(sample_weight=sample_weight)
+        self._loss: Any = HalfBinomialLoss(sample_weight=sample_weight)
         self._slopes = self._loss.init_gradient_and_hessian(
             n_samples=len(y), dtype=np.float32, order="F"
         )
