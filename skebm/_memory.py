@@ -3,11 +3,11 @@
 import functools
 import inspect
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import joblib
 import numpy as np
-import sklearn
 import torch
 
 from ._version import __version__
@@ -15,7 +15,7 @@ from ._version import __version__
 KNOWN = ("skebm", "sklearn", "torch")
 """Packages whose functions and objects are known by their names, and by what they hold."""
 
-_VERSIONS = (__version__, sklearn.__version__, str(torch.__version__), np.__version__)
+_VERSIONS = (__version__, *map(version, ("scikit-learn", "torch", "numpy")))
 
 
 def key_of(*parts: Any) -> str | None:

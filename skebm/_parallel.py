@@ -5,10 +5,10 @@ there are, or where.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
-from joblib import Parallel, delayed, effective_n_jobs
+from joblib import Parallel, delayed
 from joblib.parallel import get_active_backend
 
 from ._threads import limit_threads
@@ -30,8 +30,9 @@ def resolve_n_jobs(n_jobs: int | None, n_threads: int) -> int | None:
     int or None
         None leaves it to joblib.
     """
-    backend, asked = cast(Any, get_active_backend())
-    is_free = asked is None and not backend.nesting_level and effective_n_jobs(asked) == 1
+    active: Any = get_active_backend()
+    backend, asked = active
+    is_free = asked is None and not backend.nesting_level and backend.effective_n_jobs(None) == 1
     return n_threads if n_jobs is None and is_free else n_jobs
 
 
