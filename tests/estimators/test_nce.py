@@ -26,6 +26,7 @@ from skebm.bases import MarginalGaussianization
 from skebm.datasets import make_two_moons
 from skebm.exceptions import DivergenceError
 from skebm.models import FeatureMap, TiltedMixture
+from skebm.training import Trained, automatic
 
 QUICK = {"base": "gaussian", "n_members": 2, "noise_ratio": 3, "random_state": 0}
 
@@ -692,3 +693,64 @@ def test_multiscale_is_of_bases():
     for given in ({"base": None}, {"noise": "uniform"}):
         with pytest.raises(ValueError, match="it needs a base, and noise=None"):
             NCEDensity(smoothing="multiscale", **given).fit(two_humps(50, 0)[0])
+
+
+@pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.parametrize("law", ["normal", "gamma"])
+def test_default_score_is_near_the_closed_form(law, d):
+    rng = np.random.RandomState(0)
+    draw = {"normal": rng.standard_normal, "gamma": lambda size: rng.gamma(3.0, size=size)}[law]
+    X, new = draw((2000, d)), draw((1000, d))
+    low, high = np.quantile(X, [0.05, 0.95], axis=0)
+    new = new[((new > low) & (new < high)).all(axis=1)]
+    exact = -new if law == "normal" else 2.0 / new - 1.0
+    estimator = NCEDensity(energy_model=None, random_state=0).fit(X)
+
+    def relative_error(**options):
+        gap = estimator.stein_score(new, **options) - exact
+        return math.sqrt(np.mean(gap**2) / np.mean(exact**2))
+
+    assert relative_error() < 0.25
+    assert relative_error() < relative_error(smoothing=0)
+
+
+def test_smoothing_of_scores_is_for_few_columns():
+    X = np.random.RandomState(0).standard_normal((80, 4))
+    estimator = NCEDensity(base="gaussian", energy_model=None, random_state=0).fit(X)
+    exact = estimator.stein_score(X, smoothing=0)
+    np.testing.assert_array_equal(estimator.stein_score(X), exact)
+    for wrong in (-1.0, 0.1, "much", None):
+        with pytest.raises(ValueError, match="smoothing="):
+            estimator.stein_score(X, smoothing=wrong)
+
+
+def test_a_network_takes_the_place_of_trees_in_few_columns(monkeypatch):
+    rng = np.random.RandomState(0)
+    angle = np.pi * rng.uniform(size=400)
+    X = np.c_[np.cos(angle), np.sin(angle)] * (1 + 0.1 * rng.standard_normal((400, 1)))
+    options = {"base": "gaussian", "n_members": 2, "random_state": 0}
+    trees = NCEDensity(energy_model="boosting", **options).fit(X)
+    network = NCEDensity(**options).fit(X)
+    assert trees.accepted_ == network.accepted_ == "tilt"
+    assert hasattr(trees.model_.energy, "softness")
+    assert not hasattr(network.model_.energy, "softness")
+    assert network.held_out_gain_ > trees.held_out_gain_
+
+    # a network that learns nothing: trees are better by more than two standard errors
+    monkeypatch.setattr(
+        automatic, "train_against_noise", lambda task, *_, **__: Trained.nothing(task)
+    )
+    kept = NCEDensity(**options).fit(X)
+    assert kept.held_out_gain_ == trees.held_out_gain_
+
+
+def test_trees_stay_in_many_columns(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr(automatic, "train_against_noise", refuse)
+    X = np.random.RandomState(0).standard_normal((120, 4))
+    X[:, 1] += np.square(X[:, 0])
+    estimator = NCEDensity(base="gaussian", n_members=2, random_state=0).fit(X)
+    assert estimator.accepted_ == "tilt"
+    assert estimator.model_.energy.softness is not None
