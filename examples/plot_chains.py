@@ -65,7 +65,7 @@ class Fitted:
         return torch.from_numpy(est.score_samples(x.numpy()))
 
     def value_and_gradient(self, x):
-        return self(x), torch.from_numpy(est.stein_score(x.numpy()))
+        return self(x), torch.from_numpy(est.stein_score(x.numpy(), smoothing=0))
 
 
 def frames(start, steps):

@@ -58,8 +58,8 @@ def kernel_stein_discrepancy(
     The discrepancy is *blind to the weights of well-separated modes*: the score inside a mode
     does not know of the others, so that draws with the wrong share in each mode, or from one
     mode only, pass. A shift or a wrong width is seen, the less so the more columns there are.
-    The score has to be that of the distribution itself: `stein_score` of an estimator is a smoothed
-    one where its energy is a sum of hard trees.
+    The score has to be that of the distribution itself: take ``stein_score(X, smoothing=0)`` of an
+    estimator. Where its energy is a sum of hard trees, that is the score of softer ones.
 
     Parameters
     ----------
