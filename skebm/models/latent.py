@@ -16,14 +16,14 @@ __all__ = ["LatentVariableModel"]
 MOMENT_DRAWS = 32
 """Draws of the encoder that give the moments of a first proposal."""
 
-BLOCK = 256
+BLOCK = 512
 """Inputs in one pass through a network: few enough for the cache, and always as many, since the
 last digit of a product of matrices can depend on their shapes."""
 
 MEASURED_ROWS = 1024
 """Rows that are measured at once, so that memory does not grow with n."""
 
-MODE_STARTS = 32
+MODE_STARTS = 8
 """Draws of the encoder's moments, of which the likeliest is where the way to a mode begins."""
 
 MUCH_WIDER = 3.0
