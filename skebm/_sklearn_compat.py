@@ -8,11 +8,7 @@ import inspect
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn._loss.loss import HalfBinomialLoss
 from sklearn.base import _fit_context
-from sklearn.ensemble._hist_gradient_boosting.binning import _BinMapper
-from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import _update_raw_predictions
-from sklearn.ensemble._hist_gradient_boosting.grower import TreeGrower
 from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import HasMethods, Interval, Options, StrOptions
 from sklearn.utils.validation import _check_method_params, _check_sample_weight
@@ -31,9 +27,6 @@ __all__ = [
     "hist_gradient_boosting_nodes",
     "power_standardization",
 ]
-
-
-_BINS_ARE_WEIGHTED = "sample_weight" in inspect.signature(_BinMapper.fit).parameters
 
 
 class BoostedNodes(NamedTuple):
@@ -150,6 +143,10 @@ class TreeBooster:
         sample_weight: np.ndarray | None,
         judged: np.ndarray,
     ):
+        # here: the import is slow
+        from sklearn._loss.loss import HalfBinomialLoss
+        from sklearn.ensemble._hist_gradient_boosting.binning import _BinMapper
+
         rng = np.random.RandomState(classifier.random_state)
         seeds = [rng.randint(np.iinfo(np.uint32).max, dtype="u8") for _ in range(2)]
         self._classifier, self._columns_rng = classifier, np.random.default_rng(seeds[1])
@@ -157,7 +154,8 @@ class TreeBooster:
             n_bins=classifier.max_bins + 1, random_state=seeds[0], n_threads=1
         )
         weighted = {} if sample_weight is None else {"sample_weight": sample_weight}
-        self._bins.fit(X, **weighted if _BINS_ARE_WEIGHTED else {})
+        bins_are_weighted = "sample_weight" in inspect.signature(_BinMapper.fit).parameters
+        self._bins.fit(X, **weighted if bins_are_weighted else {})
         self._X = self._bins.transform(X)
         self._y, self._weight = y.astype(np.float64), sample_weight
         self._loss: Any = HalfBinomialLoss(sample_weight=sample_weight)
@@ -178,6 +176,11 @@ class TreeBooster:
 
     def grow(self) -> None:
         """Grow one more tree."""
+        from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import (
+            _update_raw_predictions,
+        )
+        from sklearn.ensemble._hist_gradient_boosting.grower import TreeGrower
+
         gradient, hessian = self._slopes
         self._loss.gradient_hessian(
             y_true=self._y, raw_prediction=self._raw, sample_weight=self._weight,

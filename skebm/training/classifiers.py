@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.utils.validation import has_fit_parameter
 
 from skebm._parallel import side_by_side
@@ -241,6 +240,8 @@ def _fit_classifiers(task, model, contrasts, start):
     best = int(gain.argmax())
     task.progress.stage("energy", 1, 1, gain=f"{gain.max().item():.3f} nats")
     history = {"n_iter": np.array(stages), "gain": gain.numpy()}
+    from sklearn.ensemble import HistGradientBoostingClassifier  # here: its import is slow
+
     if isinstance(classifiers[0], HistGradientBoostingClassifier):
         trees = [
             SoftTrees.from_hist_gradient_boosting(c, n_trees=stages[best], offset=contrast.offset)
