@@ -453,7 +453,7 @@ def test_std_is_honest(name):
     estimator = copy.deepcopy(fitted(name))
     row, scores, claims = fresh(2)[:1], [], []
     for seed in range(30):
-        task = SimpleNamespace(seeds=Seeds(seed), progress=Progress(0))
+        task = SimpleNamespace(seeds=Seeds(seed), progress=Progress(0), n_jobs=1)
         with torch.no_grad():
             fit.measure(estimator.model_, task, 1000)
         score, claim = estimator.score_samples(row, return_std=True)
