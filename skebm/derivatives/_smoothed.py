@@ -54,8 +54,9 @@ def smoothed_score(
             [-1.6000]], dtype=torch.float64)
     """
     d = x.shape[1]
-    uniform = torch.quasirandom.SobolEngine(d, scramble=True, seed=seed).draw(n_points // 2)
-    half = torch.special.ndtri(uniform.to(x).clamp(1e-6, 1 - 1e-6))
+    engine = torch.quasirandom.SobolEngine(d, scramble=True, seed=seed)
+    uniform = engine.draw(n_points // 2, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+    half = torch.special.ndtri(uniform).to(x)
     z = torch.cat([half, -half])
     # of covariance one exactly, as a log-density that is nearly linear along them asks for
     tril = torch.linalg.cholesky(z.mT @ z / len(z))

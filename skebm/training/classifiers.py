@@ -41,8 +41,8 @@ SOFTNESS = (0.1, 0.25, 0.5)
 is better than the last."""
 
 FEW_COLUMNS = 3
-"""In so many columns the steps of trees are seen, so that the softest splits are taken that are as
-good as hard ones."""
+"""In so many columns the steps of trees are seen, so that the softest splits are taken that are
+nearly as good as hard ones, and better than no trees."""
 
 MANY_ROWS = 5_000
 """Above so many rows less noise is drawn for each."""
@@ -325,8 +325,13 @@ def _softened(task, energy, start):
     if not energy.members[0].n_trees:
         return energy
     if task.n_features <= FEW_COLUMNS:
+        pool = start.pool[:, :_MAX_POOL]
+        nothing = (pool.logsumexp(1) - math.log(pool.shape[1])).tolist()
+        shares = [part.sum().item() for part in weight.split([len(h) for h in judged])]
+        least = -sum(z * share for z, share in zip(nothing, shares, strict=True))
         gains = {softness: gain(softness) for softness in (0.0, *SOFTNESS)}
-        best = max(c for c, value in gains.items() if value >= gains[0.0])
+        least = min(gains[0.0], max(least, gains[0.0] - WORTH_IT))
+        best = max(c for c, value in gains.items() if value >= least)
     else:
         best, reached = 0.0, gain(0.0)
         for softness in SOFTNESS:  # dearer and dearer, so that each has to be worth it
