@@ -22,7 +22,12 @@ from skebm._tensors import results_like
 from skebm._threads import limit_threads
 from skebm._typing import FloatArray, RandomState
 from skebm._warnings import warn
-from skebm.bases import CANDIDATES, ConfiningGaussian, StackedBase, TransformedBase
+from skebm.bases import (
+    CANDIDATES,
+    ConfiningGaussian,
+    MarginalGaussianization,
+    StackedBase,
+)
 from skebm.derivatives import smoothed_score
 from skebm.energies import (
     Boosting,
@@ -269,7 +274,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         smoothing : float or "auto", default="auto"
             Standard deviation of that noise, in standard deviations of the columns. "auto" is
             n^(-1/6), with n training rows, in up to three columns, where the base is stacked or
-            lives in other coordinates, or where the energy is of trees; and 0 otherwise.
+            lives in Gaussianised columns, or where the energy is of trees; and 0 otherwise.
             0 is the gradient of `score_samples` itself; where the energy is a sum of hard trees,
             whose gradient is zero almost everywhere, of the same trees with softness 0.25.
 
@@ -302,7 +307,9 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         """Noise for `stein_score`, in standard deviations of the columns."""
         few = self.model_.n_features <= SMOOTHED_COLUMNS
         if isinstance(smoothing, str) and smoothing == "auto":
-            uneven = isinstance(self.model_.bases[0], StackedBase | TransformedBase)
+            base: Any = self.model_.bases[0]
+            transform = getattr(base, "transform", None)
+            uneven = isinstance(base, StackedBase) or isinstance(transform, MarginalGaussianization)
             uneven = uneven or hasattr(self.model_.energy, "softness")
             return len(self.out_of_fold_scores_) ** (-1 / 6) if few and uneven else 0.0
         if not isinstance(smoothing, Real) or not 0 <= float(smoothing) < np.inf:
