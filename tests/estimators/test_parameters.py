@@ -102,7 +102,8 @@ NETWORK = TRAINING | {
 }
 BOOSTING = {
     "learning_rate": 0.4, "max_iter": 6, "max_leaf_nodes": 3, "min_samples_leaf": 40,
-    "l2_regularization": 100.0, "max_features": 1.0, "early_stopping": False,
+    "l2_regularization": 100.0, "max_features": 1.0,
+    "early_stopping": Where(False, {"max_iter": 60}),
 }  # fmt: skip
 TILTED_FOR_SURE = {"base": None, "energy_model__patience": None}
 DENSITY = {
