@@ -339,10 +339,14 @@ _TOGETHER = "_made_for_and_together"
 
 
 def _responsibilities(modes, base, components, x):
-    """Those of modes, where a base has been evaluated: it often is among them."""
+    """Those of modes, where the components of a stack have been evaluated: it often is among them.
+
+    The components of a single mixture have not.
+    """
     parts = modes.parts if isinstance(modes, ModesTogether) else [modes]
+    known = base if isinstance(base, StackedBase) else None
     return torch.cat(
-        [components.softmax(0).mT if p is base else p.responsibilities(x) for p in parts], dim=1
+        [components.softmax(0).mT if p is known else p.responsibilities(x) for p in parts], dim=1
     )
 
 

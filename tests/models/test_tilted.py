@@ -174,6 +174,11 @@ def test_without_a_graph_as_with_one(monkeypatch):
     m.bases = nn.ModuleList([model(2).bases[k] for k in range(N_MEMBERS)])
     fresh = m.log_members(x.clone().requires_grad_()).detach()
     torch.testing.assert_close(m.log_members(x), fresh, rtol=1e-12, atol=1e-9)
+    # the modes of a single mixture are its own components
+    weights = torch.linspace(-0.3, 0.3, m.bases[0].n_components + 1, dtype=torch.float64)
+    m.calibrate(0.8, weights, [ModesTogether([q, MarginalBin(0, -1.0, 0.5)]) for q in m.bases])
+    fresh = m.log_members(x.clone().requires_grad_()).detach()
+    torch.testing.assert_close(m.log_members(x), fresh, rtol=1e-12, atol=1e-9)
 
 
 def test_log_weights_measure_log_z():
