@@ -5,6 +5,7 @@ here, so that such a move is repaired in one place.
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +38,15 @@ class BoostedNodes(NamedTuple):
     tree : ndarray of shape (n_nodes,)
         Number of the tree that a node belongs to.
     feature, threshold : ndarray of shape (n_nodes,)
-        An internal node sends x to the left child where ``x[feature] <= threshold``.
+        An internal node sends x to the left child where ``x[feature] <= threshold``; the threshold
+        is infinite where only NaN goes to the right.
+    is_categorical : ndarray of bool of shape (n_nodes,)
+        Whether it sends it there where the code ``x[feature]`` is one of `left_codes` instead.
+    left_codes : ndarray of bool of shape (n_nodes, 256)
+    nan_goes_left : ndarray of bool of shape (n_nodes,)
+        Where NaN goes, and a code that is not known.
+    known_codes : ndarray of bool of shape (n_features, 256)
+        Of the columns of codes; none of others.
     left, right : ndarray of shape (n_nodes,)
         Positions of the children in these arrays (0 for leaves).
     value : ndarray of shape (n_nodes,)
@@ -52,6 +61,10 @@ class BoostedNodes(NamedTuple):
     tree: np.ndarray
     feature: np.ndarray
     threshold: np.ndarray
+    is_categorical: np.ndarray
+    left_codes: np.ndarray
+    nan_goes_left: np.ndarray
+    known_codes: np.ndarray
     left: np.ndarray
     right: np.ndarray
     value: np.ndarray
@@ -66,7 +79,8 @@ def hist_gradient_boosting_nodes(clf: Any, n_trees: int | None = None) -> Booste
     Parameters
     ----------
     clf : HistGradientBoostingClassifier
-        Fitted on two classes, numerical features, no missing values.
+        Fitted on two classes. Columns are as it orders and codes them itself: categorical ones
+        first, as numbers 0, 1, ... of their sorted categories.
     n_trees : int, optional
         Read only the first `n_trees` iterations. All of them by default.
 
@@ -80,26 +94,39 @@ def hist_gradient_boosting_nodes(clf: Any, n_trees: int | None = None) -> Booste
         n_trees = len(clf._predictors)
     elif not 0 <= n_trees <= len(clf._predictors):
         raise ValueError(f"n_trees={n_trees} must lie in [0, {len(clf._predictors)}].")
-    trees = [predictors[0].nodes for predictors in clf._predictors[:n_trees]]
-    return _joined(trees, float(np.ravel(clf._baseline_prediction)[0]), clf._predictors[0][0].nodes)
+    trees = [predictors[0] for predictors in clf._predictors[:n_trees]]
+    baseline = float(np.ravel(clf._baseline_prediction)[0])
+    return _joined(trees, baseline, clf._predictors[0][0].nodes, clf._bin_mapper)
 
 
-def _joined(trees, baseline, like):
+def _joined(predictors, baseline, like, bins):
     """Nodes of trees, one after the other; `like` has their dtype, where there are none."""
+    trees = [predictor.nodes for predictor in predictors]
     sizes = np.array([len(nodes) for nodes in trees], dtype=np.int64)
     roots = np.cumsum(sizes) - sizes
     tree = np.repeat(np.arange(len(trees)), sizes)
     nodes: Any = np.concatenate(trees) if trees else np.zeros(0, like.dtype)
     is_leaf = nodes["is_leaf"].astype(bool)
-    if nodes["is_categorical"][~is_leaf].any():
-        raise ValueError("trees with categorical splits cannot be read; pass numerical features.")
-    if not np.isfinite(nodes["num_threshold"][~is_leaf]).all():
-        raise ValueError("trees with splits on missing values cannot be read.")
+    is_categorical = nodes["is_categorical"].astype(bool) & ~is_leaf
+    left_codes = np.zeros((len(nodes), 256), dtype=bool)
+    if is_categorical.any():
+        sets = np.concatenate([predictor.raw_left_cat_bitsets for predictor in predictors])
+        n_sets = [len(predictor.raw_left_cat_bitsets) for predictor in predictors]
+        first = np.repeat(np.cumsum([0, *n_sets])[:-1], sizes)
+        of_node = first + nodes["bitset_idx"]
+        left_codes[is_categorical] = _codes_in(sets[of_node[is_categorical]])
+    known_codes = np.zeros((len(bins.is_categorical_), 256), dtype=bool)
+    for j in np.flatnonzero(bins.is_categorical_):
+        known_codes[j, bins.bin_thresholds_[j].astype(np.int64)] = True
     shift = np.where(is_leaf, 0, roots[tree])
     return BoostedNodes(
         tree=tree,
         feature=nodes["feature_idx"].astype(np.int64),
         threshold=nodes["num_threshold"].astype(np.float64),
+        is_categorical=is_categorical,
+        left_codes=left_codes,
+        nan_goes_left=nodes["missing_go_to_left"].astype(bool),
+        known_codes=known_codes,
         left=nodes["left"].astype(np.int64) + shift,
         right=nodes["right"].astype(np.int64) + shift,
         value=nodes["value"].astype(np.float64),
@@ -107,6 +134,12 @@ def _joined(trees, baseline, like):
         roots=roots,
         baseline=baseline,
     )
+
+
+def _codes_in(bitsets):
+    """Which of the codes 0 to 255 are in sets of eight 32-bit words, (n, 8) -> (n, 256)."""
+    bits = bitsets[:, :, None] >> np.arange(32, dtype=np.uint32) & np.uint32(1)
+    return bits.reshape(len(bitsets), 256).astype(bool)
 
 
 class TreeBooster:
@@ -119,14 +152,16 @@ class TreeBooster:
     Parameters
     ----------
     classifier : HistGradientBoostingClassifier
-        Without early stopping, categorical columns or constraints.
+        Without early stopping or constraints.
     X : ndarray of shape (n_samples, n_features)
-        Without missing values.
+        NaN where a value is missing.
     y : ndarray of shape (n_samples,)
         0 or 1.
     sample_weight : ndarray of shape (n_samples,) or None
     judged : ndarray of shape (n_judged, n_features)
         Rows at which the logit is wanted.
+    n_categories : sequence of int, default=()
+        The first columns are codes 0, 1, ... of so many categories.
 
     Attributes
     ----------
@@ -142,6 +177,7 @@ class TreeBooster:
         y: np.ndarray,
         sample_weight: np.ndarray | None,
         judged: np.ndarray,
+        n_categories: Sequence[int] = (),
     ):
         # here: the import is slow
         from sklearn._loss.loss import HalfBinomialLoss
@@ -150,9 +186,14 @@ class TreeBooster:
         rng = np.random.RandomState(classifier.random_state)
         seeds = [rng.randint(np.iinfo(np.uint32).max, dtype="u8") for _ in range(2)]
         self._classifier, self._columns_rng = classifier, np.random.default_rng(seeds[1])
+        codes = [np.arange(size, dtype=np.float64) for size in n_categories]
+        n_numbers = X.shape[1] - len(codes)
+        self._is_categorical = np.array([True] * len(codes) + [False] * n_numbers)
+        self._has_nan = np.isnan(X).any(axis=0).astype(np.uint8)
         self._bins: Any = _BinMapper(
-            n_bins=classifier.max_bins + 1, random_state=seeds[0], n_threads=1
-        )
+            n_bins=classifier.max_bins + 1, is_categorical=self._is_categorical,
+            known_categories=[*codes, *[None] * n_numbers], random_state=seeds[0], n_threads=1,
+        )  # fmt: skip
         weighted = {} if sample_weight is None else {"sample_weight": sample_weight}
         bins_are_weighted = "sample_weight" in inspect.signature(_BinMapper.fit).parameters
         self._bins.fit(X, **weighted if bins_are_weighted else {})
@@ -192,6 +233,8 @@ class TreeBooster:
             hessians=hessian,
             n_bins=self._classifier.max_bins + 1,
             n_bins_non_missing=self._bins.n_bins_non_missing_,
+            has_missing_values=self._has_nan,
+            is_categorical=self._is_categorical.astype(np.uint8),
             max_leaf_nodes=self._classifier.max_leaf_nodes,
             max_depth=self._classifier.max_depth,
             min_samples_leaf=self._classifier.min_samples_leaf,
@@ -209,8 +252,8 @@ class TreeBooster:
 
     def nodes(self, n_trees: int) -> BoostedNodes:
         """Return the nodes of the first trees, of which at least one has been grown."""
-        trees = [tree.nodes for tree in self._trees]
-        return _joined(trees[:n_trees], self._baseline, trees[0])
+        like = self._trees[0].nodes
+        return _joined(self._trees[:n_trees], self._baseline, like, self._bins)
 
 
 def power_standardization(transformer: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -33,6 +33,7 @@ RANK = {
     "_modules": 1,
     "_parallel": 1,
     "_containers": 0,
+    "_layout": 0,
     "_random": 0,
     "_sklearn_compat": 0,
     "_state": 0,

@@ -84,21 +84,7 @@ def fit_gaussian_mixture(
             covariance[:, rows, cols] = second
             covariance[:, cols, rows] = second
             covariance = covariance - means[:, :, None] * means[:, None, :]
-        share = (strength / (mass + strength))[:, None]
-        # no more digits than these are left of second moments minus squared means
-        rounding = _ROUNDING * (covariance.diagonal(dim1=-2, dim2=-1).abs() + means.square())
-        covariance.diagonal(dim1=-2, dim2=-1).add_(rounding)
-        variance = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=_LEAST)
-        within = torch.einsum("k,kij->ij", mass / mass.sum(), covariance)
-        # of a single row, or of equal ones, there is no variance
-        within.diagonal().clamp_(min=_LEAST_WITHIN)
-        mean_variance = within.diagonal()
-        own = ((1 - share) * variance.log() + share * mean_variance.log()).exp()
-        ratio = (own / mean_variance).sqrt()
-        carried = ratio[:, :, None] * within * ratio[:, None, :]
-        covariance = covariance + share[:, :, None] * (carried - covariance)
-        covariance.diagonal(dim1=-2, dim2=-1).add_(reg_covar * own)
-        return mass / mass.sum(), means, covariance
+        return mass / mass.sum(), means, with_prior(mass, means, covariance, strength, reg_covar)
 
     def natural(weights, means, covariances):
         """Coefficients of log w_j + log N_j on the features, (n_feature_functions, k)."""
@@ -140,6 +126,46 @@ def fit_gaussian_mixture(
         previous = value
     weights, means, covariances = parameters
     return GaussianMixtureBase(weights, means + center, covariances)
+
+
+def with_prior(
+    mass: torch.Tensor,
+    means: torch.Tensor,
+    covariance: torch.Tensor,
+    strength: float,
+    reg_covar: float,
+) -> torch.Tensor:
+    """Covariances of components that pseudo-rows keep from collapsing.
+
+    Parameters
+    ----------
+    mass : Tensor of shape (k,)
+    means : Tensor of shape (k, d)
+    covariance : Tensor of shape (k, d, d)
+        Of the rows of every component, which is changed in place.
+    strength : float
+        Mass of the pseudo-rows, see `prior_strength` of `fit_gaussian_mixture`.
+    reg_covar : float
+
+    Returns
+    -------
+    Tensor of shape (k, d, d)
+    """
+    share = (strength / (mass + strength))[:, None]
+    # no more digits than these are left of second moments minus squared means
+    rounding = _ROUNDING * (covariance.diagonal(dim1=-2, dim2=-1).abs() + means.square())
+    covariance.diagonal(dim1=-2, dim2=-1).add_(rounding)
+    variance = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=_LEAST)
+    within = torch.einsum("k,kij->ij", mass / mass.sum(), covariance)
+    # of a single row, or of equal ones, there is no variance
+    within.diagonal().clamp_(min=_LEAST_WITHIN)
+    mean_variance = within.diagonal()
+    own = ((1 - share) * variance.log() + share * mean_variance.log()).exp()
+    ratio = (own / mean_variance).sqrt()
+    carried = ratio[:, :, None] * within * ratio[:, None, :]
+    covariance = covariance + share[:, :, None] * (carried - covariance)
+    covariance.diagonal(dim1=-2, dim2=-1).add_(reg_covar * own)
+    return covariance
 
 
 def _start(x, weight, n_components, rng, features, maximise):

@@ -79,23 +79,28 @@ class MarginalGaussianization(nn.Module):
         Parameters
         ----------
         x : ndarray of shape (n_samples, n_features)
+            NaN where a row has no value in a column: that map is fitted to the others.
         bandwidth : float, default=1.0
             Kernel width of the smoothed distribution function, in multiples of Silverman's rule.
         n_knots : int, default=60
         sample_weight : ndarray of shape (n_samples,), default=None
         """
         n, d = x.shape
-        weight = (
-            np.full(n, 1.0 / n) if sample_weight is None else sample_weight / sample_weight.sum()
-        )
-        n_eff = 1.0 / np.square(weight).sum()
-        n_knots = int(min(n_knots, max(4, n_eff // 2)))
-        top = -ndtri(0.5 / max(n_eff, 2.0))
+        weight = np.ones(n) if sample_weight is None else sample_weight
+        present = [~np.isnan(column) for column in x.T]
+        # a column without any value counts as one zero
+        columns = [column[there] if there.any() else np.zeros(1) for column, there in zip(x.T, present, strict=True)]
+        shares = [weight[there] if there.any() else np.ones(1) for there in present]
+        shares = [share / share.sum() for share in shares]
+        sizes = [1.0 / np.square(share).sum() for share in shares]
+        n_knots = int(min(n_knots, max(4, min(sizes, default=0) // 2)))
         knots, values, slopes = (np.empty((d, n_knots)) for _ in range(3))
-        tails, outer = np.zeros((d, 2, 2)), tail_share(n_eff)
+        tails = np.zeros((d, 2, 2))
         for j in range(d):
-            order = np.argsort(x[:, j])
-            column, share = x[order, j], weight[order]
+            n_eff = sizes[j]
+            top, outer = -ndtri(0.5 / max(n_eff, 2.0)), tail_share(n_eff)
+            order = np.argsort(columns[j])
+            column, share = columns[j][order], shares[j][order]
             cdf = np.cumsum(share) - 0.5 * share
             spread = np.sqrt(share @ np.square(column - share @ column))
             if column[0] == column[-1]:
@@ -135,6 +140,13 @@ class MarginalGaussianization(nn.Module):
     def n_features(self) -> int:
         return self.knots.shape[0]
 
+    def marginal(self, kept: Sequence[int]) -> "MarginalGaussianization":
+        """The maps of some columns."""
+        kept = list(kept)
+        return MarginalGaussianization(
+            self.knots[kept], self.values[kept], self.slopes[kept], self.tails[kept]
+        )
+
     def _piece(self, at, table):
         """The piece that holds each entry of `at`, a position in `table`."""
         index = torch.searchsorted(table[:, 1:-1].contiguous(), at.contiguous())
@@ -147,10 +159,11 @@ class MarginalGaussianization(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return G(x), (n, d), and log |det dG/dx|, (n,)."""
-        z, log_slope = self._columns(x.mT)
+        z, log_slope = self.columns(x.mT)
         return z.mT, log_slope.sum(0)
 
-    def _columns(self, x):
+    def columns(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map columns, (d, n), and return log dz/dx as well, of the same shape; NaN stays NaN."""
         piece = self._piece(x.detach(), self.knots)
         raw = (x - piece.left) / piece.width
         t = raw.clamp(0.0, 1.0)

@@ -1,7 +1,8 @@
 """Boosted trees as a torch energy, with hard or soft splits.
 
 A fitted ``HistGradientBoostingClassifier`` is read node by node. With softness c = 0 the module
-is the classifier's logit. With c > 0 the split ``x <= t`` becomes sigmoid((t - x) / tau), where
+is the classifier's logit. Splits of codes of categories, and the way that NaN takes, stay hard; with
+c > 0 any other split ``x <= t`` becomes sigmoid((t - x) / tau), where
 tau is c times the local spacing of the thresholds of that feature: a point then reaches every
 leaf with the product of the weights along its path, and the logit is differentiable.
 
@@ -58,6 +59,10 @@ class SoftTrees(nn.Module):
     right: torch.Tensor
     lca: torch.Tensor
     baseline: torch.Tensor
+    nan_left: torch.Tensor
+    code_set: torch.Tensor
+    left_codes: torch.Tensor
+    known_codes: torch.Tensor
 
     def __init__(
         self,
@@ -70,15 +75,24 @@ class SoftTrees(nn.Module):
         right: torch.Tensor,
         lca: torch.Tensor,
         baseline: torch.Tensor,
+        nan_left: torch.Tensor,
+        code_set: torch.Tensor,
+        left_codes: torch.Tensor,
+        known_codes: torch.Tensor,
     ):
         # value: (T, L), leaf values. The L leaves of a tree, from left to right, have L - 1 gaps
         # and each internal node sits in one gap. Hence for nodes, too, arrays of shape (T, L):
         # feature, threshold, spacing, left and right (bits of the leaves below either child; 0
-        # where there is no node); lca: (T, L, L), the gap of the lowest common ancestor.
+        # where there is no node); lca: (T, L, L), the gap of the lowest common ancestor. nan_left:
+        # whether NaN and unknown codes go to the left. code_set: which row of left_codes, (n_sets,
+        # 256), holds the codes that go to the left, -1 where a threshold decides. known_codes:
+        # (n_features, 256), all False for columns of numbers.
         super().__init__()
         self.n_features = n_features
         buffers = dict(value=value, feature=feature, threshold=threshold, spacing=spacing)
         buffers |= dict(left=left, right=right, lca=lca, baseline=baseline)
+        buffers |= dict(nan_left=nan_left, code_set=code_set)
+        buffers |= dict(left_codes=left_codes, known_codes=known_codes)
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor)
         self.softness = 0.0
@@ -97,8 +111,9 @@ class SoftTrees(nn.Module):
         Parameters
         ----------
         clf : HistGradientBoostingClassifier
-            Fitted on two classes and numerical features without missing values, with at most 63
-            leaves per tree.
+            Fitted on two classes, with at most 63 leaves per tree. Rows are then in the order and
+            codes of the classifier itself: columns of categories first, as numbers 0, 1, ... of
+            their sorted categories; NaN is a missing value.
         softness : float, default=0.0
             Width of the splits in units of the local spacing of the thresholds.
         n_trees : int, optional
@@ -169,24 +184,47 @@ class SoftTrees(nn.Module):
         return evaluate(self, [self], z[None])[0]
 
     def _leaves_in_reach(self, j, mask_dtype):
-        """Breakpoints of feature j, (m,), and the leaves in reach between them, (m + 1, T)."""
-        feature, threshold = self.feature.cpu().numpy(), self.threshold.double().cpu().numpy()
+        """Breakpoints of feature j, (m,), and the leaves in reach between them, (m + 2, T).
+
+        The last row is for NaN.
+        """
         left, right = self.left.cpu().numpy(), self.right.cpu().numpy()
-        tree, gap = np.nonzero((feature == j) & (left != 0))
+        tree, gap = np.nonzero((self.feature.cpu().numpy() == j) & (left != 0))
+        bits = left[tree, gap].astype(mask_dtype), right[tree, gap].astype(mask_dtype)
+        everything = ((np.int64(1) << (1 + (left != 0).sum(1))) - 1).astype(mask_dtype)
+
+        def masks(n_intervals, right_dies, left_dies):
+            """Leaves that are left where these nodes lose a side, in the intervals given."""
+            table = np.tile(everything, (n_intervals, 1))
+            for of_node, own in zip((right_dies, left_dies), bits[::-1], strict=True):
+                interval, node = np.nonzero(of_node.T)
+                np.bitwise_and.at(table, (interval, tree[node]), ~own[node])
+            return table
+
+        nan_left = self.nan_left.cpu().numpy()[tree, gap][:, None]
+        for_nan = masks(1, nan_left, ~nan_left)
+        known = self.known_codes[j].cpu().numpy()
+        if known.any():
+            codes = np.arange(-1, len(np.trim_zeros(known, "b")) + 1)  # an unknown one at each end
+            goes_left = np.tile(nan_left, len(codes))
+            met = codes[known[codes.clip(0, 255)] & (codes >= 0)]
+            sets = self.left_codes.cpu().numpy()[self.code_set.cpu().numpy()[tree, gap]]
+            goes_left[:, met + 1] = sets[:, met]
+            return codes[1:] - 0.5, np.r_[masks(len(codes), goes_left, ~goes_left), for_nan]
+
+        threshold = self.threshold.double().cpu().numpy()[tree, gap]
         spacing = self.spacing.double().cpu().numpy()[tree, gap]
-        t, r = threshold[tree, gap], SATURATION * self.softness * spacing
+        t, r = threshold, SATURATION * self.softness * spacing
         points, where = np.unique(np.concatenate([t + r, t - r]), return_inverse=True)
         left_dies, right_dies = where[: len(t)], where[len(t) :]
         # row b: b breakpoints lie below x
-        everything = ((np.int64(1) << (1 + (left != 0).sum(1))) - 1).astype(mask_dtype)
         below = np.tile(everything, (len(points) + 1, 1))
         above = below.copy()
-        bits = left[tree, gap].astype(mask_dtype), right[tree, gap].astype(mask_dtype)
         np.bitwise_and.at(below, (left_dies + 1, tree), ~bits[0])
         np.bitwise_and.at(above, (right_dies, tree), ~bits[1])
         np.bitwise_and.accumulate(below, axis=0, out=below)
         np.bitwise_and.accumulate(above[::-1], axis=0, out=above[::-1])
-        return points, below & above
+        return points, np.r_[below & above, for_nan]
 
 
 class Forest:
@@ -307,8 +345,11 @@ class Forest:
         place = torch.searchsorted(
             self._breakpoints, x.permute(2, 0, 1).contiguous(), out_int32=True
         )
-        # NaN is beyond all breakpoints, the infinite ones too
-        return torch.minimum(place, self._n_breakpoints).add_(self._first)
+        place = torch.minimum(place, self._n_breakpoints)
+        is_nan = x.isnan()
+        if is_nan.any():  # after all intervals
+            place = torch.where(is_nan.permute(2, 0, 1), self._n_breakpoints + 1, place)
+        return place.add_(self._first)
 
     def _evaluate(self, x, place, blocks, gradient):
         """Sum of the trees of some blocks, (n_blocks, n); gradients are added to `gradient`."""
@@ -501,6 +542,7 @@ def _layout(nodes):
     spacing = _local_spacing(nodes.feature[internal], nodes.threshold[internal])
     gap_depth = scatter(internal, gap, depth[internal], np.int64).numpy()
     leaves = np.flatnonzero(nodes.is_leaf)
+    of_codes = internal[nodes.is_categorical[internal]]
     return (
         scatter(leaves, first[leaves], nodes.value[leaves], np.float64),
         scatter(internal, gap, nodes.feature[internal], np.int64),
@@ -510,6 +552,10 @@ def _layout(nodes):
         scatter(internal, gap, bits(right), np.int64),
         torch.from_numpy(_lowest_common_ancestors(gap_depth)),
         torch.tensor(nodes.baseline, dtype=torch.float64),
+        scatter(internal, gap, nodes.nan_goes_left[internal], bool),
+        scatter(of_codes, gap[nodes.is_categorical[internal]], np.arange(len(of_codes)) + 1, int) - 1,
+        torch.from_numpy(nodes.left_codes[of_codes]),
+        torch.from_numpy(nodes.known_codes),
     )
 
 
@@ -517,7 +563,9 @@ def _local_spacing(feature, threshold):
     """Mean distance of each threshold from its two neighbours on the same feature."""
     spacing = np.full(len(threshold), MIN_SPACING)
     for j in np.unique(feature):
-        here = feature == j
+        here = (feature == j) & np.isfinite(threshold)
+        if not here.any():
+            continue
         distinct, which = np.unique(threshold[here], return_inverse=True)
         if len(distinct) > 1:
             gaps = np.diff(distinct)

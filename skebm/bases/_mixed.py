@@ -1,0 +1,316 @@
+r"""Mixtures and kernel densities of rows with states and values.
+
+A component says how likely every state is, and how the values are distributed together; states and
+values are independent within it. Values that a row has not are integrated out, which leaves a
+Gaussian of the others:
+
+.. math:: q(s, v) = \sum_j w_j \prod_i \pi_{ji}(s_i) \; N(v_o; \mu_{j,o}, \Sigma_{j,oo}),
+
+with o the values that are there under the states s. So q sums and integrates to one over all states
+and the values of each (Little & Schluchter 1985; Hunt & Jorgensen 2003).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skebm._layout import Layout
+
+from ._mixtures import _LOG_2PI, draw_components
+
+_CELLS = 1 << 21  # numbers at a time, 16 MiB
+
+
+class MixedMixtureBase(nn.Module):
+    """Mixture whose components are products of categorical distributions and a Gaussian.
+
+    Parameters
+    ----------
+    layout : Layout
+    weights : Tensor of shape (n_components,)
+    masses : list of n_states tensors of shape (n_components, size)
+        Probabilities of the states.
+    means : Tensor of shape (n_components, n_values)
+    covariances : Tensor of shape (n_components, n_values, n_values)
+    """
+
+    layout: Layout
+    weights: Tensor
+    log_masses: Tensor
+    means: Tensor
+    covariances: Tensor
+
+    def __init__(
+        self,
+        layout: Layout,
+        weights: Tensor,
+        masses: Sequence[Tensor],
+        means: Tensor,
+        covariances: Tensor,
+    ):
+        super().__init__()
+        self.layout = layout
+        self.register_buffer("weights", weights / weights.sum())
+        # of all states side by side, (sum of sizes, n_components)
+        every = torch.cat([m.mT for m in masses]) if len(masses) else means.new_zeros(0, len(means))
+        self.register_buffer("log_masses", every.log())
+        self.register_buffer("means", means)
+        self.register_buffer("covariances", covariances)
+        flat = covariances - torch.diag_embed(covariances.diagonal(dim1=-2, dim2=-1))
+        self.diagonal = not bool(flat.any())
+
+    @property
+    def n_features(self) -> int:
+        return self.layout.n_features
+
+    @property
+    def n_components(self) -> int:
+        return len(self.weights)
+
+    def _joint(self, x):
+        """Log-density of every component with its weight, (n, n_components)."""
+        joint = self.weights.log().expand(len(x), -1).clone()
+        start = 0
+        for i, size in enumerate(self.layout.sizes):
+            joint += self.log_masses.index_select(0, start + x[:, i].long())
+            start += size
+        values = self.layout.values(x)
+        if self.diagonal:
+            return joint + self._independent(values)
+        for rows, present in patterns(values):
+            if len(present):
+                own = self._gaussian(values[rows][:, present], present)
+                joint = own + joint if rows == slice(None) else joint.index_add(0, rows, own)
+        return joint
+
+    def _independent(self, values):
+        """Log-densities of the values under components with diagonal covariances."""
+        there = ~values.isnan()
+        v = torch.where(there, values, 0.0)
+        there = there.to(v.dtype)
+        variance = self.covariances.diagonal(dim1=-2, dim2=-1)
+        constant = -0.5 * (variance.log() + _LOG_2PI + self.means.square() / variance)
+        logs = there @ constant.mT + v @ (self.means / variance).mT
+        return logs - 0.5 * v.square() @ (1.0 / variance).mT
+
+    def _gaussian(self, v, present):
+        """Log-densities of values (n, m), the `present` ones, under the Gaussians."""
+        covariance = self.covariances[:, present[:, None], present]
+        tril = torch.linalg.cholesky(covariance)
+        eye = torch.eye(len(present), dtype=v.dtype, device=v.device)
+        whitening = torch.linalg.solve_triangular(tril, eye, upper=False).mT
+        log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        shift = torch.einsum("kd,kde->ke", self.means[:, present], whitening)
+        white = v @ whitening.permute(1, 0, 2).flatten(1) - shift.flatten()
+        square = white.unflatten(1, shift.shape).square().sum(-1)
+        return -0.5 * (square + len(present) * _LOG_2PI) - log_det
+
+    def _in_chunks(self, function, x):
+        size = max(1, _CELLS // (self.n_components * max(1, self.layout.n_values)))
+        return torch.cat([function(rows) for rows in x.split(size)])
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density in nats, mass for states, (n, n_features) -> (n,)."""
+        return self._in_chunks(lambda rows: self._joint(rows).logsumexp(-1), x)
+
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """Posterior probability of each component, (n, n_features) -> (n, n_components)."""
+        return self._in_chunks(lambda rows: self._joint(rows).softmax(-1), x)
+
+    def sample(self, n: int, rng: torch.Generator) -> Tensor:
+        """Draw (n, n_features) rows."""
+        which = draw_components(self.weights, n, rng)
+        v = torch.randn(n, self.layout.n_values, dtype=torch.float64, generator=rng,
+                        device=self.means.device)  # fmt: skip
+        tril = torch.linalg.cholesky(self.covariances)
+        for j in which.unique().tolist():
+            rows = which == j
+            v[rows] = self.means[j] + v[rows] @ tril[j].mT
+        return self.layout.join(draw_states(self._masses(), which, rng), v)
+
+    def _masses(self):
+        return [m.mT for m in self.log_masses.exp().split(list(self.layout.sizes))]
+
+    def marginal(self, kept: Sequence[int]) -> "MixedMixtureBase":
+        """Distribution of some columns, the others summed and integrated out."""
+        layout, masses = self.layout, self._masses()
+        states = [i for i in kept if i < layout.n_states]
+        values = torch.tensor([j - layout.n_states for j in kept[len(states) :]], dtype=torch.long)
+        return MixedMixtureBase(
+            layout.subset(kept), self.weights, [masses[i] for i in states], self.means[:, values],
+            self.covariances[:, values[:, None], values],
+        )  # fmt: skip
+
+
+class MixedKernelBase(nn.Module):
+    r"""Kernel density of states and values, a product of kernels of single columns.
+
+    A state keeps that of the centre with probability :math:`1 - \lambda (c - 1) / c`, and is any of
+    the c - 1 others with :math:`\lambda / c` each (Aitchison & Aitken 1976); values have a
+    Gaussian kernel around the centre, and where the centre has no value a Gaussian of the column.
+
+    Parameters
+    ----------
+    layout : Layout
+    centers : Tensor of shape (n_centers, n_features)
+    bandwidth : float
+        Of values, in the units of `spread`.
+    mixing : float
+        lambda, in (0, 1].
+    mean, spread : Tensor of shape (n_values,)
+        Of the columns of values.
+    weights : Tensor of shape (n_centers,)
+    """
+
+    layout: Layout
+    centers: Tensor
+    weights: Tensor
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(
+        self,
+        layout: Layout,
+        centers: Tensor,
+        bandwidth: float,
+        mixing: float,
+        mean: Tensor,
+        spread: Tensor,
+        weights: Tensor,
+    ):
+        super().__init__()
+        self.layout, self.bandwidth, self.mixing = layout, bandwidth, mixing
+        buffers = {"centers": centers, "weights": weights / weights.sum()}
+        for name, tensor in (buffers | {"mean": mean, "spread": spread}).items():
+            self.register_buffer(name, tensor)
+
+    @property
+    def n_features(self) -> int:
+        return self.layout.n_features
+
+    def _around(self):
+        """Mean and standard deviation of the kernel of every centre, (n_centers, n_values)."""
+        v = self.layout.values(self.centers)
+        absent = v.isnan()
+        return (
+            torch.where(absent, self.mean, v),
+            torch.where(absent, self.spread, self.bandwidth * self.spread),
+        )
+
+    def _rows(self, x):
+        logs = self.weights.log().expand(len(x), -1).clone()
+        for i, size in enumerate(self.layout.sizes):
+            same = x[:, i, None] == self.centers[:, i]
+            on = torch.tensor(1.0 - self.mixing * (size - 1) / size, dtype=x.dtype).log()
+            off = torch.tensor(self.mixing / size, dtype=x.dtype).log()
+            logs += torch.where(same, on, off)
+        mean, deviation = self._around()
+        for j in range(self.layout.n_values):
+            v = self.layout.values(x)[:, j, None]
+            z = (torch.where(v.isnan(), 0.0, v) - mean[:, j]) / deviation[:, j]
+            own = -0.5 * (z.square() + _LOG_2PI) - deviation[:, j].log()
+            logs = logs + torch.where(v.isnan(), 0.0, own)
+        return logs.logsumexp(-1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density in nats, mass for states, (n, n_features) -> (n,)."""
+        size = max(1, _CELLS // len(self.centers))
+        return torch.cat([self._rows(rows) for rows in x.split(size)])
+
+    def sample(self, n: int, rng: torch.Generator) -> Tensor:
+        """Draw (n, n_features) rows."""
+        which = draw_components(self.weights, n, rng)
+        options: dict[str, Any] = {"generator": rng, "device": self.centers.device}
+        mean, deviation = self._around()
+        noise = torch.randn(n, self.layout.n_values, dtype=torch.float64, **options)
+        codes = self.layout.codes(self.centers)[which]
+        for i, size in enumerate(self.layout.sizes):
+            anew = torch.rand(n, dtype=torch.float64, **options) < self.mixing
+            codes[anew, i] = torch.randint(size, (n,), **options)[anew]
+        return self.layout.join(codes, mean[which] + deviation[which] * noise)
+
+    def marginal(self, kept: Sequence[int]) -> "MixedKernelBase":
+        """Distribution of some columns, the others summed and integrated out."""
+        values = [j - self.layout.n_states for j in kept if j >= self.layout.n_states]
+        return MixedKernelBase(
+            self.layout.subset(kept), self.centers[:, kept], self.bandwidth, self.mixing,
+            self.mean[values], self.spread[values], self.weights,
+        )  # fmt: skip
+
+
+class ValuesTransform(nn.Module):
+    """A marginal map of the values of rows; states pass through.
+
+    Parameters
+    ----------
+    layout : Layout
+    transform : MarginalGaussianization
+    """
+
+    layout: Layout
+    transform: Any
+
+    def __init__(self, layout: Layout, transform: nn.Module):
+        super().__init__()
+        self.layout, self.transform = layout, transform
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows with mapped values, (n, n_features), and log |det| of the values there, (n,)."""
+        values = self.layout.values(x)
+        z, log_slope = self.transform.columns(values.mT)
+        log_det = torch.where(values.isnan(), 0.0, log_slope.mT).sum(1)
+        return torch.cat([x[:, : self.layout.n_states], z.mT], dim=1), log_det
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Rows whose mapped values these are."""
+        values = self.transform.inverse(self.layout.values(z))
+        return torch.cat([z[:, : self.layout.n_states], values], dim=1)
+
+    def marginal(self, kept: Sequence[int]) -> "ValuesTransform":
+        """The map of some columns."""
+        values = [j - self.layout.n_states for j in kept if j >= self.layout.n_states]
+        return ValuesTransform(self.layout.subset(kept), self.transform.marginal(values))
+
+
+def patterns(values: Tensor) -> list[tuple[Any, Tensor]]:
+    """Rows that have the same values, and which these are.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n, n_values)
+        NaN where there is none.
+
+    Returns
+    -------
+    list of (rows, present)
+        Indices of rows, ``slice(None)`` where all have the same ones, and of columns.
+    """
+    there = ~values.isnan()
+    if bool(there.all()) or len(values) == 0:
+        return [(slice(None), torch.arange(values.shape[1], device=values.device))]
+    distinct, which = torch.unique(there, dim=0, return_inverse=True)
+    return [
+        ((which == i).nonzero().squeeze(1), row.nonzero().squeeze(1))
+        for i, row in enumerate(distinct)
+    ]
+
+
+def draw_states(masses: Sequence[Tensor], which: Tensor, rng: torch.Generator) -> Tensor:
+    """States of rows whose components are known, (n, n_states).
+
+    Parameters
+    ----------
+    masses : list of n_states tensors of shape (n_components, size)
+    which : Tensor of shape (n,)
+        Components.
+    rng : torch.Generator
+    """
+    n = len(which)
+    codes = torch.empty(n, len(masses), dtype=torch.long, device=which.device)
+    for i, mass in enumerate(masses):
+        u = torch.rand(n, 1, dtype=torch.float64, generator=rng, device=which.device)
+        steps = mass.cumsum(1)[:, :-1].contiguous()  # the last state has what rounding leaves
+        codes[:, i] = (u > steps[which]).sum(1)
+    return codes
