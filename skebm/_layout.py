@@ -98,3 +98,23 @@ class Layout(nn.Module):
             for i, size in enumerate(self.sizes)
         ]
         return torch.cat(parts, dim=1) if parts else x.new_zeros(len(x), 0)
+
+    def as_numbers(self, z: Tensor) -> Tensor:
+        """Rows for what knows numbers only: indicators of states, and values, 0 for those absent.
+
+        Parameters
+        ----------
+        z : Tensor of shape (..., n_features)
+
+        Returns
+        -------
+        Tensor of shape (..., n_numbers)
+        """
+        rows = z.reshape(-1, self.n_features)
+        numbers = torch.cat([self.one_hot(rows), self.values(rows).nan_to_num(nan=0.0)], dim=1)
+        return numbers.view(*z.shape[:-1], self.n_numbers)
+
+    @property
+    def n_numbers(self) -> int:
+        """Number of columns that `as_numbers` returns."""
+        return sum(self.sizes) + self.n_values

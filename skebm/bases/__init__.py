@@ -8,12 +8,19 @@ from skebm.bases._adapters import (
     UniformBase,
     draw_from,
 )
-from skebm.bases._combine import AffineTransform, Coordinates, StackedBase, TransformedBase
+from skebm.bases._combine import (
+    AffineTransform,
+    Coordinates,
+    StackedBase,
+    TransformedBase,
+    marginal,
+)
 from skebm.bases._coupling import CouplingSplineFlow
 from skebm.bases._em import fit_gaussian_mixture
 from skebm.bases._fit import (
     CANDIDATES,
     MAX_FIT_ROWS,
+    WITH_STATES,
     SklearnDensity,
     auto_candidates,
     fit_bases,
@@ -23,6 +30,8 @@ from skebm.bases._flow_training import JUDGED_AT_ONCE, fit_flow, train_flows
 from skebm.bases._flows import build_flow
 from skebm.bases._implicit import ImplicitGenerator
 from skebm.bases._marginal import MarginalGaussianization
+from skebm.bases._mixed import MixedKernelBase, MixedMixtureBase, ValuesTransform
+from skebm.bases._mixed_em import fit_mixed_mixture
 from skebm.bases._mixtures import ConfiningGaussian, GaussianMixtureBase, KernelDensityBase
 from skebm.bases._stacked_flow import FlowBase, StackedFlow
 from skebm.bases._together import Together
@@ -32,6 +41,7 @@ __all__ = [
     "CANDIDATES",
     "JUDGED_AT_ONCE",
     "MAX_FIT_ROWS",
+    "WITH_STATES",
     "AffineTransform",
     "ConfiningGaussian",
     "Coordinates",
@@ -41,6 +51,8 @@ __all__ = [
     "ImplicitGenerator",
     "KernelDensityBase",
     "MarginalGaussianization",
+    "MixedKernelBase",
+    "MixedMixtureBase",
     "SklearnDensity",
     "SklearnDensityBase",
     "StackedBase",
@@ -49,6 +61,7 @@ __all__ = [
     "TorchDistributionBase",
     "TransformedBase",
     "UniformBase",
+    "ValuesTransform",
     "ZukoFlows",
     "auto_candidates",
     "build_flow",
@@ -56,6 +69,8 @@ __all__ = [
     "fit_bases",
     "fit_flow",
     "fit_gaussian_mixture",
+    "fit_mixed_mixture",
+    "marginal",
     "stacking_weights",
     "train_flows",
 ]

@@ -53,6 +53,10 @@ class TransformedBase(nn.Module):
         """Posterior probability of each component of `base`, (n, d) -> (n, n_components)."""
         return self.base.responsibilities(self.transform(x)[0])
 
+    def marginal(self, kept: Sequence[int]) -> "TransformedBase":
+        """Distribution of some columns, the others integrated out; of a map of single columns."""
+        return TransformedBase(self.transform.marginal(kept), marginal(self.base, kept))
+
 
 class Coordinates(nn.Module):
     """Where flows live: each member Gaussianises the columns by its own training rows.
@@ -141,6 +145,35 @@ class StackedBase(nn.Module):
             x[rows] = self.components[j].sample(int(rows.sum()), rng)
         return x
 
+    def marginal(self, kept: Sequence[int]) -> "StackedBase":
+        """Distribution of some columns, the others integrated out."""
+        return StackedBase([marginal(q, kept) for q in self.components], self.weights)
+
+
+def marginal(distribution: Any, kept: Sequence[int]) -> Any:
+    """Distribution of some columns, the others summed and integrated out.
+
+    Parameters
+    ----------
+    distribution : distribution
+    kept : sequence of int
+
+    Returns
+    -------
+    distribution
+
+    Raises
+    ------
+    ValueError
+        For one whose marginals have no closed form, such as a flow.
+    """
+    if not hasattr(distribution, "marginal"):
+        raise ValueError(
+            f"a row has cells that are not known, and {type(distribution).__name__} cannot integrate "
+            'them out; take base="auto", or another one that is made of mixtures.'
+        )
+    return distribution.marginal(kept)
+
 
 class AffineTransform(nn.Module):
     """Columns in other units: x -> center + scale * x.
@@ -167,3 +200,8 @@ class AffineTransform(nn.Module):
     def inverse(self, z: torch.Tensor) -> torch.Tensor:
         """Return x with center + scale * x = z."""
         return (z - self.center) / self.scale
+
+    def marginal(self, kept: Sequence[int]) -> "AffineTransform":
+        """The map of some columns."""
+        kept = list(kept)
+        return AffineTransform(self.center[kept], self.scale[kept])

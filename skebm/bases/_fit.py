@@ -6,12 +6,13 @@ on the first split and reused on the others.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from skebm._layout import Layout
 from skebm._parallel import side_by_side
 from skebm._random import spawn
 from skebm._typing import Distribution
@@ -22,6 +23,8 @@ from ._em import fit_gaussian_mixture
 from ._flow_training import train_flows
 from ._flows import build_flow
 from ._marginal import MarginalGaussianization
+from ._mixed import MixedKernelBase, ValuesTransform, patterns
+from ._mixed_em import fit_mixed_mixture
 from ._mixtures import KernelDensityBase
 
 MAX_FIT_ROWS = 20_000
@@ -41,6 +44,10 @@ row: the average of several members is smooth without it, and it is by far the s
 MAX_CENTERS = 2_000
 """A kernel density has at most this many centres: it costs that much per row scored."""
 
+MAX_PATTERNS = 24
+"""Mixtures of rows that have more sets of values than this (because of holes) have diagonal
+covariances: full ones take as much longer as there are sets."""
+
 _MAX_COMPONENTS = 32
 _NARROW, _WIDE = 0.3, 1.0  # kernel widths of the marginal maps, in multiples of Silverman's rule
 
@@ -51,14 +58,18 @@ class _Rows:
 
     x: torch.Tensor
     weight: torch.Tensor
+    layout: Layout
     box: Any = None  # lowest and highest values of *all* rows
 
-    def mapped(self, transform: MarginalGaussianization) -> tuple["_Rows", torch.Tensor]:
+    def mapped(self, transform: Any) -> tuple["_Rows", torch.Tensor]:
         z, log_det = transform(self.x)
-        return _Rows(z, self.weight), log_det
+        return replace(self, x=z), log_det
+
+    def at(self, rows: Any) -> "_Rows":
+        return replace(self, x=self.x[rows], weight=self.weight[rows])
 
     def first(self, n: int) -> "_Rows":
-        return _Rows(self.x[:n], self.weight[:n])
+        return self.at(slice(n))
 
     def mean(self, values: torch.Tensor) -> float:
         return float(self.weight @ values / self.weight.sum())
@@ -72,6 +83,7 @@ def fit_bases(
     rng: torch.Generator,
     progress: Callable[[str], None] = lambda text: None,
     n_jobs: int | None = 1,
+    layout: Layout | None = None,
 ) -> list[Distribution]:
     """Fit and stack the named candidates on every split.
 
@@ -88,6 +100,8 @@ def fit_bases(
         Called with the name of the candidate that is about to be fitted.
     n_jobs : int or None, default=1
         Candidates that are fitted side by side, for joblib.
+    layout : Layout, default=None
+        Of the rows; by default all columns are values.
 
     Returns
     -------
@@ -96,12 +110,13 @@ def fit_bases(
         splits and maximise the likelihood of the held-out rows (Smyth & Wolpert 1999).
     """
     held_weight = torch.cat([weight[held] for _, held in splits])
+    layout = Layout((), (), x.shape[1]) if layout is None else layout
 
     def arguments():
         pairs = zip(candidates.items(), spawn(rng, len(candidates)), strict=True)
         for (name, candidate), own in pairs:
             progress(name)
-            yield candidate, x, weight, splits, own
+            yield candidate, _Rows(x, weight, layout), splits, own
 
     fitted = side_by_side(_fitted, arguments(), n_jobs)
     distributions = [own for own, _ in fitted]
@@ -115,11 +130,11 @@ def fit_bases(
     return [StackedBase([distributions[j][i] for j in kept], weights) for i in range(len(splits))]
 
 
-def _fitted(candidate, x, weight, splits, rng):
+def _fitted(candidate, rows, splits, rng):
     """Distributions of a candidate, and their log-densities of all held-out rows."""
-    distributions = candidate.fit_splits(x, weight, splits, rng)
+    distributions = candidate.fit_splits(rows, splits, rng)
     pairs = zip(distributions, splits, strict=True)
-    return distributions, torch.cat([q.log_prob(x[held]) for q, (_, held) in pairs])
+    return distributions, torch.cat([q.log_prob(rows.x[held]) for q, (_, held) in pairs])
 
 
 def _stack(log_prob, sample_weight, min_gain):
@@ -172,9 +187,10 @@ def stacking_weights(
 
 
 def _gaussianization(rows, bandwidth):
-    return MarginalGaussianization.fit(
-        rows.x.numpy(), bandwidth=bandwidth, sample_weight=rows.weight.numpy()
+    transform = MarginalGaussianization.fit(
+        rows.layout.values(rows.x).numpy(), bandwidth=bandwidth, sample_weight=rows.weight.numpy()
     )
+    return ValuesTransform(rows.layout, transform) if rows.layout.n_states else transform
 
 
 def _some(rows, n, rng):
@@ -198,22 +214,18 @@ class _Candidate(ABC):
 
     def fit_splits(
         self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
+        rows: _Rows,
         splits: Sequence[tuple[torch.Tensor, torch.Tensor]],
         rng: torch.Generator,
     ) -> list[Distribution]:
         """Distributions, one per split."""
         settings, distributions = None, []
-        box = x.amin(0), x.amax(0)
+        every = replace(rows, box=(rows.x.amin(0), rows.x.amax(0)))
         for (train, held), own in zip(splits, spawn(rng, len(splits)), strict=True):
-            train = _some(train, MAX_FIT_ROWS, own)
-            rows = _Rows(x[train], weight[train], box)
+            rows = every.at(_some(train, MAX_FIT_ROWS, own))
             if settings is None:
-                some = _some(held, MAX_CHOICE_ROWS, rng)
-                settings = self.choose(
-                    rows.first(MAX_CHOICE_ROWS), _Rows(x[some], weight[some]), rng
-                )
+                some = every.at(_some(held, MAX_CHOICE_ROWS, rng))
+                settings = self.choose(rows.first(MAX_CHOICE_ROWS), some, rng)
             distributions.append(self.fit(rows, settings, own))
         return distributions
 
@@ -226,10 +238,11 @@ class _Mixture(_Candidate):
         # many rows and a cheap step: worth running until it has converged (few rows overfit then)
         many = len(rows.x) >= MAX_CHOICE_ROWS
         patience = {"tol": 1e-4, "max_iter": 300} if diagonal and many else {}
-        return fit_gaussian_mixture(
-            rows.x, n_components, rng, sample_weight=rows.weight,
-            prior_strength=prior_strength, diagonal=diagonal, start=start, **patience,
-        )  # fmt: skip
+        options: Any = {"prior_strength": prior_strength, "diagonal": diagonal, "start": start}
+        options |= {"sample_weight": rows.weight, **patience}
+        if rows.layout.n_states:
+            return fit_mixed_mixture(rows.x, rows.layout, n_components, rng, **options)
+        return fit_gaussian_mixture(rows.x, n_components, rng, **options)
 
     def choose(self, rows, held, rng):
         best = (-np.inf, None)
@@ -247,9 +260,9 @@ class _Mixture(_Candidate):
                 best = (value, settings)
             return improved
 
-        failures, k = 0, 1
+        failures, k, only_diagonal = 0, 1, _has_many_patterns(rows)
         while k <= min(_MAX_COMPONENTS, len(rows.x) // 4 or 1) and failures < 2:
-            failures = 0 if attempt(k, 3.0, False) else failures + 1
+            failures = 0 if attempt(k, 3.0, only_diagonal) else failures + 1
             k *= 2
         k = best[1][0]
         for size, strength, diagonal in (
@@ -257,13 +270,17 @@ class _Mixture(_Candidate):
             (2 * k, 3.0, True), (4 * k, 3.0, True),
         ):  # fmt: skip
             if size <= min(2 * _MAX_COMPONENTS, len(rows.x) // 2):
-                attempt(size, strength, diagonal)
+                attempt(size, strength, diagonal or only_diagonal)
         return best[1]
 
 
 class _Gaussian(_Mixture):
     def choose(self, rows, held, rng):
-        return 1, 3.0, False
+        return 1, 3.0, _has_many_patterns(rows)
+
+
+def _has_many_patterns(rows):
+    return len(patterns(rows.layout.values(rows.x))) > MAX_PATTERNS
 
 
 class _Kernel(_Candidate):
@@ -274,6 +291,8 @@ class _Kernel(_Candidate):
     def fit(self, rows, settings, rng):
         factor, shaped = settings
         rows = rows.first(MAX_CENTERS)  # a random subsample: rows come in random order
+        if rows.layout.n_states:
+            return self._fit_mixed(rows, factor, mixing=shaped)
         n, d = rows.x.shape
         covariance = None
         if shaped:
@@ -283,11 +302,25 @@ class _Kernel(_Candidate):
             rows.x, factor * n ** (-1.0 / (d + 4)), weights=rows.weight, covariance=covariance
         )
 
+    @staticmethod
+    def _fit_mixed(rows, factor, mixing):
+        values = rows.layout.values(rows.x)
+        there = (~values.isnan()).to(values)
+        share = rows.weight[:, None] * there
+        share = share / share.sum(0).clamp(min=1e-300)
+        filled = values.nan_to_num()
+        mean = (share * filled).sum(0)
+        spread = (share * (filled - mean).square()).sum(0).sqrt().clamp(min=1e-3)
+        bandwidth = factor * len(values) ** (-1.0 / (max(1, rows.layout.n_values) + 4))
+        weight = rows.weight
+        return MixedKernelBase(rows.layout, rows.x, bandwidth, mixing, mean, spread, weight)
+
     def choose(self, rows, held, rng):
+        mixed = rows.layout.n_states > 0
         options = [
-            (float(factor), shaped)
-            for shaped in (False, True)
-            for factor in np.geomspace(0.05, 1.6, 11)
+            (float(factor), other)
+            for other in ((0.01, 0.03, 0.1, 0.3) if mixed else (False, True))
+            for factor in np.geomspace(0.05, 1.6, 6 if mixed else 11)
         ]
         return max(options, key=lambda s: held.mean(self.fit(rows, s, rng).log_prob(held.x)))
 
@@ -306,7 +339,8 @@ class _Flow:
 
     min_gain = 0.0
 
-    def fit_splits(self, x, weight, splits, rng):
+    def fit_splits(self, rows, splits, rng):
+        x, weight = rows.x, rows.weight
         splits = [
             (_some(train, MAX_FIT_ROWS, own), _some(held, MAX_CHOICE_ROWS, own))
             for (train, held), own in zip(splits, spawn(rng, len(splits)), strict=True)
@@ -318,9 +352,8 @@ class _Flow:
             (torch.searchsorted(used, train), torch.searchsorted(used, held))
             for train, held in splits
         ]
-        coordinates = Coordinates(
-            [_gaussianization(_Rows(x[train], weight[train]), _WIDE) for train, _ in splits]
-        )
+        some = replace(rows, x=x, weight=weight)
+        coordinates = Coordinates([_gaussianization(some.at(train), _WIDE) for train, _ in splits])
         flow = build_flow("coupling", x.shape[1], len(splits), rng=rng)
         train_flows(flow, coordinates(x), weight, splits, rng=rng)
         return coordinates.distributions(flow)
@@ -374,8 +407,10 @@ CANDIDATES: dict[str, Any] = {
     "flow": _Flow(),
     "uniform": _Uniform(),
 }
-"""Name -> candidate, with ``fit_splits(x, weight, splits, rng)``: distributions, one per
-split."""
+"""Name -> candidate, with ``fit_splits(rows, splits, rng)``: distributions, one per split."""
+
+WITH_STATES = ("gaussian", "gmm", "gaussianized_gmm", "gaussianized_gmm_narrow", "kde", "gaussianized_kde")  # fmt: skip
+"""Those that can be fitted to rows with states."""
 
 
 def auto_candidates(n: int, d: int) -> tuple[str, ...]:

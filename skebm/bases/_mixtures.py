@@ -1,6 +1,7 @@
 """Gaussian mixtures and kernel densities as torch modules."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from numpy.typing import ArrayLike
@@ -103,6 +104,14 @@ class GaussianMixtureBase(nn.Module):
             x[rows] = self.means[j] + x[rows] @ self.scale_tril[j].mT
         return x
 
+    def marginal(self, kept: Sequence[int]) -> "GaussianMixtureBase":
+        """Distribution of some columns, the others integrated out."""
+        kept = list(kept)
+        covariances = self.scale_tril @ self.scale_tril.mT
+        return GaussianMixtureBase(
+            self.weights, self.means[:, kept], covariances[:, kept][:, :, kept]
+        )
+
 
 class ConfiningGaussian(GaussianMixtureBase):
     """What keeps an energy-based model without a base normalisable: one wide Gaussian.
@@ -191,3 +200,9 @@ class KernelDensityBase(nn.Module):
         noise = torch.randn(n, self.n_features, dtype=torch.float64, generator=rng,
                             device=self.centers.device)  # fmt: skip
         return self.centers[which] + noise @ self.scale_tril.mT
+
+    def marginal(self, kept: Sequence[int]) -> "KernelDensityBase":
+        """Distribution of some columns, the others integrated out."""
+        kept = list(kept)
+        covariance = (self.scale_tril @ self.scale_tril.mT)[kept][:, kept]
+        return KernelDensityBase(self.centers[:, kept], 1.0, self.weights, covariance)

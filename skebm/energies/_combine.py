@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from skebm._layout import Layout
 from skebm._typing import Modules
 
 from ._trees import SoftTrees, evaluate, without_forest
@@ -27,20 +28,31 @@ class ClassifierEnergy(nn.Module):
         For staged classifiers: how many stages count.
     floor : float
         Probabilities are kept this far from 0 and 1, so that f is finite.
+    layout : Layout, optional
+        Of rows whose states the classifier sees as indicators, see :meth:`Layout.as_numbers`.
     """
 
     offset: float
     n_stages: int | None
     floor: float
+    layout: Layout | None
 
-    def __init__(self, classifier: Any, offset: float, n_stages: int | None, floor: float):
+    def __init__(
+        self,
+        classifier: Any,
+        offset: float,
+        n_stages: int | None,
+        floor: float,
+        layout: Layout | None = None,
+    ):
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.layout = classifier, layout
         self.offset, self.n_stages, self.floor = offset, n_stages, floor
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Evaluate f, (n, d) -> (n,)."""
-        rows = z.detach().cpu().numpy()
+        rows = z.detach() if self.layout is None else self.layout.as_numbers(z.detach())
+        rows = rows.cpu().numpy()
         if self.n_stages is None:
             p = self.classifier.predict_proba(rows)
         else:

@@ -7,15 +7,17 @@ Embeddings are stacks: (K, n, d) -> (K, n, n_outputs).
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from skebm._layout import Layout
 from skebm._random import spawn
 from skebm._statistics import weighted_quantile
 
-__all__ = ["PeriodicEmbedding", "PiecewiseLinearEmbedding"]
+__all__ = ["MixedEmbedding", "PeriodicEmbedding", "PiecewiseLinearEmbedding"]
 
 
 class PiecewiseLinearEmbedding(nn.Module):
@@ -144,3 +146,33 @@ class PeriodicEmbedding(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         phase = (2 * math.pi * self.frequencies * z.unsqueeze(-1)).flatten(-2)
         return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
+
+class MixedEmbedding(nn.Module):
+    """Indicators of states beside an embedding of values.
+
+    The first layer of a network makes a learned vector of each state of these. A value that is
+    absent is embedded as zero, and its state says that it is.
+
+    Parameters
+    ----------
+    layout : Layout
+    values : nn.Module, optional
+        Embedding of the values alone; as they are by default.
+    """
+
+    layout: Layout
+    n_outputs: int
+
+    def __init__(self, layout: Layout, values: nn.Module | None = None):
+        super().__init__()
+        self.layout, self.values = layout, values
+        n_values: Any = layout.n_values if values is None else values.n_outputs
+        self.n_outputs = sum(layout.sizes) + n_values
+
+    def forward(self, z: Tensor) -> Tensor:
+        numbers = self.layout.as_numbers(z)
+        indicators, values = numbers.split([sum(self.layout.sizes), self.layout.n_values], dim=-1)
+        if self.values is not None:
+            values = self.values(values)
+        return torch.cat([indicators, values], dim=-1)

@@ -17,11 +17,12 @@ from sklearn.base import BaseEstimator, is_classifier
 from torch import nn
 
 from skebm._engine import check_callbacks
+from skebm._layout import Layout
 from skebm._modules import layer_sizes
 from skebm._sklearn_compat import Interval, StrOptions
-from skebm.energies._embeddings import PeriodicEmbedding, PiecewiseLinearEmbedding
+from skebm.energies._embeddings import MixedEmbedding, PeriodicEmbedding, PiecewiseLinearEmbedding
 from skebm.energies._networks import MLPEnergy
-from skebm.energies._stack import ModuleStack, StackedEnergy
+from skebm.energies._stack import ModuleStack, OnNumbers, StackedEnergy
 
 __all__ = ["Boosting", "EnergyModel", "EnergyModelMixin", "Network", "resolve_energy_model"]
 
@@ -274,6 +275,7 @@ class Network(_Specification):
         embedding: str | None,
         seed: int,
         weights: Sequence[torch.Tensor] | None = None,
+        layout: Layout | None = None,
     ) -> StackedEnergy:
         """Make the K energies, f = 0 at the start.
 
@@ -289,6 +291,9 @@ class Network(_Specification):
             Seed of the initial weights. Equal settings, rows and seeds give equal weights.
         weights : list of K tensors of shape (n_k,), optional
             Positive weights of those rows, for the quantiles; equal by default.
+        layout : Layout, optional
+            Of rows with states. `module` then sees indicators of all states, and after them the
+            values, 0 where a row has none.
 
         Returns
         -------
@@ -302,16 +307,24 @@ class Network(_Specification):
             (n,) or (n, 1).
         """
         n_members, n_features = len(rows), rows[0].shape[1]
+        mixed = layout if layout is not None and layout.n_states else None
         if self.module is not None:
             made = isinstance(self.module, nn.Module)
             module = self.module if made else partial(self.module, **self._module_arguments())
-            return ModuleStack(module, n_features, n_members, seed=seed)
+            if mixed is None:
+                return ModuleStack(module, n_features, n_members, seed=seed)
+            return OnNumbers(mixed, ModuleStack(module, mixed.n_numbers, n_members, seed=seed))
+        if mixed is not None:
+            rows = [mixed.values(z).nan_to_num(nan=0.0) for z in rows]
+        n_values = rows[0].shape[1]
         rng = torch.Generator().manual_seed(seed)
         kind, encoder = self.setting("embedding", embedding), None
-        if kind == "periodic":
-            encoder = PeriodicEmbedding(n_features, n_members, rng=rng)
-        elif kind == "piecewise_linear":
+        if kind == "periodic" and n_values:
+            encoder = PeriodicEmbedding(n_values, n_members, rng=rng)
+        elif kind == "piecewise_linear" and n_values:
             encoder = PiecewiseLinearEmbedding(rows, weights=weights)
+        if mixed is not None:
+            encoder = MixedEmbedding(mixed, encoder)
         return MLPEnergy(
             n_features,
             n_members,

@@ -12,10 +12,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from skebm._layout import Layout
 from skebm._modules import PrivateStream, build_module, describe, try_module
 from skebm._random import seeded_global_rng
 
-__all__ = ["ModuleStack", "StackedEnergy"]
+__all__ = ["ModuleStack", "OnNumbers", "StackedEnergy"]
 
 
 class StackedEnergy(nn.Module, ABC):
@@ -143,6 +144,30 @@ class ModuleStack(PrivateStream, StackedEnergy):
         single.members = single.members[k : k + 1]
         single.gain = nn.Parameter(self.gain.detach()[k : k + 1].clone())
         return single
+
+
+class OnNumbers(StackedEnergy):
+    """An energy that knows numbers only, on rows with states: it sees indicators of these.
+
+    Parameters
+    ----------
+    layout : Layout
+    energy : StackedEnergy
+        Of ``layout.n_numbers`` columns.
+    """
+
+    layout: Layout
+    energy: StackedEnergy
+
+    def __init__(self, layout: Layout, energy: StackedEnergy):
+        super().__init__(layout.n_features, energy.n_members)
+        self.layout, self.energy = layout, energy
+
+    def stacked(self, z: Tensor) -> Tensor:
+        return self.energy(self.layout.as_numbers(z))
+
+    def member(self, k: int) -> "OnNumbers":
+        return OnNumbers(self.layout, self.energy.member(k))
 
 
 def _as_vector(values: Tensor, n: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self, TypeVar, dataclass_transform, overload
@@ -33,6 +33,7 @@ from skebm.exceptions import InconsistentVersionWarning
 from skebm.training import (
     Columns,
     Fitted,
+    Kinds,
     Progress,
     join_groups,
     merge_copies,
@@ -44,6 +45,7 @@ from skebm.training.columns import Precision
 from skebm.training.degenerate import warn_of_degenerate_columns
 
 from ._cells import bad_cell, refuse_what_would_be_read_through
+from ._schema import Schema, is_missing, values_of
 
 AUTO_CONTAMINATION = 0.05
 """``contamination="auto"``: share of new rows of the same kind that `predict` calls outliers."""
@@ -81,6 +83,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
     out_of_fold_members_: NDArray[np.int_] = field(init=False)
     out_of_fold_offset_: float = field(init=False)
     _columns: Columns = field(init=False)
+    _schema: Schema = field(init=False)
     _seed: int = field(init=False)
     _summary: str = field(init=False)
 
@@ -146,9 +149,23 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         names: Any,
         weight: np.ndarray,
         precision: Precision,
+        kinds: Kinds,
     ) -> Columns:
         """Columns of these rows; arguments as of `Columns.learn`."""
-        return Columns.learn(rows, names, weight, precision)
+        return Columns.learn(rows, names, weight, precision, kinds)
+
+    def _kinds(self, rows: np.ndarray, names: Any, atoms: Any = None) -> Kinds:
+        """What is known of the columns before their values are looked at."""
+        columns = self._schema.columns
+        if not columns:
+            return replace(Kinds.numbers(rows.shape[1]), atoms=atoms)
+        return Kinds(
+            np.array([c.n_categories for c in columns]), np.array([c.is_whole for c in columns]), atoms
+        )
+
+    def _report(self, columns: Columns, schema: Schema) -> Any:
+        """What `columns_` shows; None for an estimator that does not have it."""
+        return None
 
     # ------------------------------------------------------------------ fit
 
@@ -203,7 +220,8 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
                 Progress(self.verbose) as progress,
             ):
                 self._check_parameters()
-                rows, weight, groups, precision = self._read(X, sample_weight, groups)
+                rows, weight, groups, precision, schema = self._read(X, sample_weight, groups)
+                self._schema = schema
                 rows = merge_near_ties(rows, precision)
                 kept, copy_of = merge_copies(rows, weight, self._n_folds)
                 rows, weight = rows[kept], np.bincount(copy_of, weight)
@@ -216,12 +234,14 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
                             "none can be held out: give each row once, with its number as "
                             "sample_weight, or groups=None."
                         )
-                columns = self._learn_columns(rows, self._names(rows), weight, precision)
+                names = self._names(rows)
+                kinds = self._kinds(rows, names)
+                columns = self._learn_columns(rows, names, weight, precision, kinds)
                 n_units = len(rows) if groups is None else groups.max() + 1
                 start = self._start(before, rows, weight, columns, n_units)
                 if start is not None:
                     columns = before["_columns"].relearned(rows, weight)
-                warn_of_degenerate_columns(rows, self._names(rows), precision)
+                warn_of_degenerate_columns(rows, names, precision, kinds.n_categories == 0)
                 rows = columns.snap(rows, precision)
                 seeds = Seeds(self._draw_seed(self.random_state))
                 context = {
@@ -239,10 +259,11 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         return self
 
     def _read(self, X, sample_weight, groups):
-        """Rows of positive weight, their weights and groups, and the precision of X."""
+        """Rows of positive weight, their weights and groups, the precision of X and its schema."""
         precision, X = relative_precision(X), without_tensors(X)
         refuse_what_would_be_read_through(sample_weight, "sample_weight")
-        X = self._checked(X, ensure_min_samples=2)
+        schema = self._read_schema(X)
+        X = self._checked(X, schema, ensure_min_samples=2)
         weight = _check_sample_weight(
             without_tensors(sample_weight), X, dtype=np.float64, ensure_non_negative=True
         )
@@ -258,7 +279,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
                     "all samples of positive weight have one label in groups: give at least two, "
                     "so that one can be held out, or groups=None."
                 )
-        return X[used], weight[used], groups, precision
+        return X[used], weight[used], groups, precision, schema
 
     def _start(self, before, rows, weight, columns, n_units):
         """The model that a warm start goes on from, on the CPU, or None for a cold one."""
@@ -271,7 +292,9 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         elif not np.array_equal(was.precision, columns.precision):
             reason = "the columns have other dtypes"
         elif not was.has_states_of(columns):
-            reason = "other columns are constant"
+            reason = "other columns are constant, or have other states"
+        elif columns.states:
+            reason = f"{columns.first_state()}, and only tables of numbers go on"
         else:
             reason = self._cannot_go_on_from(model, n_units)
         if reason is None:
@@ -288,13 +311,30 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
             return None
         return copy.deepcopy(model).to("cpu")
 
-    def _checked(self, X: Any, **options: Any) -> FloatArray:
-        """X as finite doubles; an error names the column that has something else."""
+    def _read_schema(self, X: Any) -> Schema:
+        """How the cells of X become numbers; by default they are numbers."""
+        return Schema.learn(X, None, None)
+
+    _takes_missing = False
+    """Whether a missing cell is a state."""
+
+    def _checked(self, X: Any, schema: Schema, **options: Any) -> FloatArray:
+        """X as doubles, categories as codes; an error names the column that has something else."""
         refuse_what_would_be_read_through(X)
+        reset = options.get("reset", True)
+        if schema.has_categories:
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            least = options.get("ensure_min_samples", 1)
+            if len(X) < least:
+                raise ValueError(f"Found {len(X)} sample(s), while a minimum of {least} is required.")
+            rows = schema.encode(X)
+            if self._takes_missing or not np.isnan(rows).any():
+                return rows
         try:
-            return validate_data(self, X, dtype=np.float64, **options)  # pyright: ignore[reportReturnType]
+            finite = "allow-nan" if self._takes_missing else True
+            return validate_data(self, X, dtype=np.float64, ensure_all_finite=finite, **options)  # pyright: ignore[reportReturnType]
         except ValueError as error:
-            problem = bad_cell(X)
+            problem = bad_cell(X, type(self).__name__, takes_missing=self._takes_missing)
             if problem is None:
                 raise
             raise ValueError(problem) from error
@@ -307,6 +347,9 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         """Set what a fit has learned, and forget an earlier one."""
         for name in [name for name in vars(self) if name.endswith("_") and name not in _OF_X]:
             delattr(self, name)
+        report = self._report(columns, self._schema)
+        if report is not None:
+            self.columns_ = report
         self._columns, self._seed, self.model_ = columns, seeds.seed, fitted.model
         self.out_of_fold_scores_ = fitted.scores[copy_of]
         self.out_of_fold_members_ = fitted.judges[copy_of]
@@ -316,7 +359,9 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
     def _threshold(self, rows, weight, held_out_scores):
         """Score below which `predict` calls a row an outlier."""
         if self.contamination != "auto":
-            return float(weighted_quantile(self._log_density(rows), weight, self.contamination))
+            scores = self._comparable(self._log_density(rows), rows)
+            return float(weighted_quantile(scores, weight, self.contamination))
+        held_out_scores = self._comparable(held_out_scores, rows)
         held = ~np.isnan(held_out_scores)
         return float(weighted_quantile(held_out_scores[held], weight[held], AUTO_CONTAMINATION))
 
@@ -328,7 +373,13 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         seen = np.isnan(scores)
         if seen.any():
             scores[seen] = self._log_density(rows[seen])
+        scores = self._comparable(scores, rows)
         return float(weighted_quantile(scores, weight, self.contamination))
+
+    def _comparable(self, scores, rows):
+        """Scores as thresholds take them, which do not depend on units where values are absent."""
+        columns = self._columns
+        return scores + columns.absent_log_det(columns.encode(rows)) if columns.states else scores
 
     def _draw_seed(self, random_state):
         return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
@@ -348,8 +399,9 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
 
     def _validate(self, X: Any) -> FloatArray:
         check_is_fitted(self)
-        checked = self._checked(without_tensors(X), reset=False)
+        checked = self._checked(without_tensors(X), self._schema, reset=False)
         rows = self._columns.snap(checked, relative_precision(X))
+        self._warn_of_other_states(rows, X)
         elsewhere = self._columns.elsewhere(rows)
         if elsewhere.any():
             j = int(elsewhere.any(axis=0).argmax())
@@ -361,12 +413,35 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
             )
         return rows
 
+    def _warn_of_other_states(self, rows, X):
+        """Warn of categories, and of missing cells, that `fit` has not met."""
+        columns = self._columns
+        codes = columns.encode(rows)
+        for i, s in enumerate(columns.states):
+            other = np.flatnonzero(codes[:, i] < 0)
+            if not len(other):
+                continue
+            cell = values_of(without_tensors(X), s.column)[other[0]]
+            what = "a missing cell" if is_missing(cell) else repr(cell)
+            self._warn_of_other_state(s.column, what, len(other))
+        lost = np.isnan(rows) & columns.varying
+        lost[:, [s.column for s in columns.states]] = False
+        for j in np.flatnonzero(lost.any(axis=0)):
+            self._warn_of_other_state(j, "a missing cell", int(lost[:, j].sum()))
+
+    def _warn_of_other_state(self, j, what, n):
+        warn(
+            f"column {self._columns.names[j]!r} shows {what}, which fit has not met there, and so "
+            f"do {n} of these rows (or something else that is new). Their log-density has the "
+            "probability of anything new there, and the density of the other cells."
+        )
+
     @property
     def _device(self):
         return next(chain(self.model_.parameters(), self.model_.buffers())).device
 
     def _tensor(self, X):
-        return torch.as_tensor(self._columns.standardize(X), device=self._device)
+        return torch.as_tensor(self._columns.encode(X), device=self._device)
 
     @overload
     def score_samples(self, X: ArrayLike, return_std: Literal[False] = ...) -> FloatArray: ...
@@ -434,6 +509,14 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
                 raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")
         return torch.Generator(self._device).manual_seed(self._draw_seed(random_state))
 
+    def _as_table(self, x: torch.Tensor, output: str, rng: torch.Generator) -> Any:
+        """Drawn rows, states and standardised values, as a table like the one that was fitted."""
+        if output not in ("auto", "array"):
+            raise ValueError(f'output={output!r} must be "auto" or "array".')
+        rows = self._columns.restore(x.cpu().numpy(), on_grid=True)
+        seed = int(torch.randint(2**31 - 1, (), generator=rng, device=rng.device))
+        return self._schema.decode(rows, output, np.random.RandomState(seed))
+
     # ------------------------------------------------------------------ outlier detector
 
     def decision_function(self, X: ArrayLike) -> FloatArray:
@@ -447,7 +530,8 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         -------
         ndarray of shape (n_samples,), float64
         """
-        return self.score_samples(X) - self.offset_
+        rows, like = self._validate(X), results_like(X)
+        return like(self._comparable(self._log_density(rows), rows) - self.offset_)
 
     def predict(self, X: ArrayLike) -> NDArray[np.int_]:
         """Label rows: +1 for inliers, -1 for outliers.
@@ -460,7 +544,8 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         -------
         ndarray of shape (n_samples,), int
         """
-        scores = self._log_density(self._validate(X))
+        rows = self._validate(X)
+        scores = self._comparable(self._log_density(rows), rows)
         return results_like(X)(np.where(scores - self.offset_ < 0, -1, 1))
 
     def fit_predict(
@@ -494,13 +579,16 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
             +1 for inliers, -1 for outliers.
         """
         self.fit(X, sample_weight=sample_weight, groups=groups)
-        scores = self.out_of_fold_scores_
+        scores = self.out_of_fold_scores_.copy()
         if sample_weight is not None and np.ndim(sample_weight) == 1:
             used = np.asarray(without_tensors(sample_weight), dtype=np.float64) > 0
             scores = np.full(len(used), np.nan)
             scores[used] = self.out_of_fold_scores_
-        if np.isnan(scores).any():
-            scores = np.where(np.isnan(scores), self._log_density(self._validate(X)), scores)
+        if np.isnan(scores).any() or self._columns.states:
+            rows = self._validate(X)
+            seen = np.isnan(scores)
+            scores[seen] = self._log_density(rows[seen]) if seen.any() else ()
+            scores = self._comparable(scores, rows)
         return results_like(X)(np.where(scores < self.out_of_fold_offset_, -1, 1))
 
     # ------------------------------------------------------------------ pickling

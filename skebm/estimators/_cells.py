@@ -47,13 +47,17 @@ def refuse_what_would_be_read_through(X: Any, what: str = "X") -> None:
             raise ValueError(f"column {name!r} of {what} holds {TIMES[kind]}, or leave it out.")
 
 
-def bad_cell(X: Any) -> str | None:
+def bad_cell(X: Any, estimator: str, *, takes_missing: bool) -> str | None:
     """What is wrong with the first column that cannot be modelled, or None.
 
     Parameters
     ----------
     X : array-like
         As a user passes it.
+    estimator : str
+        Name of the one that cannot.
+    takes_missing : bool
+        Whether a missing cell is nothing wrong.
 
     Returns
     -------
@@ -68,9 +72,8 @@ def bad_cell(X: Any) -> str | None:
         for row, value in enumerate(values if values.dtype.kind in "OUS" else ()):
             if isinstance(value, str | bytes) and not missing[row] and not _is_number(value):
                 return (
-                    f"column {name!r} holds text ({str(value)!r} in row {row}), and only numbers "
-                    "are modelled: encode it, for example by sklearn.preprocessing.OrdinalEncoder, "
-                    "or leave it out."
+                    f"column {name!r} holds text ({str(value)!r} in row {row}), and {estimator} "
+                    f"takes it for numbers: {_WITH_CATEGORIES}, or leave it out."
                 )
         try:
             if missing.any():
@@ -80,17 +83,23 @@ def bad_cell(X: Any) -> str | None:
         except (TypeError, ValueError):  # an object, of which scikit-learn says what it is
             return None
         for is_bad, found, repair in (
-            (np.isnan, "NaN, a missing value", "fill them in, for example by "
-             "sklearn.impute.SimpleImputer"),
+            (np.isnan, "NaN, a missing value", "take NCEDensity, which models missing cells "
+             "(handle_missing=\"state\")"),
             (np.isinf, "infinity", "clip them to finite values"),
         ):  # fmt: skip
             rows = np.flatnonzero(is_bad(numbers))
-            if len(rows):
+            if len(rows) and not (takes_missing and is_bad is np.isnan):
                 return (
                     f"column {name!r} contains {found}, in {len(rows)} row(s), the first of them "
                     f"row {rows[0]}: leave such rows out, or {repair}."
                 )
     return None
+
+
+_WITH_CATEGORIES = (
+    "take NCEDensity, which models the categories of a DataFrame, and of the columns named in "
+    "categorical_features"
+)
 
 
 def _columns(X):

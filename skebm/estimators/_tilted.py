@@ -218,10 +218,11 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
 
     def _on_rows(self, function, X):
         """Log-density-like `function` of standardised rows, in the units of X."""
-        x = self._tensor(X)
+        x = self._columns.encode(X)
+        rows = torch.as_tensor(x, device=self._device)
         with torch.no_grad(), limit_threads(1):
-            values = torch.cat([function(c) for c in x.split(SCORED_ROWS)]).cpu().numpy()
-        return values + self._columns.log_factors(X)
+            values = torch.cat([function(c) for c in rows.split(SCORED_ROWS)]).cpu().numpy()
+        return values + self._columns.log_factors(x, X)
 
     def _log_density(self, X):
         return self._on_rows(self.model_.log_prob, X)
@@ -281,7 +282,8 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         Returns
         -------
         ndarray of shape (n_samples, n_features), float64
-            In nats per unit of X; 0 along columns that were constant in `fit`.
+            In nats per unit of X; 0 along columns that were constant in `fit`, NaN where a cell
+            holds no number.
 
         Raises
         ------
@@ -300,7 +302,11 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
             score = torch.cat(parts)
         else:
             score = self._differentiable_model().score(x)
-        gradient[:, self._columns.varying] = score.cpu().numpy() / self._columns.scale
+        columns = self._columns
+        values = columns.layout.values(score).cpu().numpy() / columns.scale
+        absent = np.isnan(columns.encode(rows)[:, len(columns.states) :])
+        gradient[:, columns.varying] = np.where(absent, np.nan, values)
+        gradient[:, [s.column for s in columns.states if s.value < 0]] = np.nan
         return results_like(X)(gradient)
 
     def _score_smoothing(self, smoothing):
@@ -333,8 +339,13 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
 
     @torch.inference_mode(False)
     def sample(
-        self, n_samples: int = 1, random_state: RandomState = None, *, n_steps: int = 0
-    ) -> FloatArray:
+        self,
+        n_samples: int = 1,
+        random_state: RandomState = None,
+        *,
+        n_steps: int = 0,
+        output: Literal["auto", "array"] = "auto",
+    ) -> Any:
         """Draw new rows from the model.
 
         Rows are proposed by the base and kept by importance: a proposal of weight w appears
@@ -351,12 +362,17 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         n_steps : int, default=0
             Steps of the Metropolis-adjusted Langevin algorithm from those rows, which leave the
             model as it is and move repeated rows apart. Where the energy has no gradient (hard
-            trees, classifiers) the proposals follow the gradient of the base.
+            trees, classifiers) the proposals follow the gradient of the base. Of numbers only: states
+            have no gradient.
+        output : {"auto", "array"}, default="auto"
+            "auto" is a frame where `fit` was given one, with its dtypes; "array" an array, of
+            objects if there are categories.
 
         Returns
         -------
-        ndarray of shape (n_samples, n_features), float64
-            In random order.
+        DataFrame or ndarray of shape (n_samples, n_features)
+            In random order. Numbers lie where the columns can: integers and columns with ties on
+            their grid, and not beyond bounds at which the rows pile up.
 
         Warns
         -----
@@ -367,34 +383,41 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         with torch.no_grad(), limit_threads(1):
             x = self._shuffled(self._draw(self._member_sizes(n_samples, rng), rng),
                                rng)  # fmt: skip
-        return self._restored(self._walk(x, n_steps, rng))
+        return self._restored(self._walk(x, n_steps, rng), output, rng)
 
-    def _restored(self, x):
-        """Drawn rows, a tensor on standardised columns, in the units of X; warns of repeated ones.
+    def _restored(self, x, output, rng):
+        """Drawn rows, a tensor of states and values, as a table; warns of repeated ones.
 
         Warns
         -----
         LowEffectiveSampleSizeWarning
             If more than 5 % of the rows repeat others.
         """
-        x = x.cpu().numpy()
-        enough = (1.0 - REPEATED_SHARE) * len(x)
+        rows = x.cpu().numpy()
+        values = rows[:, len(self._columns.states) :]
+        rows = rows[~np.isnan(values).all(axis=1)]  # states alone repeat
+        enough = (1.0 - REPEATED_SHARE) * len(rows)
         # a single column mostly tells already, and is much faster
-        if len(np.unique(x[:, 0])) < enough:
-            n_distinct = len(np.unique(x, axis=0))
+        if len(rows) and len(np.unique(rows[:, -1])) < enough:
+            n_distinct = len(np.unique(rows, axis=0))
             if n_distinct < enough:
                 warn(
-                    f"{len(x) - n_distinct} of {len(x)} drawn rows repeat others: importance keeps "
+                    f"{len(rows) - n_distinct} of {len(x)} drawn rows repeat others: importance keeps "
                     "few rows where proposals cover the model badly. Steps under the model move "
                     "them apart: call sample with n_steps=50, or more.",
                     LowEffectiveSampleSizeWarning,
                 )
-        return self._columns.restore(x)
+        return self._as_table(x, output, rng)
 
     def _walk(self, x, n_steps, rng):
         """Steps of MALA under the model, from rows on standardised columns."""
         if not n_steps:
             return x
+        if self._columns.states:
+            raise ValueError(
+                f"n_steps={n_steps} moves numbers only, and {self._columns.first_state()}; take "
+                "n_steps=0."
+            )
         chains = run(
             mala, x, self.model_.log_prob, rng, n_steps=n_steps,
             n_burn_in=max(20, n_steps // 2), step_size=x.shape[1] ** (-1.0 / 3.0),

@@ -273,7 +273,7 @@ class AdversarialEBM(TiltedDensity):
         if n_steps is None:
             n_steps = GENERATOR_MALA_STEPS if implicit else 0
         if start == "base":
-            return super().sample(n_samples, random_state, n_steps=n_steps)
+            return super().sample(n_samples, random_state, n_steps=n_steps, output=output)
         rng = self._sampling_rng(random_state, n_samples=n_samples, n_steps=n_steps)
         if implicit:
             rows = self.generator_.sample(n_samples, rng.initial_seed())
@@ -282,7 +282,7 @@ class AdversarialEBM(TiltedDensity):
         x = self._tensor(rows)
         with limit_threads(1):
             x = self._walk(x, n_steps, rng)
-        return self._restored(x)
+        return self._restored(x, output, rng)
 
     def _rows_by_importance(self, n, seed):
         """Rows of a generator that is a flow, kept as `sample` keeps those of the base."""

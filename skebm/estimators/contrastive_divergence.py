@@ -337,7 +337,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         if not hasattr(self, "chain_diagnostics_"):  # no chains: as the other estimators
             n_steps = 0 if default_steps else n_steps
             self.sample_diagnostics_ = {"start": start, "n_steps": int(n_steps)}
-            return super().sample(n_samples, random_state, n_steps=n_steps)
+            return super().sample(n_samples, random_state, n_steps=n_steps, output=output)
         if self.model_.is_untilted:
             start, n_steps = "base", 0  # draws of the base are draws of the model
         self.sample_diagnostics_ = {"start": start, "n_steps": int(n_steps)}
@@ -350,7 +350,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
                 parts = self._run(parts, int(n_steps), rng)
             parts = [rows[:n] for rows, n in zip(parts, sizes.tolist(), strict=True)]
             x = self._shuffled(parts, rng)
-        return self._restored(x)
+        return self._restored(x, output, rng)
 
     def _pick(self, sizes, rng):
         """Rows of every member from its persistent chains, a list of K tensors."""

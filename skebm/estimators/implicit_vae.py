@@ -252,8 +252,8 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         kept, _ = model.log_prob(x, self._seed, n_samples=self.n_importance_samples)
         return (kept @ weight / weight.sum()).item(), gaussian_log_likelihood(x, weight)
 
-    def _learn_columns(self, rows, names, weight, precision):
-        columns = Columns.learn(rows, names, weight, precision)
+    def _learn_columns(self, rows, names, weight, precision, kinds):
+        columns = Columns.learn(rows, names, weight, precision, kinds)
         return columns.in_unit_interval() if self.likelihood == "bernoulli" else columns
 
     def _fit(self, rows, weight, columns, context):

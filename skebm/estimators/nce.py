@@ -14,11 +14,12 @@ from skebm.training.classifiers import train_classifiers
 from skebm.training.noise_contrastive import train_against_noise
 
 from ._base import parameters
+from ._mixed import MixedDensity
 from ._tilted import DISTRIBUTION, DistributionLike, TiltedDensity
 
 
 @parameters
-class NCEDensity(TiltedDensity):
+class NCEDensity(MixedDensity, TiltedDensity):
     r"""Normalised density by noise-contrastive estimation.
 
     .. math:: \log p(x) = \log q(x) + f(x) - \log Z \quad\text{(nats, in the units of X)}
@@ -195,6 +196,7 @@ class NCEDensity(TiltedDensity):
     log_partition_learned_: FloatArray = field(init=False)
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **MixedDensity._parameter_constraints,
         **TiltedDensity._parameter_constraints,
         "objective": [StrOptions({"nce", "ranking", "self_normalized"})],
         "noise_ratio": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from skebm._layout import Layout
 from skebm._typing import Distribution, Modules
-from skebm.bases import MarginalGaussianization, StackedBase, Together
+from skebm.bases import MarginalGaussianization, StackedBase, Together, marginal
 
 CLIP = 5.0
 """Energies see Gaussianised coordinates clipped to [-CLIP, CLIP]: beyond, f is constant along
@@ -18,7 +19,13 @@ _CHUNK = 8192
 
 
 class FeatureMap(nn.Module):
-    """What an energy sees: z = clip(G(x)), (n, d) -> (n, d)."""
+    """What an energy sees: states as they are, and z = clip(G(x)) of the values.
+
+    Parameters
+    ----------
+    transform : MarginalGaussianization or ValuesTransform
+        G; the second for rows with states.
+    """
 
     transform: Any
 
@@ -26,14 +33,22 @@ class FeatureMap(nn.Module):
         super().__init__()
         self.transform = transform
 
+    @property
+    def layout(self) -> Layout:
+        """What the columns of a row are."""
+        known = getattr(self.transform, "layout", None)
+        return Layout((), (), self.transform.n_features) if known is None else known
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Rows as energies see them, (n, d) -> (n, d)."""
         return self.clip(self.transform(x)[0])
 
-    @staticmethod
-    def clip(z: torch.Tensor) -> torch.Tensor:
+    def clip(self, z: torch.Tensor) -> torch.Tensor:
         """Coordinates as energies see them."""
-        return z.clamp(-CLIP, CLIP)
+        n_states = self.layout.n_states
+        if not n_states:
+            return z.clamp(-CLIP, CLIP)
+        return torch.cat([z[:, :n_states], z[:, n_states:].clamp(-CLIP, CLIP)], dim=1)
 
 
 class ScaleAverage(nn.Module):
@@ -203,8 +218,15 @@ class TiltedMixture(nn.Module):
 
     @property
     def n_features(self) -> int:
-        """Number of varying columns d."""
+        """Number of columns d of a row."""
         return self.bases[0].n_features
+
+    @property
+    def layout(self) -> Layout:
+        """What the columns of a row are."""
+        if isinstance(self.features, FeatureMap):
+            return self.features.layout
+        return Layout((), (), self.n_features)
 
     @property
     def is_untilted(self) -> bool:
@@ -287,19 +309,53 @@ class TiltedMixture(nn.Module):
         return single
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
-        """log p(x) in nats, (n, d) -> (n,)."""
-        return torch.cat([self.log_members(c).logsumexp(0) for c in x.split(_CHUNK)]) - math.log(
-            self.n_members
-        )
+        """log p(x) in nats, (n, d) -> (n,).
+
+        Of a row with cells that are not known (NaN, negative codes) it is the log-density of the
+        others under the bases, whose marginals have a closed form.
+        """
+        return self._where_known(lambda rows: self._mean(self.log_members, rows), x)
 
     def base_log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """log of the mean of the bases, (n, d) -> (n,)."""
-        return self._log_bases(x)[0].logsumexp(0) - math.log(self.n_members)
+        return self._where_known(
+            lambda rows: self._mean(lambda c: self._log_bases(c)[0], rows), x
+        )
 
     def log_prob_std(self, x: torch.Tensor) -> torch.Tensor:
         """Standard error that the errors of log Z put on log p(x), (n,)."""
-        share = torch.cat([self.log_members(c).softmax(0) for c in x.split(_CHUNK)], dim=1)
-        return (share * self.log_partition_std_error[:, None]).square().sum(0).sqrt()
+
+        def error(rows):
+            share = torch.cat([self.log_members(c).softmax(0) for c in rows.split(_CHUNK)], dim=1)
+            return (share * self.log_partition_std_error[:, None]).square().sum(0).sqrt()
+
+        return self._where_known(error, x, lambda rows, kept: rows.new_zeros(len(rows)))
+
+    def _mean(self, log_members, x):
+        logs = torch.cat([log_members(c).logsumexp(0) for c in x.split(_CHUNK)])
+        return logs - math.log(self.n_members)
+
+    def _where_known(self, function, x, elsewhere=None):
+        """`function` of rows whose cells are all known, and of others what they have without."""
+        unknown = self.layout.unknown(x)
+        partial = unknown.any(1)
+        if not partial.any():
+            return function(x)
+        values = x.new_empty(len(x))
+        if not partial.all():
+            values[~partial] = function(x[~partial])
+        for pattern in unknown[partial].unique(dim=0):
+            rows = (unknown == pattern).all(1)
+            kept = (~pattern).nonzero().squeeze(1).tolist()
+            values[rows] = (elsewhere or self._log_marginal)(x[rows], kept)
+        return values
+
+    def _log_marginal(self, x, kept):
+        """Log-density of some columns under the mean of the bases."""
+        if not kept:
+            return x.new_zeros(len(x))
+        logs = [marginal(q, kept).log_prob(x[:, kept]) for q in self.bases]
+        return torch.stack(logs).logsumexp(0) - math.log(self.n_members)
 
     def score(self, x: torch.Tensor) -> torch.Tensor:
         """Gradient of log p at x, (n, d) -> (n, d)."""
@@ -307,7 +363,7 @@ class TiltedMixture(nn.Module):
         for chunk in x.split(_CHUNK):
             with torch.enable_grad():
                 leaf = chunk.detach().requires_grad_(True)
-                total = self.log_members(leaf).logsumexp(0).sum()
+                total = self.log_prob(leaf).sum()
                 parts.append(torch.autograd.grad(total, leaf)[0])
         return torch.cat(parts)
 

@@ -4,6 +4,7 @@
 to the other from top to bottom. Nothing here knows an estimator.
 """
 
+from skebm.training.cells import Kinds
 from skebm.training.columns import (
     Columns,
     merge_near_ties,
@@ -23,6 +24,7 @@ __all__ = [
     "Candidate",
     "Columns",
     "Fitted",
+    "Kinds",
     "Progress",
     "Recipe",
     "Task",

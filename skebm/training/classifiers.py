@@ -5,7 +5,7 @@ f(x) - log nu at its optimum, so f is the logit plus log nu.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,10 +74,17 @@ class _Contrast:
         """Weights, or None where all are equal: weighted quantiles would make bins slowly."""
         return None if np.ptp(self.weight) == 0 else self.weight
 
-    def booster(self, model, n_rows, seed):
+    def as_numbers(self, layout):
+        """The same for a classifier that knows numbers only."""
+        z, judged = (layout.as_numbers(torch.as_tensor(a)).numpy() for a in (self.z, self.judged))
+        return replace(self, z=z, judged=judged)
+
+    def booster(self, model, n_rows, seed, n_categories):
         """Boosting of data against noise, before the first tree."""
         classifier = model.classifier(n_rows, seed)
-        return TreeBooster(classifier, self.z, self.y, self.weight_if_any, self.judged)
+        return TreeBooster(
+            classifier, self.z, self.y, self.weight_if_any, self.judged, n_categories
+        )
 
     def grow(self, booster, n_trees):
         """Grow trees, and return the booster, which may be a copy, and f at the judged rows after
@@ -177,7 +184,8 @@ def _boost(task, model, contrasts, start, stage):
     seeds = [task.seeds.of(f"{stage}, trees", k) for k in range(len(contrasts))]
     boosters = side_by_side(
         _Contrast.booster,
-        [(c, model, len(task.x), seed) for c, seed in zip(contrasts, seeds, strict=True)],
+        [(c, model, len(task.x), seed, task.layout.sizes)
+         for c, seed in zip(contrasts, seeds, strict=True)],
         task.n_jobs,
     )
     most, n_trees = model.max_iter, 0
@@ -228,6 +236,14 @@ def _fit_classifiers(task, model, contrasts, start):
     values : tuple or None
         f at held-out rows and pool, with that of `start`; None where trees were read.
     """
+    from sklearn.ensemble import HistGradientBoostingClassifier  # here: its import is slow
+
+    layout, of_trees = task.layout, isinstance(model, HistGradientBoostingClassifier)
+    model = clone(model)
+    if layout.n_states and of_trees:
+        model.set_params(categorical_features=list(range(layout.n_states)))
+    elif layout.n_states:
+        contrasts = [c.as_numbers(layout) for c in contrasts]
     fitted = side_by_side(
         _Contrast.fit_and_judge, [(c, clone(model)) for c in contrasts], task.n_jobs
     )
@@ -240,9 +256,7 @@ def _fit_classifiers(task, model, contrasts, start):
     best = int(gain.argmax())
     task.progress.stage("energy", 1, 1, gain=f"{gain.max().item():.3f} nats")
     history = {"n_iter": np.array(stages), "gain": gain.numpy()}
-    from sklearn.ensemble import HistGradientBoostingClassifier  # here: its import is slow
-
-    if isinstance(classifiers[0], HistGradientBoostingClassifier):
+    if of_trees and not layout.n_states:  # it codes states in its own way
         trees = [
             SoftTrees.from_hist_gradient_boosting(c, n_trees=stages[best], offset=contrast.offset)
             for c, contrast in zip(classifiers, contrasts, strict=True)
@@ -250,7 +264,10 @@ def _fit_classifiers(task, model, contrasts, start):
         return _softened(task, MemberEnergies(trees), start), stages[best], history, None
     staged = hasattr(classifiers[0], "staged_predict_proba")
     energy = MemberEnergies(
-        ClassifierEnergy(c, k.offset, stages[best] if staged else None, k.floor)
+        ClassifierEnergy(
+            c, k.offset, stages[best] if staged else None, k.floor,
+            layout if layout.n_states and not of_trees else None,
+        )
         for c, k in zip(classifiers, contrasts, strict=True)
     )
     return energy, stages[best], history, ([h[best] for h in held], pool[best])

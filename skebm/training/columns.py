@@ -1,4 +1,4 @@
-"""Columns before the model: constant columns, robust scales, ties, smoothing."""
+"""Columns before the model: states, constant columns, robust scales, ties, smoothing."""
 
 import math
 from dataclasses import dataclass, replace
@@ -7,8 +7,11 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from skebm._layout import Layout
 from skebm._statistics import weighted_deviation, weighted_quantile
 from skebm._typing import FloatArray
+
+from .cells import Grid, Kinds
 
 Precision: TypeAlias = float | FloatArray
 """Relative precision of the values of X, a float or one per column."""
@@ -25,13 +28,63 @@ times as large: the second and the first number."""
 
 
 @dataclass(frozen=True)
+class StateColumn:
+    """States of one column of X.
+
+    Attributes
+    ----------
+    column : int
+        Which column of X.
+    value : int
+        Its place among the columns of values, -1 for one that has none. Where there is one, state 0
+        is "a number".
+    n_categories : int
+        Codes 0, 1, ... of a categorical column; 0 for a column of numbers.
+    atoms : ndarray of shape (n_atoms,)
+        Numbers that are states of their own.
+    missing : bool
+        Whether a missing cell is a state, the last one.
+    """
+
+    column: int
+    value: int
+    n_categories: int
+    atoms: np.ndarray
+    missing: bool
+
+    @property
+    def size(self) -> int:
+        """Number of states."""
+        return (self.value >= 0) + self.n_categories + len(self.atoms) + self.missing
+
+    def codes(self, cells: FloatArray) -> FloatArray:
+        """Codes of the states of cells, -1 for what was never met, (n,) -> (n,)."""
+        codes = np.full(len(cells), 0.0 if self.value >= 0 else -1.0)
+        if self.n_categories:
+            codes = np.where(cells >= 0, cells, -1.0)
+        for i, atom in enumerate(self.atoms):
+            codes[cells == atom] = (self.value >= 0) + i
+        codes[np.isnan(cells)] = self.size - 1 if self.missing else -1.0
+        return codes
+
+    def cells(self, codes: FloatArray) -> FloatArray:
+        """Cells that show these states, NaN where they are missing, or a number."""
+        shown = np.r_[
+            np.full(int(self.value >= 0), np.nan), np.arange(float(self.n_categories)), self.atoms,
+            np.full(int(self.missing), np.nan),
+        ]  # fmt: skip
+        return shown[codes.astype(int)]
+
+
+@dataclass(frozen=True)
 class Columns:
-    """How columns of X become standardised columns, and back.
+    """How columns of X become the states and standardised values of rows, and back.
 
     Attributes
     ----------
     varying : ndarray of bool of shape (n_features,)
-        Columns that the density is about. The others are constant: a point mass.
+        Columns of X that have values. Those with neither values nor states are constant: a point
+        mass.
     constants : ndarray of shape (n_features,)
         Value of the constant columns (unused for the others).
     precision : ndarray of shape (n_features,)
@@ -40,13 +93,19 @@ class Columns:
         How many rows they were read from.
     center, scale : ndarray of shape (n_varying,)
         Median and robust standard deviation (interquartile range / 1.349; where that is 0, the
-        standard deviation).
+        standard deviation) of the values.
     spread : ndarray of shape (n_varying,)
-        Standard deviation of the standardised columns.
+        Standard deviation of the standardised values.
     half_steps : tuple of (values, half_widths) or None, one per varying column
         Resolution of a column with ties: each distinct value and how far it is spread.
+    grids : tuple of Grid, one per varying column
+        Which values its draws may take.
     unit_interval : bool
         Whether columns lie in [0, 1], and keep their units.
+    states : tuple of StateColumn
+        Columns with more than one state, in the order of X.
+    names : tuple
+        Of the columns of X, for messages.
     """
 
     varying: np.ndarray
@@ -57,7 +116,10 @@ class Columns:
     scale: np.ndarray
     spread: np.ndarray
     half_steps: tuple[tuple[np.ndarray, np.ndarray] | None, ...]
+    grids: tuple[Grid, ...] = ()
     unit_interval: bool = False
+    states: tuple[StateColumn, ...] = ()
+    names: tuple[Any, ...] = ()
 
     @classmethod
     def learn(
@@ -66,8 +128,9 @@ class Columns:
         names: Any,
         weight: FloatArray | None = None,
         precision: Precision = 2.0**-52,
+        kinds: Kinds | None = None,
     ) -> Self:
-        """Read center, scale and resolution off the rows of X, of positive weight.
+        """Read states, center, scale and resolution off the rows of X, of positive weight.
 
         `precision` is that of :func:`relative_precision`, of X as it was given. Weights are equal
         by default.
@@ -77,17 +140,35 @@ class Columns:
         ValueError
             When no column varies, or one varies beyond the range of floating-point numbers.
         """
-        varying = X.min(axis=0) < X.max(axis=0)
-        if not varying.any():
+        kinds = Kinds.numbers(X.shape[1]) if kinds is None else kinds
+        numbers = X.copy()
+        numbers[:, kinds.n_categories > 0] = np.nan
+        atoms = [kinds.atoms_of(j, column) for j, column in enumerate(numbers.T)]
+        for column, own in zip(numbers.T, atoms, strict=True):
+            column[np.isin(column, own)] = np.nan
+        varying = np.array([_varies(column) for column in numbers.T])
+        states, value = [], 0
+        for j, column in enumerate(X.T):
+            own = atoms[j]
+            if not varying[j]:  # its only number, if there is one, is a state
+                own = np.union1d(own, numbers[~np.isnan(numbers[:, j]), j][:1])
+            missing = bool(np.isnan(column).any())
+            found = StateColumn(
+                j, value if varying[j] else -1, int(kinds.n_categories[j]), own, missing
+            )
+            value += bool(varying[j])
+            if found.size > 1:
+                states.append(found)
+        if not varying.any() and not states:
             raise ValueError(
                 f"every column of X is constant ({len(X)} sample(s)): there is no density to learn."
             )
-        kept = X[:, varying]
+        kept = numbers[:, varying]
         weight = np.ones(len(X)) if weight is None else weight
         with np.errstate(over="ignore", invalid="ignore"):
-            quartiles = [weighted_quantile(column, weight, [0.25, 0.5, 0.75]) for column in kept.T]
-            low, center, high = np.transpose(quartiles).copy()
-            deviation = weighted_deviation(kept, weight)
+            quartiles = [_quartiles(column, weight) for column in kept.T]
+            low, center, high = np.reshape(quartiles, (-1, 3)).T.copy()
+            deviation = _deviations(kept, weight)
             scale = (high - low) / 1.349
         too_wide = ~np.isfinite(deviation + scale)
         if too_wide.any():
@@ -101,6 +182,12 @@ class Columns:
             column = names[np.flatnonzero(varying)[(scale <= tiny).argmax()]]
             raise ValueError(f"column {column!r} varies by less than {tiny:g}; rescale it.")
         x = (kept - center) / scale
+        half_steps = _resolutions(x)
+        of_integers = kinds.integers[varying]
+        grids = [
+            Grid.learn(column, weight, bool(whole), steps is not None)
+            for column, whole, steps in zip(kept.T, of_integers, half_steps, strict=True)
+        ]
         return cls(
             varying=varying,
             constants=X[0].copy(),
@@ -108,8 +195,11 @@ class Columns:
             n_rows=len(X),
             center=center,
             scale=scale,
-            spread=weighted_deviation(x, weight),
-            half_steps=_resolutions(x),
+            spread=_deviations(x, weight),
+            half_steps=half_steps,
+            grids=tuple(grids),
+            states=tuple(states),
+            names=tuple(names),
         )
 
     def in_unit_interval(self) -> "Columns":
@@ -117,49 +207,124 @@ class Columns:
         n_varying = int(self.varying.sum())
         return replace(
             self, center=np.zeros(n_varying), scale=np.ones(n_varying),
-            half_steps=(None,) * n_varying, unit_interval=True,
+            half_steps=(None,) * n_varying, grids=(Grid(),) * n_varying, unit_interval=True,
         )  # fmt: skip
 
     @property
-    def log_det(self) -> float:
-        """log |d standardised / d X|, added to a log-density of standardised columns."""
-        return -np.log(self.scale).sum()
+    def log_factor(self) -> float:
+        """The log-factor of a row that has all values, and shows nothing new."""
+        return float(self.log_factors(np.zeros((1, self.layout.n_features)))[0])
 
     @property
-    def log_factor(self) -> float:
-        """What the rows of `fit` have, in nats, beside the log-density of standardised columns.
+    def layout(self) -> Layout:
+        """What the columns of an encoded row are."""
+        return Layout(
+            [s.size for s in self.states], [s.value for s in self.states], int(self.varying.sum())
+        )
 
-        The log-determinant, and the log-probability that constant columns show their constants.
+    @property
+    def constant(self) -> NDArray[np.bool_]:
+        """Columns of X that have one state alone, (n_features,)."""
+        constant = ~self.varying
+        constant[[s.column for s in self.states]] = False
+        return constant
+
+    def first_state(self) -> str:
+        """What the first column with states is, in words."""
+        of = self.states[0]
+        if of.n_categories:
+            what = "holds categories"
+        else:
+            what = "has missing cells" if of.missing else "has values that many rows share"
+        return f"column {self.names[of.column]!r} {what}"
+
+    def encode(self, X: np.ndarray) -> FloatArray:
+        """Rows as states and standardised values, (n, n_features) -> (n, layout.n_features)."""
+        values = self.standardize(X)
+        if not self.states:
+            return values
+        codes = np.stack([s.codes(X[:, s.column]) for s in self.states], axis=1)
+        for s, code in zip(self.states, codes.T, strict=True):
+            if s.value >= 0:
+                values[code != 0, s.value] = np.nan
+        return np.concatenate([codes, values], axis=1)
+
+    def log_factors(self, x: np.ndarray, X: np.ndarray | None = None) -> FloatArray:
+        """What rows have, in nats, beside the log-density of states and standardised values.
+
+        The log-determinant of the values that are there, and the log-probability that columns show
+        states that have been met: a column with c states in n rows shows another one with
+        probability 1 / (n + c + 1), Laplace's rule of succession. What it is then is not modelled.
+
+        Parameters
+        ----------
+        x : ndarray of shape (n, layout.n_features)
+            As of `encode`.
+        X : ndarray of shape (n, n_features), default=None
+            The same in the units of X, where constant columns may show something else.
+
+        Returns
+        -------
+        ndarray of shape (n,)
         """
-        n_constant = int((~self.varying).sum())
-        return self.log_det + n_constant * math.log((self.n_rows + 1) / (self.n_rows + 2))
+        values = x[:, len(self.states) :]
+        factor = np.full(len(x), -np.log(self.scale).sum())
+        absent = np.isnan(values)
+        if absent.any():
+            factor += absent @ np.log(self.scale)
+        for s, codes in zip(self.states, x.T[: len(self.states)], strict=True):
+            factor += _succession(self.n_rows, s.size, codes < 0)
+        for gone in self.lost_values(x).T:
+            own = _succession(self.n_rows, 1, gone)
+            # of a table of numbers alone the density is one of numbers
+            factor += own if self.states else np.where(gone, own, 0.0)
+        n_constant = int(self.constant.sum())
+        elsewhere = np.zeros((len(x), n_constant), dtype=bool)
+        if X is not None:
+            elsewhere = self.elsewhere(X)[:, self.constant]
+        for other in elsewhere.T:
+            factor += _succession(self.n_rows, 1, other)
+        return factor
 
-    def log_factors(self, X: np.ndarray) -> FloatArray:
-        """The same for any rows, (n, n_features) -> (n,).
+    def lost_values(self, x: np.ndarray) -> NDArray[np.bool_]:
+        """Where columns that were never without a value have none, (n, n_columns)."""
+        never = np.ones(int(self.varying.sum()), dtype=bool)
+        never[[s.value for s in self.states if s.value >= 0]] = False
+        return np.isnan(x[:, len(self.states) :][:, never])
 
-        A column that n rows have shown constant may be elsewhere in the next one: with probability
-        1 / (n + 2), Laplace's rule of succession for two states. Where it is then is not modelled.
+    def absent_log_det(self, x: np.ndarray) -> FloatArray:
+        """What the values that rows have not would add to their log-determinants, (n,).
+
+        With it scores of rows with different states compare whatever the units of X.
         """
-        return self.log_factor - math.log(self.n_rows + 1) * self.elsewhere(X).sum(axis=1)
+        return -(np.isnan(x[:, len(self.states) :]) @ np.log(self.scale))
 
     def has_states_of(self, other: Self) -> bool:
-        """Whether the same columns vary, and the others have the same constants."""
+        """Whether the same columns vary, and have the same states and constants."""
         return bool(
             np.array_equal(self.varying, other.varying)
+            and len(self.states) == len(other.states)
+            and all(
+                a.n_categories == b.n_categories
+                and a.missing == b.missing
+                and np.array_equal(a.atoms, b.atoms)
+                for a, b in zip(self.states, other.states, strict=True)
+            )
             and not self.elsewhere(self.snap(other.constants[None], other.precision)).any()
         )
 
     def elsewhere(self, X: np.ndarray) -> NDArray[np.bool_]:
         """Where constant columns do not show their constant, of the shape of X."""
-        return ~self.varying & (X != self.constants)
+        same = (X == self.constants) | (np.isnan(X) & np.isnan(self.constants))
+        return self.constant & ~same
 
     def relearned(self, X: np.ndarray, weight: FloatArray) -> Self:
         """The same columns, in the same units, with what other rows say of ties and spread."""
-        x = self.standardize(X)
+        x = self.encode(X)[:, len(self.states) :]
         return replace(
             self,
             n_rows=len(X),
-            spread=weighted_deviation(x, weight),
+            spread=_deviations(x, weight),
             half_steps=self.half_steps if self.unit_interval else _resolutions(x),
         )
 
@@ -170,44 +335,89 @@ class Columns:
 
         A value counts as met where fit or `precision`, that of these rows as they were given, is
         too coarse to tell it from the constant: .1 of a float32 file and .1 of a float64 service.
+        The same holds for values that are states of their own.
         """
         coarser = 4.0 * np.maximum(self.precision, precision)  # a few roundings
-        met = ~self.varying & (np.abs(X - self.constants) <= coarser * np.abs(self.constants))
-        X = np.where(met, self.constants, X)
+        near_constant = np.abs(X - self.constants) <= coarser * np.abs(self.constants)
+        X = np.where(self.constant & near_constant, self.constants, X)
+        for s in self.states:
+            for atom in s.atoms:
+                cells = X[:, s.column]
+                cells[np.abs(cells - atom) <= coarser[s.column] * abs(atom)] = atom
         if self.unit_interval:
             near = (X >= -ROUNDING) & (X <= 1.0 + ROUNDING)
             X = np.where(near, X.clip(0.0, 1.0), X)
         return X
 
     def standardize(self, X: np.ndarray) -> FloatArray:
-        """Return the varying columns, standardised."""
+        """Return the columns with values, standardised."""
         return (X[:, self.varying] - self.center) / self.scale
 
-    def restore(self, x: np.ndarray) -> FloatArray:
-        """Rows in the units of X, constant columns put back."""
+    def restore(self, x: np.ndarray, *, on_grid: bool = False) -> FloatArray:
+        """Rows in the units of X, constant columns put back.
+
+        With `on_grid` numbers are those that the columns can show: on their grid, and not beyond a
+        bound at which the rows pile up.
+        """
+        n_states = len(self.states)
         X = np.tile(self.constants, (len(x), 1))
-        X[:, self.varying] = self.center + self.scale * x
+        values = self.center + self.scale * x[:, n_states:]
+        if on_grid:
+            for column, grid in zip(values.T, self.grids, strict=True):
+                column[:] = grid.nearest(column)
+        X[:, self.varying] = values
+        for s, codes in zip(self.states, x.T[:n_states], strict=True):
+            shown = s.cells(codes)
+            is_number = (codes == 0) if s.value >= 0 else np.zeros(len(x), bool)
+            X[:, s.column] = np.where(is_number, X[:, s.column], shown)
         return X
 
     def perturb(self, x: np.ndarray, smoothing: float, rng: np.random.RandomState) -> FloatArray:
         """Rows spread over the resolution of their columns, plus `smoothing` standard deviations.
 
         A value of a column with ties is spread evenly over the cell that it stands for, so that
-        the likelihood does not pay for spikes.
+        the likelihood does not pay for spikes. States stay as they are.
         """
         x = x.copy()
-        for column, steps in zip(x.T, self.half_steps, strict=True):
+        values = x[:, len(self.states) :]
+        for column, steps in zip(values.T, self.half_steps, strict=True):
             if steps is not None:
                 half = steps[1][np.searchsorted(steps[0], column).clip(max=len(steps[0]) - 1)]
                 column += half * rng.uniform(-1.0, 1.0, len(column))
         if smoothing:
-            x += smoothing * self.spread * rng.standard_normal(x.shape)
+            values += smoothing * self.spread * rng.standard_normal(values.shape)
         return x
 
     @property
     def has_ties(self) -> bool:
         """Whether any column repeats a value."""
         return any(steps is not None for steps in self.half_steps)
+
+
+def _varies(column):
+    """Whether there are two different values."""
+    there = column[~np.isnan(column)]
+    return len(there) > 0 and there.min() < there.max()
+
+
+def _quartiles(column, weight):
+    there = ~np.isnan(column)
+    return weighted_quantile(column[there], weight[there], [0.25, 0.5, 0.75])
+
+
+def _deviations(X, weight):
+    """Weighted standard deviation of the values of every column."""
+    deviation = weighted_deviation(X, weight)
+    for j in np.flatnonzero(np.isnan(X).any(axis=0)):
+        there = ~np.isnan(X[:, j])
+        deviation[j] = weighted_deviation(X[there, j : j + 1], weight[there])[0]
+    return deviation
+
+
+def _succession(n, n_states, is_other):
+    """Log-probabilities of one of the states met in n rows, and of another one."""
+    met = math.log((n + n_states) / (n + n_states + 1))
+    return np.where(is_other, -math.log(n + n_states + 1), met)
 
 
 def relative_precision(X: Any) -> Precision:
@@ -266,7 +476,10 @@ def merge_near_ties(X: np.ndarray, precision: Precision = 2.0**-52) -> FloatArra
     X = X.copy()
     for column, roundings in zip(X.T, np.broadcast_to(precision, X.shape[1]), strict=True):
         order = np.argsort(column, kind="stable")
+        order = order[: np.count_nonzero(~np.isnan(column))]  # NaN comes last
         values = column[order]
+        if not len(values):
+            continue
         heap = _heaps(values, max(DUST_OF_LARGEST, 4.0 * roundings))
         if heap is not None:
             first, count = np.unique(heap, return_index=True, return_counts=True)[1:]
@@ -300,6 +513,7 @@ def _resolutions(x: np.ndarray) -> tuple:
 
 def _half_steps(column):
     """Distinct values and half the gap to the nearest one, at most half the median gap."""
+    column = column[~np.isnan(column)]
     values = np.unique(column)
     if len(values) == len(column):
         return None

@@ -15,6 +15,8 @@ from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue]
 from skebm._typing import FloatArray
 from skebm._warnings import warn
 
+from .cells import grid_step
+
 HARDLY = 0.2
 """Rows are equal by chance unless they agree where a column repeats at most this share of the
 values of distinct rows; or several columns do, with this product of their shares."""
@@ -29,9 +31,6 @@ a single column, where nothing else tells a category from copies."""
 
 BY_CHANCE = 20.0
 """In a single column: how many equal pairs, for each pair of neighbours on its grid, are chance."""
-
-MAX_CELLS = 1e6
-"""A column with more cells than this between its extremes is on no grid."""
 
 NEAR, EMPTY = 0.003, 10.0
 """Rows are nearly equal if they are closer than the first or a smaller radius, in standard
@@ -70,6 +69,7 @@ def merge_copies(
         Which of those stands for each row.
     """
     n = len(rows)
+    rows = _without_gaps(rows)
     _, first, inverse, counts = np.unique(
         _hash(rows), return_index=True, return_inverse=True, return_counts=True
     )
@@ -121,6 +121,15 @@ def join_groups(inverse: NDArray[np.int_], groups: ArrayLike) -> NDArray[np.int_
     return connected_components(edges, directed=False)[1][:m]
 
 
+def _without_gaps(rows):
+    """Rows with one number, far from all others, where cells are missing."""
+    gaps = np.isnan(rows)
+    if not gaps.any():
+        return rows
+    low, high = (f(np.where(gaps, 0.0, rows), axis=0) for f in (np.min, np.max))
+    return np.where(gaps, low - 1.0 - (high - low), rows)
+
+
 def _hash(rows):
     """One 64-bit number per row, the same for equal rows, (n, d) -> (n,)."""
     value = np.zeros(len(rows), dtype=np.uint64)
@@ -156,7 +165,7 @@ def _fine_alone(values, counts):
     frequent than the others is one of its own, such as an amount of zero.
     """
     usual = counts <= 10 * np.median(counts)
-    step = _grid_step(values)
+    step = grid_step(values)
     if step is not None:
         order = np.argsort(values)
         neighbours = np.diff(values[order]) < 1.5 * step
@@ -165,19 +174,6 @@ def _fine_alone(values, counts):
         equal = (rows * (rows - 1) / 2).sum()
         usual &= equal > BY_CHANCE * (1 + by_chance)
     return usual
-
-
-def _grid_step(values):
-    """The step of which all differences of distinct values are multiples, or None."""
-    least = np.ptp(values) / MAX_CELLS
-    step = 0.0
-    for gap in np.unique(np.diff(np.sort(values))):
-        while gap > least:  # Euclid's algorithm, up to rounding
-            rest = step % gap
-            step, gap = gap, rest if rest < 0.999 * gap else 0.0
-        if step <= least:
-            return None
-    return step
 
 
 def _nearly_equal(distinct):

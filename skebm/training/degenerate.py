@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from skebm._typing import FloatArray
 from skebm._warnings import warn
@@ -20,7 +21,9 @@ RESIDUAL = 1e-9
 """Share of its spread that a column may differ by from a combination of others, in doubles."""
 
 
-def warn_of_degenerate_columns(X: FloatArray, names: Any, precision: Precision) -> None:
+def warn_of_degenerate_columns(
+    X: FloatArray, names: Any, precision: Precision, is_number: NDArray[np.bool_]
+) -> None:
     """Warn of columns that number the rows, and of exact linear combinations of others.
 
     Parameters
@@ -30,9 +33,14 @@ def warn_of_degenerate_columns(X: FloatArray, names: Any, precision: Precision) 
         Of the columns.
     precision : float or ndarray of shape (n_features,)
         Relative precision of what was given.
+    is_number : ndarray of bool of shape (n_features,)
+        Columns that are no categories.
     """
     precision = np.broadcast_to(precision, X.shape[1])
-    varying = np.flatnonzero(X.min(axis=0) < X.max(axis=0))
+    is_number = is_number & ~np.isnan(X).any(axis=0)  # others have a column of states in between
+    varying = np.flatnonzero((X.min(axis=0) < X.max(axis=0)) & is_number)
+    if not len(varying):
+        return
     for j in varying:
         if numbers_rows(X[:, j]):
             warn(

@@ -11,9 +11,11 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 from torch.distributions import Distribution
 
+from skebm._layout import Layout
 from skebm.bases import (
     CANDIDATES,
     MAX_FIT_ROWS,
+    WITH_STATES,
     AffineTransform,
     ConfiningGaussian,
     Coordinates,
@@ -24,6 +26,7 @@ from skebm.bases import (
     StackedBase,
     TorchDistributionBase,
     TransformedBase,
+    ValuesTransform,
     auto_candidates,
     build_flow,
     fit_bases,
@@ -118,11 +121,15 @@ def on_flows(task: Task, flow: Any, coordinates: Coordinates, base: Any) -> Dist
 
 
 def gaussianization(
-    x: torch.Tensor, weight: torch.Tensor, rng: torch.Generator
-) -> MarginalGaussianization:
+    x: torch.Tensor, weight: torch.Tensor, rng: torch.Generator, layout: Layout | None = None
+) -> MarginalGaussianization | ValuesTransform:
     """Marginal Gaussianisation of rows, learned from a subsample of many."""
     some = torch.randperm(len(x), generator=rng)[:MAX_FIT_ROWS]
-    return MarginalGaussianization.fit(x[some].numpy(), sample_weight=weight[some].numpy())
+    rows, share = x[some], weight[some].numpy()
+    if layout is None or not layout.n_states:
+        return MarginalGaussianization.fit(rows.numpy(), sample_weight=share)
+    transform = MarginalGaussianization.fit(layout.values(rows).numpy(), sample_weight=share)
+    return ValuesTransform(layout, transform)
 
 
 def halves(distributions: Sequence[Any], others: Sequence[Any]) -> list[StackedBase]:
@@ -153,7 +160,9 @@ def resolve(task: Task, given: Any, where: str) -> list[Any]:
         variance = torch.as_tensor((CONFINEMENT * task.columns.spread) ** 2)
         center = task.weight @ task.x / task.weight.sum()
         return [ConfiningGaussian(center, variance)] * len(task)
-    candidates = _candidates(given, where, task.x)
+    if task.layout.n_states:
+        _check_for_states(given, where, task)
+    candidates = _candidates(given, where, task)
     if candidates is None:
         distributions = [_fixed(given, where, task.columns)] * len(task)
     else:
@@ -161,7 +170,7 @@ def resolve(task: Task, given: Any, where: str) -> list[Any]:
         distributions = fit_bases(
             task.x, task.weight, task.splits, candidates, task.seeds.rng(where),
             lambda name: task.progress.stage(f"{where}: {name}", next(done), len(candidates)),
-            task.n_jobs,
+            task.n_jobs, task.layout,
         )  # fmt: skip
     if candidates is None or hasattr(given, "fit"):  # not one of ours
         _check(task, distributions, given, where)
@@ -190,10 +199,22 @@ def _check(task, distributions, given, where):
         )
 
 
-def _candidates(given, where, x):
+def _check_for_states(given, where, task):
+    """Refuse what cannot be fitted to rows with states."""
+    names = (given,) if isinstance(given, str) else given
+    if not isinstance(names, tuple | list) or not {*names} <= {"auto", *WITH_STATES}:
+        raise ValueError(
+            f"{where}={given!r} knows numbers only, and {task.columns.first_state()}; take "
+            f'"auto", or some of {list(WITH_STATES)}.'
+        )
+
+
+def _candidates(given, where, task):
     """Candidates to fit, or None if `given` is fitted already."""
     if isinstance(given, str):
-        names = auto_candidates(*x.shape) if given == "auto" else (given,)
+        names = auto_candidates(*task.x.shape) if given == "auto" else (given,)
+        if given == "auto" and not task.layout.n_values:  # nothing to Gaussianise
+            names = tuple(name for name in names if not name.startswith("gaussianized"))
         return {name: CANDIDATES[name] for name in names}
     if isinstance(given, (list, tuple)):
         unknown = [name for name in given if not isinstance(name, str) or name not in CANDIDATES]

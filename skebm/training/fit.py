@@ -136,7 +136,7 @@ def _prepared(task, recipe):
     if start is None:
         distributions = _distributions(task, recipe)
         rng = task.seeds.rng("features")
-        features = FeatureMap(gaussianization(task.x, task.weight, rng))
+        features = FeatureMap(gaussianization(task.x, task.weight, rng, task.layout))
     else:
         features, distributions = start.features, _distributions_of(task, recipe)
     modes = data_modes(task, distributions.bases) if _weights_modes(recipe) else None
@@ -197,6 +197,11 @@ def fit_blend(task_at: Callable[..., Task], recipe: Recipe) -> Fitted:
         raise ValueError('smoothing="multiscale" blends bases: it needs a base, and noise=None.')
     with torch.no_grad():
         plain = task_at(smoothing=0.0)
+        if plain.layout.n_states:
+            raise ValueError(
+                f'smoothing="multiscale" knows numbers only, and {plain.columns.first_state()}; '
+                "take smoothing=0 or a number."
+            )
         scales = []
         for h in (0.0, scott(plain.x), COARSE_SMOOTHING):
             smoothed = task_at(smoothing=h)
@@ -276,6 +281,8 @@ def _anneal_where_needed(model, partition, target, task, options):
     """
     low = (partition.ess < MIN_ESS_SHARE * partition.n_samples).nonzero()[:, 0].tolist()
     method = partition.method
+    if task.layout.n_states:  # paths go through values, and states have none
+        return partition
     for done, k in enumerate(low):
         task.progress.stage("log Z, annealed", done, len(low))
         single = model.member(k)
@@ -351,7 +358,10 @@ def finished(
     base = np.average(task.held_log_prob(task.bases).numpy(), weights=task.held_weight.numpy())
     history = dict(trained.history)
     gain = history.pop("gain")
-    history["held_out_log_likelihood"] = base + task.columns.log_factor + gain
+    given = torch.cat(list(task.held))
+    factor = task.columns.log_factors(task.given[given].numpy())
+    base += np.average(factor, weights=task.held_weight.numpy())
+    history["held_out_log_likelihood"] = base + gain
     attributes = {
         "history_": history,
         "n_iter_": trained.n_iter,
@@ -390,5 +400,5 @@ def held_out_scores(task: TiltedTask, model: TiltedMixture) -> FloatArray:
         enumerate(task.held), task.n_jobs, in_threads=True,
     )  # fmt: skip
     for held, log_density in zip(task.held, values, strict=True):
-        scores[held.numpy()] = log_density.cpu().numpy() + task.columns.log_factor
-    return scores
+        scores[held.numpy()] = log_density.cpu().numpy()
+    return scores + task.columns.log_factors(task.given.numpy())

@@ -158,6 +158,8 @@ def _finished(task, settings, model, history, n_iter, decision):
             "train_loss": np.full(1, np.nan),
             "log": [],
         }
+    factor = columns.log_factors(task.given[held].numpy())
+    mean_factor = np.average(factor, weights=task.weight[held])
     attributes = {
         "n_iter_": n_iter,
         "accepted_": decision.accepted,
@@ -167,7 +169,7 @@ def _finished(task, settings, model, history, n_iter, decision):
         "n_components_": model.n_components,
         "history_": {
             "n_iter": history["epoch"],
-            "held_out_log_likelihood": history["validation_gain"] + columns.log_factor,
+            "held_out_log_likelihood": history["validation_gain"] + mean_factor,
             "train_loss": history["train_loss"],
         },
     }
@@ -182,7 +184,7 @@ def _finished(task, settings, model, history, n_iter, decision):
     measured, _ = model.log_prob(
         task.given[held].to(device), seed, n_samples=settings.n_importance_samples
     )
-    scores[held.numpy()] = measured.cpu().numpy() + columns.log_factor
+    scores[held.numpy()] = measured.cpu().numpy() + factor
     return Fitted(model, scores, task.judges, attributes)
 
 

@@ -13,7 +13,7 @@ from skebm.models import MarginalBin, ModesTogether
 from .tilted_task import TiltedTask
 
 N_BINS = 10
-"""Bins per column, with equal numbers of rows."""
+"""Bins per column of values, with equal numbers of rows; a column of states has one for each."""
 
 MIN_SHIFT = 0.01
 """Masses that are less wrong than this are left alone."""
@@ -41,10 +41,11 @@ def misplaced_bin(task: TiltedTask, pool_tilt: torch.Tensor) -> MarginalBin | No
     """
     rows = task.x[torch.cat(task.held)].numpy()
     weight = task.held_weight.numpy()
-    edges = [
-        np.unique(weighted_quantile(column, weight, np.arange(1, N_BINS) / N_BINS))
-        for column in rows.T
-    ]
+    n_states, levels = task.layout.n_states, np.arange(1, N_BINS) / N_BINS
+    edges = [np.arange(1, size) - 0.5 for size in task.layout.sizes]
+    for column in rows.T[n_states:]:
+        there = ~np.isnan(column)
+        edges.append(np.unique(weighted_quantile(column[there], weight[there], levels)))
     weights = (pool_tilt + task.pool_log_ratio).softmax(1).numpy()
     n_members, m = weights.shape
     where = _indicators(task.pool.flatten(0, 1).numpy(), edges)
@@ -112,7 +113,8 @@ def _indicators(rows, edges):
     ]
     n, d = rows.shape
     indices = np.stack(bins, axis=1).flatten()
-    return sparse.csr_array((np.ones(n * d), indices, d * np.arange(n + 1)), (n, starts[-1]))
+    there = (~np.isnan(rows)).astype(float).flatten()  # what is absent is in no bin
+    return sparse.csr_array((there, indices, d * np.arange(n + 1)), (n, starts[-1]))
 
 
 def share_of_bin(

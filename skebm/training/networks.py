@@ -71,7 +71,9 @@ def build_energy(
     rows = [task.z[train] for train in task.train]
     weights = [task.weight[train] for train in task.train]
     seed = task.seeds.of(f"{stage}, network")
-    energy = network.build(rows, embedding=embedding, seed=seed, weights=weights)
+    energy = network.build(
+        rows, embedding=embedding, seed=seed, weights=weights, layout=task.layout
+    )
     kept, new = energy_to_go_on_from(task), energy.state_dict()
     old = {} if kept is None else kept.state_dict()
     if {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()}:

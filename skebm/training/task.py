@@ -1,7 +1,6 @@
 """A fit as data: its rows, the members that share them, and where to compute.
 
-A row is what its `Columns` make of it (today one number per varying column). Which rows belong
-together is known to the splits alone, and every random draw has a seed of its stage and member.
+A row is what its `Columns` make of it: states, and then values. Which rows belong together is known to the splits alone, and every random draw has a seed of its stage and member.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from skebm._engine import MemberBatches
+from skebm._layout import Layout
 from skebm._random import Seeds, draw_seed
 
 from .columns import Columns, scott
@@ -89,8 +89,13 @@ class Task:
         return len(self.given)
 
     @property
+    def layout(self) -> Layout:
+        """What the columns of a row are."""
+        return self.columns.layout
+
+    @property
     def n_features(self) -> int:
-        """Number of varying columns."""
+        """Number of columns of a row."""
         return self.x.shape[1]
 
     @property
@@ -238,7 +243,7 @@ def make_task(
     -------
     Task
     """
-    x = columns.standardize(rows)
+    x = columns.encode(rows)
     h = scott(x) if isinstance(smoothing, str) else float(smoothing)
     n = len(x)
     folds = make_splits(n, n_members, validation_fraction, seeds.rng("folds"), groups)

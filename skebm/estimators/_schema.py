@@ -1,0 +1,383 @@
+"""How the cells of a table become numbers, and rows of numbers a table like it again."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+
+from skebm._typing import FloatArray
+
+MAX_LEVELS = 255
+"""Categories of a column, at most: codes of trees are a byte."""
+
+FEW_LEVELS, MAX_LEVEL_SHARE = 10, 0.1
+"""A column with more categories than the first number, and than this share of the rows, is taken
+for an identifier."""
+
+UNSEEN = -1.0
+"""Code of a category that was not met in `fit`."""
+
+
+@dataclass(frozen=True)
+class CellColumn:
+    """One column of a table, as it was fitted.
+
+    Attributes
+    ----------
+    name : hashable
+        Its label in a frame, its number in an array.
+    dtype : str
+        Name of its dtype.
+    is_category : bool
+    levels : tuple
+        Categories that were met, the state of code 0 first.
+    pooled : tuple of (level, share)
+        Rare categories that share the last code, and how often each is met there.
+    dtype_levels : tuple or None
+        All categories of a categorical dtype.
+    ordered : bool
+        Whether that dtype is ordered.
+    """
+
+    name: Any
+    dtype: str
+    is_category: bool = False
+    levels: tuple[Any, ...] = ()
+    pooled: tuple[tuple[Any, float], ...] = ()
+    dtype_levels: tuple[Any, ...] | None = None
+    ordered: bool = False
+
+    @property
+    def n_categories(self) -> int:
+        """Codes of its categories; 0 for a column of numbers."""
+        return len(self.levels) + bool(self.pooled) if self.is_category else 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its dtype holds whole numbers alone."""
+        return not self.is_category and self.dtype.lower().startswith(("int", "uint"))
+
+    def codes(self, values: np.ndarray) -> FloatArray:
+        """Codes of categories, NaN where they are missing, -1 where they were not met."""
+        places = {level: i for i, level in enumerate(self.levels)}
+        places |= {level: len(self.levels) for level, _ in self.pooled}
+        unseen = UNSEEN
+        return np.array(
+            [np.nan if is_missing(v) else places.get(_plain(v), unseen) for v in values], dtype=float
+        )
+
+    def cells(self, codes: FloatArray, rng: np.random.RandomState) -> list[Any]:
+        """Categories of codes, None where they are missing; one of the rare ones by its share."""
+        rare, shares = zip(*self.pooled, strict=True) if self.pooled else ((), ())
+        drawn = iter(rng.choice(len(rare), len(codes), p=shares) if rare else ())
+        return [
+            None if np.isnan(code)
+            else self.levels[int(code)] if code < len(self.levels)
+            else rare[next(drawn)]
+            for code in codes
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Schema:
+    """How cells of a table become numbers, and rows of numbers a table again.
+
+    Categories become codes 0, 1, ..., missing cells NaN.
+
+    Attributes
+    ----------
+    container : {"array", "pandas", "polars"}
+        What `fit` was given.
+    columns : tuple of CellColumn
+    """
+
+    container: str
+    columns: tuple[CellColumn, ...] = field(default=())
+
+    @classmethod
+    def learn(cls, X: Any, categorical_features: Any, max_categories: int | None) -> Self:
+        """Find out which columns of X hold categories, and which.
+
+        Raises
+        ------
+        ValueError
+            That names the column, where there are too many, or `categorical_features`.
+        """
+        container, names = container_of(X), labels(X)
+        asked = _asked(categorical_features, names)
+        columns = []
+        for j, name in enumerate(names):
+            dtype = _dtype(X, j)
+            is_category = _holds_categories(X, j) if asked is None else bool(asked[j])
+            if not is_category or container == "none":
+                columns.append(CellColumn(name, str(dtype)))
+                continue
+            levels, counts = _levels(values_of(X, j), dtype)
+            kept, pooled = _pool(levels, counts, max_categories)
+            n_codes, n_rows = len(kept) + bool(pooled), len(X)
+            allowed = min(MAX_LEVELS, max(FEW_LEVELS, MAX_LEVEL_SHARE * n_rows))
+            if n_codes > allowed:
+                raise ValueError(
+                    f"column {name!r} holds {n_codes} different categories in {n_rows} rows, and "
+                    f"at most {int(allowed)} are modelled. If it is an identifier, leave it out; "
+                    "max_categories=... pools the rare ones."
+                )
+            all_levels = _dtype_levels(dtype)
+            columns.append(
+                CellColumn(
+                    name, _dtype_name(dtype), True, tuple(kept), tuple(pooled), all_levels,
+                    bool(getattr(dtype, "ordered", False)),
+                )
+            )  # fmt: skip
+        return cls(container, tuple(columns))
+
+    @property
+    def has_categories(self) -> bool:
+        """Whether any column holds categories."""
+        return any(column.is_category for column in self.columns)
+
+    def encode(self, X: Any) -> FloatArray:
+        """Cells as numbers, (n, n_features).
+
+        Raises
+        ------
+        ValueError
+            That names the column, for cells that are no numbers in a column of numbers, and for
+            infinity.
+        """
+        parts = []
+        for j, column in enumerate(self.columns):
+            if column.is_category:
+                parts.append(column.codes(values_of(X, j)))
+                continue
+            numbers = numbers_of(X, j, column.name)
+            if np.isinf(numbers).any():
+                row = int(np.isinf(numbers).argmax())
+                raise ValueError(
+                    f"column {column.name!r} contains infinity, the first in row {row}: leave such "
+                    "rows out, or clip them to finite values."
+                )
+            parts.append(numbers)
+        return np.stack(parts, axis=1)
+
+    def decode(self, rows: FloatArray, output: str, rng: np.random.RandomState) -> Any:
+        """Rows of numbers as cells.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n, n_features)
+            As of `encode`.
+        output : {"auto", "array"}
+            A table like the one that was fitted, or an array.
+        rng : RandomState
+            Draws one of the rare categories that share a code.
+
+        Returns
+        -------
+        DataFrame, or ndarray of shape (n, n_features)
+            An array of objects if any column holds categories.
+        """
+        as_frame = output == "auto" and self.container in ("pandas", "polars")
+        if not as_frame and not self.has_categories:
+            return rows
+        cells = [
+            column.cells(values, rng) if column.is_category else values
+            for column, values in zip(self.columns, rows.T, strict=True)
+        ]
+        if as_frame:
+            return (_pandas if self.container == "pandas" else _polars)(self.columns, cells)
+        array = np.empty(rows.shape, dtype=object)
+        for j, values in enumerate(cells):
+            array[:, j] = values
+        return array
+
+
+def container_of(X: Any) -> str:
+    """What kind of table X is: "pandas", "polars", "array", or "none" for what is no table."""
+    if hasattr(X, "columns") and hasattr(X, "dtypes"):
+        module = type(X).__module__.partition(".")[0]
+        return module if module in ("pandas", "polars") else "none"
+    return "array" if isinstance(X, np.ndarray) and X.ndim == 2 else "none"
+
+
+def labels(X: Any) -> list[Any]:
+    """Labels of the columns of a table, numbers for those of an array."""
+    container = container_of(X)
+    if container == "array":
+        return list(range(np.shape(X)[1]))
+    return [] if container == "none" else list(X.columns)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds None, NaN, pandas.NA or NaT."""
+    return value is None or type(value).__name__ in ("NAType", "NaTType") or value != value  # noqa: PLR0124
+
+
+def values_of(X: Any, j: int) -> np.ndarray:
+    """Cells of column j as objects."""
+    container = container_of(X)
+    if container == "pandas":
+        return np.asarray(X.iloc[:, j], dtype=object)
+    if container == "polars":
+        values = np.empty(len(X), dtype=object)
+        values[:] = X[:, j].to_list()
+        return values
+    return np.asarray(X, dtype=object)[:, j]
+
+
+def numbers_of(X: Any, j: int, name: Any) -> FloatArray:
+    """Cells of column j as doubles, NaN where they are missing."""
+    column = X.iloc[:, j] if container_of(X) == "pandas" else X[:, j] if hasattr(X, "dtype") else None
+    dtype = getattr(column, "dtype", None)
+    if isinstance(dtype, np.dtype) and dtype.kind in "fiu":
+        return np.asarray(column, dtype=np.float64)
+    values = values_of(X, j)
+    try:
+        return np.array([np.nan if is_missing(v) else float(v) for v in values])
+    except (TypeError, ValueError) as error:
+        bad = next(v for v in values if not is_missing(v) and not _is_number(v))
+        raise ValueError(
+            f"column {name!r} was a column of numbers in fit, and holds {bad!r}: name it in "
+            "categorical_features, or leave such rows out."
+        ) from error
+
+
+def _is_number(value):
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _plain(value):
+    """A level as Python's own object, the same for equal ones."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _dtype(X, j):
+    container = container_of(X)
+    if container == "pandas":
+        return X.dtypes.iloc[j]
+    if container == "polars":
+        return X.dtypes[j]
+    return getattr(X, "dtype", np.dtype(float))
+
+
+def _holds_categories(X, j):
+    """Whether the dtype of a column of a frame says so."""
+    container, dtype = container_of(X), _dtype(X, j)
+    if container == "polars":
+        return str(dtype).startswith(("Categorical", "Enum", "String", "Utf8", "Boolean", "Object"))
+    if container != "pandas":
+        return False
+    name = str(dtype).lower()
+    if name == "object":  # which may also be of numbers
+        found = (v for v in values_of(X, j) if not is_missing(v))
+        return not all(isinstance(v, Real) and not isinstance(v, bool | np.bool_) for v in found)
+    return name.startswith(("category", "bool", "str", "large_string", "dictionary"))
+
+
+def _asked(categorical_features, names):
+    """Mask of the columns that the user names, or None for "from_dtype"."""
+    if isinstance(categorical_features, str):
+        return None
+    mask = np.zeros(len(names), dtype=bool)
+    if categorical_features is None:
+        return mask
+    given = list(categorical_features)
+    if given and all(isinstance(g, bool | np.bool_) for g in given):
+        if len(given) != len(names):
+            raise ValueError(
+                f"categorical_features is a mask of {len(given)} columns, and X has {len(names)}."
+            )
+        return np.array(given, dtype=bool)
+    for one in given:
+        if isinstance(one, Integral) and one not in names:
+            if not -len(names) <= one < len(names):
+                raise ValueError(f"categorical_features has {one}, and X has {len(names)} columns.")
+            mask[int(one)] = True
+        elif one in names:
+            mask[names.index(one)] = True
+        else:
+            raise ValueError(f"categorical_features has {one!r}, which is no column of X.")
+    return mask
+
+
+def _levels(values, dtype):
+    """Levels that were met, in order, and how often."""
+    counts: dict[Any, int] = {}
+    for value in values:
+        if not is_missing(value):
+            value = _plain(value)
+            counts[value] = counts.get(value, 0) + 1
+    known = _dtype_levels(dtype)
+    if known is not None:
+        order: Iterable[Any] = (level for level in known if level in counts)
+    else:
+        try:
+            order = sorted(counts)
+        except TypeError:  # levels of several types
+            order = sorted(counts, key=lambda level: (type(level).__name__, str(level)))
+    levels = list(order)
+    return levels, [counts[level] for level in levels]
+
+
+def _pool(levels, counts, max_categories):
+    """Levels with a code of their own, and the rare ones with their shares."""
+    if max_categories is None or len(levels) <= max_categories:
+        return levels, []
+    order = np.argsort(-np.array(counts), kind="stable")
+    own = np.sort(order[: max_categories - 1])
+    rare = np.sort(order[max_categories - 1 :])
+    total = sum(counts[i] for i in rare)
+    return [levels[i] for i in own], [(levels[i], counts[i] / total) for i in rare]
+
+
+def _dtype_levels(dtype):
+    """All categories of a categorical dtype, or None."""
+    categories = getattr(dtype, "categories", None)
+    if categories is None or str(dtype).startswith("Categorical"):
+        return None
+    return tuple(_plain(level) for level in categories)
+
+
+def _dtype_name(dtype):
+    name = str(dtype)
+    return "Enum" if name.startswith("Enum") else "category" if name == "category" else name
+
+
+def _pandas(columns, cells):
+    import pandas as pd
+
+    series = []
+    for column, values in zip(columns, cells, strict=True):
+        if column.dtype == "category" and column.is_category:
+            dtype: Any = pd.CategoricalDtype(list(column.dtype_levels or ()), column.ordered)
+        else:
+            dtype = column.dtype
+        if column.is_whole:
+            values = pd.array(np.where(np.isnan(values), 0, values).astype(np.int64), "Int64")
+            values[np.isnan(cells[len(series)])] = pd.NA
+        series.append(pd.Series(values).astype(dtype) if not column.is_category else pd.Series(values, dtype=dtype))
+    frame = pd.concat(series, axis=1)
+    frame.columns = [column.name for column in columns]
+    return frame
+
+
+def _polars(columns, cells):
+    import polars as pl
+
+    series = []
+    for column, values in zip(columns, cells, strict=True):
+        dtype: Any = pl.Enum(list(column.dtype_levels or ())) if column.dtype == "Enum" else (
+            getattr(pl, column.dtype.partition("(")[0]))  # fmt: skip
+        if not column.is_category:
+            values = [None if np.isnan(v) else v for v in values]
+            values = pl.Series(column.name, values, dtype=pl.Float64, strict=False)
+            series.append(values.cast(dtype) if dtype != pl.Float64 else values)
+        else:
+            series.append(pl.Series(column.name, values, dtype=dtype))
+    return pl.DataFrame(series)

@@ -1,0 +1,170 @@
+"""What the cells of a column can show: categories, values of their own, a grid, bounds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from skebm._typing import FloatArray
+
+MIN_ATOM_SHARE, MIN_ATOM_ROWS = 0.02, 20
+"""A value is a state of its own if it has at least this share of a column, and so many rows, ..."""
+
+ATOM_OVER_OTHERS = 5.0
+"""... and so many times the rows of any other value that is none, ..."""
+
+MIN_DISTINCT, MIN_DISTINCT_SHARE = 20, 0.25
+"""... where the others are many, and hardly repeat."""
+
+MAX_ATOMS = 3
+
+N_BOOTSTRAPS = 50
+"""Resamples of the rows that have to agree on the atoms of a column."""
+
+BOUND_ROWS, BOUND_SHARE = 3, 0.005
+"""A lowest or highest value that so many rows, and such a share of them, have is a bound."""
+
+MAX_STEPS = 1e6
+"""A column with more steps than this between its extremes is on no grid."""
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """What is known of the columns of X before their values are looked at.
+
+    Attributes
+    ----------
+    n_categories : ndarray of int of shape (n_features,)
+        0 for columns of numbers.
+    integers : ndarray of bool of shape (n_features,)
+        Columns whose dtype holds whole numbers alone.
+    atoms : "auto", None or mapping
+        Values that are states of their own: found by a rule, none, or given by column.
+    """
+
+    n_categories: np.ndarray
+    integers: np.ndarray
+    atoms: Any = None
+
+    @classmethod
+    def numbers(cls, n_features: int) -> Self:
+        """Numbers in all columns, and no value that is a state of its own."""
+        return cls(np.zeros(n_features, int), np.zeros(n_features, bool))
+
+    def atoms_of(self, j: int, column: FloatArray) -> FloatArray:
+        """Atoms of column j, sorted."""
+        if self.atoms is None or self.n_categories[j]:
+            return np.zeros(0)
+        if isinstance(self.atoms, Mapping):
+            return np.unique(np.asarray(self.atoms.get(j, ()), dtype=np.float64))
+        return find_atoms(column[~np.isnan(column)])
+
+
+def find_atoms(values: FloatArray) -> FloatArray:
+    """Values that many rows share in a column that otherwise hardly repeats one.
+
+    The rule has a wide margin, because samples of one table have to agree: a value counts only if
+    it does in all of fifty bootstrap samples of the rows.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n,)
+
+    Returns
+    -------
+    ndarray of shape (n_atoms,)
+        Sorted; empty for a column on a grid, such as counts.
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    found = _atoms_of_counts(counts)
+    if not found.any():
+        return distinct[:0]
+    rng = np.random.RandomState(0)
+    n = counts.sum()
+    for _ in range(N_BOOTSTRAPS):
+        drawn = rng.multinomial(n, counts / n)
+        if not np.array_equal(found, _atoms_of_counts(drawn)):
+            return distinct[:0]
+    return distinct[found]
+
+
+def _atoms_of_counts(counts):
+    """Which distinct values are atoms, by how many rows have them."""
+    n = counts.sum()
+    nothing = np.zeros(len(counts), dtype=bool)
+    order = np.argsort(-counts, kind="stable")[: MAX_ATOMS + 1]
+    for n_atoms in range(min(MAX_ATOMS, len(counts) - 1), 0, -1):
+        least, next_one = counts[order[n_atoms - 1]], counts[order[n_atoms]]
+        rest = n - counts[order[:n_atoms]].sum()
+        n_distinct = np.count_nonzero(counts) - n_atoms
+        if (
+            least >= max(MIN_ATOM_SHARE * n, MIN_ATOM_ROWS, ATOM_OVER_OTHERS * next_one)
+            and n_distinct >= max(MIN_DISTINCT, MIN_DISTINCT_SHARE * rest)
+        ):  # fmt: skip
+            nothing[order[:n_atoms]] = True
+            return nothing
+    return nothing
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values that draws of a column may take.
+
+    Attributes
+    ----------
+    step, origin : float
+        Multiples of the step from the origin; a step of 0 for any number.
+    low, high : float
+        Bounds at which the rows pile up; infinite where they do not.
+    """
+
+    step: float = 0.0
+    origin: float = 0.0
+    low: float = -np.inf
+    high: float = np.inf
+
+    @classmethod
+    def learn(cls, column: FloatArray, weight: FloatArray, whole: bool, has_ties: bool) -> Self:
+        """Read grid and bounds off the values of a column; NaN is left out."""
+        there = ~np.isnan(column)
+        values, which = np.unique(column[there], return_inverse=True)
+        if not has_ties:
+            return cls(step=1.0) if whole else cls()
+        step = grid_step(values) or (1.0 if whole else 0.0)
+        mass = np.bincount(which, weight[there])
+        least = max(BOUND_ROWS, BOUND_SHARE * mass.sum())
+        low, high = (end if m >= least else inf for end, m, inf in
+                     ((values[0], mass[0], -np.inf), (values[-1], mass[-1], np.inf)))  # fmt: skip
+        return cls(step, values[0] if step else 0.0, float(low), float(high))
+
+    def nearest(self, values: FloatArray) -> FloatArray:
+        """The nearest values that can be drawn."""
+        if self.step:
+            # in decimals, as tables are written: not .30000000000000004
+            decimals = max(0, 9 - int(np.floor(np.log10(self.step))))
+            steps = np.round((values - self.origin) / self.step)
+            values = np.round(self.origin + self.step * steps, decimals)
+        return np.clip(values, self.low, self.high)
+
+
+def grid_step(values: FloatArray) -> float | None:
+    """The step of which all differences of distinct values are multiples, or None.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n,)
+
+    Returns
+    -------
+    float or None
+    """
+    least = np.ptp(values) / MAX_STEPS
+    step = 0.0
+    for gap in np.unique(np.diff(np.sort(values))):
+        while gap > least:  # Euclid's algorithm, up to rounding
+            rest = step % gap
+            step, gap = gap, rest if rest < 0.999 * gap else 0.0
+        if step <= least:
+            return None
+    return float(step)
