@@ -218,11 +218,10 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
 
     def _on_rows(self, function, X):
         """Log-density-like `function` of standardised rows, in the units of X."""
-        x = self._columns.encode(X)
-        rows = torch.as_tensor(x, device=self._device)
+        x = self._tensor(X)
         with torch.no_grad(), limit_threads(1):
-            values = torch.cat([function(c) for c in rows.split(SCORED_ROWS)]).cpu().numpy()
-        return values + self._columns.log_factors(x, X)
+            values = torch.cat([function(c) for c in x.split(SCORED_ROWS)]).cpu().numpy()
+        return values + self._columns.log_factors(X)
 
     def _log_density(self, X):
         return self._on_rows(self.model_.log_prob, X)

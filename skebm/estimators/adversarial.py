@@ -243,7 +243,8 @@ class AdversarialEBM(TiltedDensity):
         *,
         n_steps: int | None = None,
         start: Literal["base", "generator"] = "base",
-    ) -> FloatArray:
+        output: Literal["auto", "array"] = "auto",
+    ) -> Any:
         """Draw new rows from the model.
 
         Parameters
@@ -259,10 +260,12 @@ class AdversarialEBM(TiltedDensity):
             "base": rows that the base proposes, kept by their importance. "generator": rows that
             the generator proposes; those of a flow are kept by their importance, too, those of an
             implicit generator have no density and are taken as they are.
+        output : {"auto", "array"}, default="auto"
+            "auto" is a frame where `fit` was given one.
 
         Returns
         -------
-        ndarray of shape (n_samples, n_features), float64
+        DataFrame or ndarray of shape (n_samples, n_features)
             In random order. For the draws of the generator as they are, see `generator_`.
         """
         if start not in ("base", "generator"):

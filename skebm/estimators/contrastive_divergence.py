@@ -289,7 +289,8 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         *,
         n_steps: int | None = None,
         start: Literal["base", "buffer"] = "base",
-    ) -> FloatArray:
+        output: Literal["auto", "array"] = "auto",
+    ) -> Any:
         """Draw new rows from the model, by chains of the sampler it was trained with.
 
         Chains take Metropolis steps under the fitted model ("ula" is corrected: MALA), so that
@@ -307,10 +308,12 @@ class ContrastiveDivergenceEBM(TiltedDensity):
             other estimators: right from the start where the base covers the model. "buffer": at
             the persistent chains, picked with replacement. These followed f as it was at the end of
             training, so take many steps.
+        output : {"auto", "array"}, default="auto"
+            "auto" is a frame where `fit` was given one.
 
         Returns
         -------
-        ndarray of shape (n_samples, n_features), float64
+        DataFrame or ndarray of shape (n_samples, n_features)
             In random order. `sample_diagnostics_` then holds ``start`` and ``n_steps``. Where
             steps were taken (none are where the model is its base), it also holds the ``step_size``
             and ``acceptance_rate`` of the sampler, ndarrays of shape (n_members,);

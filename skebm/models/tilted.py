@@ -34,10 +34,9 @@ class FeatureMap(nn.Module):
         self.transform = transform
 
     @property
-    def layout(self) -> Layout:
-        """What the columns of a row are."""
-        known = getattr(self.transform, "layout", None)
-        return Layout((), (), self.transform.n_features) if known is None else known
+    def layout(self) -> Layout | None:
+        """What the columns of a row are; None where all are values."""
+        return getattr(self.transform, "layout", None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Rows as energies see them, (n, d) -> (n, d)."""
@@ -45,9 +44,9 @@ class FeatureMap(nn.Module):
 
     def clip(self, z: torch.Tensor) -> torch.Tensor:
         """Coordinates as energies see them."""
-        n_states = self.layout.n_states
-        if not n_states:
+        if self.layout is None:
             return z.clamp(-CLIP, CLIP)
+        n_states = self.layout.n_states
         return torch.cat([z[:, :n_states], z[:, n_states:].clamp(-CLIP, CLIP)], dim=1)
 
 
@@ -224,9 +223,8 @@ class TiltedMixture(nn.Module):
     @property
     def layout(self) -> Layout:
         """What the columns of a row are."""
-        if isinstance(self.features, FeatureMap):
-            return self.features.layout
-        return Layout((), (), self.n_features)
+        known = getattr(self.features, "layout", None)
+        return Layout((), (), self.n_features) if known is None else known
 
     @property
     def is_untilted(self) -> bool:

@@ -1,7 +1,7 @@
 """What the cells of a column can show: categories, values of their own, a grid, bounds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +24,10 @@ N_BOOTSTRAPS = 50
 
 BOUND_ROWS, BOUND_SHARE = 3, 0.005
 """A lowest or highest value that so many rows, and such a share of them, have is a bound."""
+
+REPEATED, SPARSE = 0.5, 4.0
+"""A column with fewer distinct values than the first share of its rows, and so many times as many
+steps as these, is on no grid that means something, and shows no other values."""
 
 MAX_STEPS = 1e6
 """A column with more steps than this between its extremes is on no grid."""
@@ -117,12 +121,15 @@ class Grid:
         Multiples of the step from the origin; a step of 0 for any number.
     low, high : float
         Bounds at which the rows pile up; infinite where they do not.
+    values : ndarray of shape (n_values,)
+        Sorted, of a column that shows few values on no grid; empty for others.
     """
 
     step: float = 0.0
     origin: float = 0.0
     low: float = -np.inf
     high: float = np.inf
+    values: FloatArray = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
     def learn(cls, column: FloatArray, weight: FloatArray, whole: bool, has_ties: bool) -> Self:
@@ -132,6 +139,9 @@ class Grid:
         if not has_ties:
             return cls(step=1.0) if whole else cls()
         step = grid_step(values) or (1.0 if whole else 0.0)
+        n_steps = np.ptp(values) / step if step else np.inf
+        if len(values) < REPEATED * there.sum() and n_steps > SPARSE * len(values):
+            return cls(low=float(values[0]), high=float(values[-1]), values=values)
         mass = np.bincount(which, weight[there])
         least = max(BOUND_ROWS, BOUND_SHARE * mass.sum())
         low, high = (end if m >= least else inf for end, m, inf in
@@ -140,6 +150,11 @@ class Grid:
 
     def nearest(self, values: FloatArray) -> FloatArray:
         """The nearest values that can be drawn."""
+        if len(self.values):
+            right = np.searchsorted(self.values, values).clip(1, len(self.values) - 1)
+            middle = 0.5 * (self.values[right - 1] + self.values[right])
+            nearest = self.values[np.where(values < middle, right - 1, right)]
+            return np.where(np.isnan(values), np.nan, nearest)
         if self.step:
             # in decimals, as tables are written: not .30000000000000004
             decimals = max(0, 9 - int(np.floor(np.log10(self.step))))

@@ -213,7 +213,7 @@ class Columns:
     @property
     def log_factor(self) -> float:
         """The log-factor of a row that has all values, and shows nothing new."""
-        return float(self.log_factors(np.zeros((1, self.layout.n_features)))[0])
+        return float(self.log_factors_of(np.zeros((1, self.layout.n_features)))[0])
 
     @property
     def layout(self) -> Layout:
@@ -249,7 +249,7 @@ class Columns:
                 values[code != 0, s.value] = np.nan
         return np.concatenate([codes, values], axis=1)
 
-    def log_factors(self, x: np.ndarray, X: np.ndarray | None = None) -> FloatArray:
+    def log_factors(self, X: np.ndarray) -> FloatArray:
         """What rows have, in nats, beside the log-density of states and standardised values.
 
         The log-determinant of the values that are there, and the log-probability that columns show
@@ -258,33 +258,31 @@ class Columns:
 
         Parameters
         ----------
-        x : ndarray of shape (n, layout.n_features)
-            As of `encode`.
-        X : ndarray of shape (n, n_features), default=None
-            The same in the units of X, where constant columns may show something else.
+        X : ndarray of shape (n, n_features)
 
         Returns
         -------
         ndarray of shape (n,)
         """
-        values = x[:, len(self.states) :]
-        factor = np.full(len(x), -np.log(self.scale).sum())
-        absent = np.isnan(values)
+        factors = self.log_factors_of(self.encode(X))
+        for other in self.elsewhere(X)[:, self.constant].T:
+            factors += _succession(self.n_rows, 1, other) - _succession(self.n_rows, 1, False)
+        return factors
+
+    def log_factors_of(self, x: np.ndarray) -> FloatArray:
+        """The same for encoded rows, (n, layout.n_features) -> (n,), constant columns as in fit."""
+        factors = np.full(len(x), -np.log(self.scale).sum())
+        factors += int(self.constant.sum()) * _succession(self.n_rows, 1, False)
+        absent = np.isnan(x[:, len(self.states) :])
         if absent.any():
-            factor += absent @ np.log(self.scale)
-        for s, codes in zip(self.states, x.T[: len(self.states)], strict=True):
-            factor += _succession(self.n_rows, s.size, codes < 0)
+            factors += absent @ np.log(self.scale)
+        for s, codes in zip(self.states, x.T, strict=False):
+            factors += _succession(self.n_rows, s.size, codes < 0)
         for gone in self.lost_values(x).T:
             own = _succession(self.n_rows, 1, gone)
             # of a table of numbers alone the density is one of numbers
-            factor += own if self.states else np.where(gone, own, 0.0)
-        n_constant = int(self.constant.sum())
-        elsewhere = np.zeros((len(x), n_constant), dtype=bool)
-        if X is not None:
-            elsewhere = self.elsewhere(X)[:, self.constant]
-        for other in elsewhere.T:
-            factor += _succession(self.n_rows, 1, other)
-        return factor
+            factors += own if self.states else np.where(gone, own, 0.0)
+        return factors
 
     def lost_values(self, x: np.ndarray) -> NDArray[np.bool_]:
         """Where columns that were never without a value have none, (n, n_columns)."""

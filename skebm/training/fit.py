@@ -359,7 +359,7 @@ def finished(
     history = dict(trained.history)
     gain = history.pop("gain")
     given = torch.cat(list(task.held))
-    factor = task.columns.log_factors(task.given[given].numpy())
+    factor = task.columns.log_factors_of(task.given[given].numpy())
     base += np.average(factor, weights=task.held_weight.numpy())
     history["held_out_log_likelihood"] = base + gain
     attributes = {
@@ -401,4 +401,4 @@ def held_out_scores(task: TiltedTask, model: TiltedMixture) -> FloatArray:
     )  # fmt: skip
     for held, log_density in zip(task.held, values, strict=True):
         scores[held.numpy()] = log_density.cpu().numpy()
-    return scores + task.columns.log_factors(task.given.numpy())
+    return scores + task.columns.log_factors_of(task.given.numpy())

@@ -158,7 +158,7 @@ def _finished(task, settings, model, history, n_iter, decision):
             "train_loss": np.full(1, np.nan),
             "log": [],
         }
-    factor = columns.log_factors(task.given[held].numpy())
+    factor = columns.log_factors_of(task.given[held].numpy())
     mean_factor = np.average(factor, weights=task.weight[held])
     attributes = {
         "n_iter_": n_iter,

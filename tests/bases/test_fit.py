@@ -329,7 +329,7 @@ def test_one_law_for_all_members_is_taken_as_it_is():
     law = GaussianMixtureBase([1.0], [[0.0]], [[[1.0]]])
 
     class Fixed:
-        def fit_splits(self, x, weight, splits, rng):
+        def fit_splits(self, rows, splits, rng):
             return [law] * len(splits)
 
     x = rows(30, 1)

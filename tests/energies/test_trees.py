@@ -195,11 +195,6 @@ def test_trees_that_cannot_be_read():
     three = HistGradientBoostingClassifier(max_iter=2).fit(x, np.arange(500) % 3)
     with pytest.raises(ValueError, match="two classes, got 3"):
         SoftTrees.from_hist_gradient_boosting(three)
-    x[:, 0] = np.arange(500) % 5
-    y = np.isin(x[:, 0], [1, 3])
-    categorical = HistGradientBoostingClassifier(max_iter=2, categorical_features=[0]).fit(x, y)
-    with pytest.raises(ValueError, match="categorical"):
-        SoftTrees.from_hist_gradient_boosting(categorical)
     big = dict(max_leaf_nodes=80, min_samples_leaf=2)
     with pytest.raises(ValueError, match="at most 63"):
         SoftTrees.from_hist_gradient_boosting(make(max_iter=1, **big)[0])

@@ -16,7 +16,7 @@ ROUNDING = 2.0**-52
 def told(X, precision=ROUNDING):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of_degenerate_columns(X, list("abcdef"), precision)
+        warn_of_degenerate_columns(X, list("abcdef"), precision, np.ones(X.shape[1], bool))
     return [str(w.message) for w in caught]
 
 
