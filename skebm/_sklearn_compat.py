@@ -233,7 +233,7 @@ class TreeBooster:
             hessians=hessian,
             n_bins=self._classifier.max_bins + 1,
             n_bins_non_missing=self._bins.n_bins_non_missing_,
-            has_missing_values=self._has_nan,
+            has_missing_values=self._has_nan,  # pyright: ignore[reportArgumentType]
             is_categorical=self._is_categorical.astype(np.uint8),
             max_leaf_nodes=self._classifier.max_leaf_nodes,
             max_depth=self._classifier.max_depth,

@@ -169,8 +169,8 @@ def marginal(distribution: Any, kept: Sequence[int]) -> Any:
     """
     if not hasattr(distribution, "marginal"):
         raise ValueError(
-            f"a row has cells that are not known, and {type(distribution).__name__} cannot integrate "
-            'them out; take base="auto", or another one that is made of mixtures.'
+            f"a row has cells that are not known, and {type(distribution).__name__} cannot "
+            'integrate them out; take base="auto", or another one that is made of mixtures.'
         )
     return distribution.marginal(kept)
 

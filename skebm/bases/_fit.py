@@ -409,7 +409,7 @@ CANDIDATES: dict[str, Any] = {
 }
 """Name -> candidate, with ``fit_splits(rows, splits, rng)``: distributions, one per split."""
 
-WITH_STATES = ("gaussian", "gmm", "gaussianized_gmm", "gaussianized_gmm_narrow", "kde", "gaussianized_kde")  # fmt: skip
+WITH_STATES = tuple(name for name in CANDIDATES if name not in ("flow", "uniform"))
 """Those that can be fitted to rows with states."""
 
 

@@ -1,7 +1,7 @@
 """Marginal Gaussianisation: one smooth monotone map per column."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -89,10 +89,13 @@ class MarginalGaussianization(nn.Module):
         weight = np.ones(n) if sample_weight is None else sample_weight
         present = [~np.isnan(column) for column in x.T]
         # a column without any value counts as one zero
-        columns = [column[there] if there.any() else np.zeros(1) for column, there in zip(x.T, present, strict=True)]
+        columns = [
+            column[there] if there.any() else np.zeros(1)
+            for column, there in zip(x.T, present, strict=True)
+        ]
         shares = [weight[there] if there.any() else np.ones(1) for there in present]
         shares = [share / share.sum() for share in shares]
-        sizes = [1.0 / np.square(share).sum() for share in shares]
+        sizes = [float(1.0 / np.square(share).sum()) for share in shares]
         n_knots = int(min(n_knots, max(4, min(sizes, default=0) // 2)))
         knots, values, slopes = (np.empty((d, n_knots)) for _ in range(3))
         tails = np.zeros((d, 2, 2))

@@ -199,25 +199,34 @@ class MixedKernelBase(nn.Module):
             torch.where(absent, self.spread, self.bandwidth * self.spread),
         )
 
-    def _rows(self, x):
-        logs = self.weights.log().expand(len(x), -1).clone()
-        for i, size in enumerate(self.layout.sizes):
-            same = x[:, i, None] == self.centers[:, i]
-            on = torch.tensor(1.0 - self.mixing * (size - 1) / size, dtype=x.dtype).log()
-            off = torch.tensor(self.mixing / size, dtype=x.dtype).log()
-            logs += torch.where(same, on, off)
-        mean, deviation = self._around()
-        for j in range(self.layout.n_values):
-            v = self.layout.values(x)[:, j, None]
-            z = (torch.where(v.isnan(), 0.0, v) - mean[:, j]) / deviation[:, j]
-            own = -0.5 * (z.square() + _LOG_2PI) - deviation[:, j].log()
-            logs = logs + torch.where(v.isnan(), 0.0, own)
-        return logs.logsumexp(-1)
+    def _coefficients(self):
+        """Log-kernels as linear functions of `_functions`, (n_functions, n_centers)."""
+        sizes = torch.tensor(self.layout.sizes, dtype=torch.float64, device=self.centers.device)
+        on, off = (1.0 - self.mixing * (sizes - 1.0) / sizes).log(), (self.mixing / sizes).log()
+        more = (on - off).repeat_interleave(sizes.long())[:, None]
+        mean, deviation = (a.mT for a in self._around())
+        precision = deviation.square().reciprocal()
+        constant = -0.5 * (_LOG_2PI + mean.square() * precision) - deviation.log()
+        parts = [
+            (self.weights.log() + off.sum())[None],
+            more * self.layout.one_hot(self.centers).mT,
+        ]
+        return torch.cat([*parts, constant, mean * precision, -0.5 * precision])
+
+    def _functions(self, x):
+        """One, indicators of states and of values, the values and their squares."""
+        values = self.layout.values(x)
+        there = (~values.isnan()).to(x.dtype)
+        values = torch.where(values.isnan(), 0.0, values)
+        one = torch.ones_like(x[:, :1])
+        return torch.cat([one, self.layout.one_hot(x), there, values, values.square()], dim=1)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density in nats, mass for states, (n, n_features) -> (n,)."""
+        coefficients = self._coefficients()
         size = max(1, _CELLS // len(self.centers))
-        return torch.cat([self._rows(rows) for rows in x.split(size)])
+        parts = [(self._functions(rows) @ coefficients).logsumexp(-1) for rows in x.split(size)]
+        return torch.cat(parts)
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
         """Draw (n, n_features) rows."""

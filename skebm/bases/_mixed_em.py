@@ -4,7 +4,8 @@ Values that a row has not are integrated out, not filled in. Rows that have the 
 taken together: under a component with mean mu and covariance Sigma, the expected first and second
 moments of all values follow from those of the values o that are there,
 
-    E v = A v_o + c,    E v v' = A E[v_o v_o'] A' + ... + Sigma given v_o,    A = [1; Sigma_mo Sigma_oo^-1],
+    E v = A v_o + c,    E v v' = A E[v_o v_o'] A' + ... + Sigma given v_o,
+    A = [1; Sigma_mo Sigma_oo^-1],
 
 so that no row is touched for it (Little & Rubin 2002, chapter 11).
 """
@@ -86,7 +87,11 @@ def fit_mixed_mixture(
     seen = weight @ states
     # how often every state is shown, none of them never
     sizes = list(layout.sizes)
-    usual = torch.cat([(s + _HALF / n) / (s + _HALF / n).sum() for s in seen.split(sizes)]) if sizes else seen
+    usual = (
+        torch.cat([(s + _HALF / n) / (s + _HALF / n).sum() for s in seen.split(sizes)])
+        if sizes
+        else seen
+    )
     if diagonal:
         groups = None
         features = torch.cat([there, filled, filled.square()], dim=1)
@@ -119,7 +124,8 @@ def fit_mixed_mixture(
         """Means and covariances of weighted rows, (n, n_components)."""
         mass = shares.sum(0).clamp(min=1e-300)
         if groups is None:
-            count, first, second = (shares.mT @ features).split(layout.n_values, dim=1)
+            moments = (shares.mT @ features).view(len(mass), 3, layout.n_values)
+            count, first, second = moments.unbind(1)
             few = count < 1e-12  # no row of the component has a value there
             count = count.clamp(min=1e-300)
             means = torch.where(few, old_means, first / count)

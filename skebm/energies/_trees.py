@@ -1,8 +1,8 @@
 """Boosted trees as a torch energy, with hard or soft splits.
 
 A fitted ``HistGradientBoostingClassifier`` is read node by node. With softness c = 0 the module
-is the classifier's logit. Splits of codes of categories, and the way that NaN takes, stay hard; with
-c > 0 any other split ``x <= t`` becomes sigmoid((t - x) / tau), where
+is the classifier's logit. Splits of codes of categories, and the way that NaN takes, stay hard;
+with c > 0 any other split ``x <= t`` becomes sigmoid((t - x) / tau), where
 tau is c times the local spacing of the thresholds of that feature: a point then reaches every
 leaf with the product of the weights along its path, and the logit is differentiable.
 
@@ -542,7 +542,8 @@ def _layout(nodes):
     spacing = _local_spacing(nodes.feature[internal], nodes.threshold[internal])
     gap_depth = scatter(internal, gap, depth[internal], np.int64).numpy()
     leaves = np.flatnonzero(nodes.is_leaf)
-    of_codes = internal[nodes.is_categorical[internal]]
+    by_code = nodes.is_categorical[internal]
+    of_codes = internal[by_code]
     return (
         scatter(leaves, first[leaves], nodes.value[leaves], np.float64),
         scatter(internal, gap, nodes.feature[internal], np.int64),
@@ -553,7 +554,8 @@ def _layout(nodes):
         torch.from_numpy(_lowest_common_ancestors(gap_depth)),
         torch.tensor(nodes.baseline, dtype=torch.float64),
         scatter(internal, gap, nodes.nan_goes_left[internal], bool),
-        scatter(of_codes, gap[nodes.is_categorical[internal]], np.arange(len(of_codes)) + 1, int) - 1,
+        scatter(of_codes, gap[nodes.is_categorical[internal]], np.arange(len(of_codes)) + 1, int)
+        - 1,
         torch.from_numpy(nodes.left_codes[of_codes]),
         torch.from_numpy(nodes.known_codes),
     )

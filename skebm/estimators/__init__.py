@@ -2,6 +2,8 @@
 
 from skebm.energies import Boosting, Network
 from skebm.estimators._generators import FlowDensity, ImplicitSampler
+from skebm.estimators._mixed import ColumnReport
+from skebm.estimators._schema import CellColumn, Schema
 from skebm.estimators.adversarial import AdversarialEBM
 from skebm.estimators.contrastive_divergence import ContrastiveDivergenceEBM
 from skebm.estimators.flow_contrastive import FlowContrastiveDensity
@@ -9,7 +11,9 @@ from skebm.estimators.implicit_vae import ImplicitVAE
 from skebm.estimators.nce import NCEDensity
 from skebm.estimators.score_matching import ScoreMatchingEBM
 from skebm.training import Columns
+from skebm.training.cells import Grid
 from skebm.training.chains import Moves
+from skebm.training.columns import StateColumn
 
 __all__ = [
     "AdversarialEBM",
@@ -27,6 +31,7 @@ TRUSTED_TYPES = [
         *(AdversarialEBM, ContrastiveDivergenceEBM, FlowContrastiveDensity),
         *(ImplicitVAE, NCEDensity, ScoreMatchingEBM),
         *(Boosting, Network, Columns, FlowDensity, ImplicitSampler, Moves),
+        *(CellColumn, ColumnReport, Grid, Schema, StateColumn),
     )
 ]
 """What a fitted estimator of skebm is made of, for ``skops.io.load(file, trusted=TRUSTED_TYPES)``.

@@ -160,7 +160,9 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         if not columns:
             return replace(Kinds.numbers(rows.shape[1]), atoms=atoms)
         return Kinds(
-            np.array([c.n_categories for c in columns]), np.array([c.is_whole for c in columns]), atoms
+            np.array([c.n_categories for c in columns]),
+            np.array([c.is_whole for c in columns]),
+            atoms,
         )
 
     def _report(self, columns: Columns, schema: Schema) -> Any:
@@ -326,10 +328,13 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
             validate_data(self, X, reset=reset, skip_check_array=True)
             least = options.get("ensure_min_samples", 1)
             if len(X) < least:
-                raise ValueError(f"Found {len(X)} sample(s), while a minimum of {least} is required.")
+                raise ValueError(
+                    f"Found {len(X)} sample(s), while a minimum of {least} is required."
+                )
             rows = schema.encode(X)
-            if self._takes_missing or not np.isnan(rows).any():
-                return rows
+            if not self._takes_missing:
+                schema.refuse_missing(rows)
+            return rows
         try:
             finite = "allow-nan" if self._takes_missing else True
             return validate_data(self, X, dtype=np.float64, ensure_all_finite=finite, **options)  # pyright: ignore[reportReturnType]

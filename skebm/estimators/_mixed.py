@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from skebm._sklearn_compat import Interval, StrOptions
-from skebm.training import Columns, Kinds
+from skebm.training import Columns
 
 from ._base import BaseDensity, parameters
 from ._schema import Schema
@@ -81,7 +81,7 @@ class MixedDensity(BaseDensity):
         return Schema.learn(X, self.categorical_features, self.max_categories)
 
     def _kinds(self, rows, names):
-        atoms: Any = {"auto": "auto", "off": None}.get(self.atoms) if isinstance(self.atoms, str) else None  # fmt: skip
+        atoms: Any = "auto" if self.atoms == "auto" else None
         if isinstance(self.atoms, Mapping):
             atoms = {}
             for name, values in self.atoms.items():

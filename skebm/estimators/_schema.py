@@ -65,7 +65,8 @@ class CellColumn:
         places |= {level: len(self.levels) for level, _ in self.pooled}
         unseen = UNSEEN
         return np.array(
-            [np.nan if is_missing(v) else places.get(_plain(v), unseen) for v in values], dtype=float
+            [np.nan if is_missing(v) else places.get(_plain(v), unseen) for v in values],
+            dtype=float,
         )
 
     def cells(self, codes: FloatArray, rng: np.random.RandomState) -> list[Any]:
@@ -162,6 +163,23 @@ class Schema:
             parts.append(numbers)
         return np.stack(parts, axis=1)
 
+    def refuse_missing(self, rows: FloatArray) -> None:
+        """Raise where cells of encoded rows are missing.
+
+        Raises
+        ------
+        ValueError
+            That names the first such column.
+        """
+        for column, cells in zip(self.columns, rows.T, strict=True):
+            gaps = np.flatnonzero(np.isnan(cells))
+            if len(gaps):
+                raise ValueError(
+                    f"column {column.name!r} contains NaN, a missing value, in {len(gaps)} row(s), "
+                    f'the first of them row {gaps[0]}, and handle_missing="error": leave such rows '
+                    'out, or take handle_missing="state".'
+                )
+
     def decode(self, rows: FloatArray, output: str, rng: np.random.RandomState) -> Any:
         """Rows of numbers as cells.
 
@@ -229,7 +247,9 @@ def values_of(X: Any, j: int) -> np.ndarray:
 
 def numbers_of(X: Any, j: int, name: Any) -> FloatArray:
     """Cells of column j as doubles, NaN where they are missing."""
-    column = X.iloc[:, j] if container_of(X) == "pandas" else X[:, j] if hasattr(X, "dtype") else None
+    column = (
+        X.iloc[:, j] if container_of(X) == "pandas" else X[:, j] if hasattr(X, "dtype") else None
+    )
     dtype = getattr(column, "dtype", None)
     if isinstance(dtype, np.dtype) and dtype.kind in "fiu":
         return np.asarray(column, dtype=np.float64)
@@ -296,7 +316,7 @@ def _asked(categorical_features, names):
         return np.array(given, dtype=bool)
     for one in given:
         if isinstance(one, Integral) and one not in names:
-            if not -len(names) <= one < len(names):
+            if not -len(names) <= int(one) < len(names):
                 raise ValueError(f"categorical_features has {one}, and X has {len(names)} columns.")
             mask[int(one)] = True
         elif one in names:
@@ -354,14 +374,15 @@ def _pandas(columns, cells):
 
     series = []
     for column, values in zip(columns, cells, strict=True):
-        if column.dtype == "category" and column.is_category:
-            dtype: Any = pd.CategoricalDtype(list(column.dtype_levels or ()), column.ordered)
+        dtype: Any = column.dtype
+        if column.is_category:
+            if dtype == "category":
+                dtype = pd.CategoricalDtype(list(column.dtype_levels or ()), column.ordered)
+            series.append(pd.Series(values, dtype=dtype))
+        elif column.is_whole:  # by way of integers that may be missing
+            series.append(pd.Series(values).round().astype("Int64").astype(dtype))
         else:
-            dtype = column.dtype
-        if column.is_whole:
-            values = pd.array(np.where(np.isnan(values), 0, values).astype(np.int64), "Int64")
-            values[np.isnan(cells[len(series)])] = pd.NA
-        series.append(pd.Series(values).astype(dtype) if not column.is_category else pd.Series(values, dtype=dtype))
+            series.append(pd.Series(values).astype(dtype))
     frame = pd.concat(series, axis=1)
     frame.columns = [column.name for column in columns]
     return frame
@@ -372,12 +393,11 @@ def _polars(columns, cells):
 
     series = []
     for column, values in zip(columns, cells, strict=True):
-        dtype: Any = pl.Enum(list(column.dtype_levels or ())) if column.dtype == "Enum" else (
-            getattr(pl, column.dtype.partition("(")[0]))  # fmt: skip
-        if not column.is_category:
-            values = [None if np.isnan(v) else v for v in values]
-            values = pl.Series(column.name, values, dtype=pl.Float64, strict=False)
-            series.append(values.cast(dtype) if dtype != pl.Float64 else values)
-        else:
+        dtype: Any = getattr(pl, column.dtype.partition("(")[0])
+        if column.is_category:
+            dtype = pl.Enum(list(column.dtype_levels or ())) if column.dtype == "Enum" else dtype
             series.append(pl.Series(column.name, values, dtype=dtype))
+        else:
+            numbers = pl.Series(column.name, values, dtype=pl.Float64, nan_to_null=True)
+            series.append(numbers.cast(dtype))
     return pl.DataFrame(series)

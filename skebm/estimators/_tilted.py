@@ -361,8 +361,8 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         n_steps : int, default=0
             Steps of the Metropolis-adjusted Langevin algorithm from those rows, which leave the
             model as it is and move repeated rows apart. Where the energy has no gradient (hard
-            trees, classifiers) the proposals follow the gradient of the base. Of numbers only: states
-            have no gradient.
+            trees, classifiers) the proposals follow the gradient of the base. Of numbers only:
+            states have no gradient.
         output : {"auto", "array"}, default="auto"
             "auto" is a frame where `fit` was given one, with its dtypes; "array" an array, of
             objects if there are categories.
@@ -401,9 +401,9 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
             n_distinct = len(np.unique(rows, axis=0))
             if n_distinct < enough:
                 warn(
-                    f"{len(rows) - n_distinct} of {len(x)} drawn rows repeat others: importance keeps "
-                    "few rows where proposals cover the model badly. Steps under the model move "
-                    "them apart: call sample with n_steps=50, or more.",
+                    f"{len(rows) - n_distinct} of {len(x)} drawn rows repeat others: importance "
+                    "keeps few rows where proposals cover the model badly. Steps under the model "
+                    "move them apart: call sample with n_steps=50, or more.",
                     LowEffectiveSampleSizeWarning,
                 )
         return self._as_table(x, output, rng)

@@ -316,9 +316,7 @@ class TiltedMixture(nn.Module):
 
     def base_log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """log of the mean of the bases, (n, d) -> (n,)."""
-        return self._where_known(
-            lambda rows: self._mean(lambda c: self._log_bases(c)[0], rows), x
-        )
+        return self._where_known(lambda rows: self._mean(lambda c: self._log_bases(c)[0], rows), x)
 
     def log_prob_std(self, x: torch.Tensor) -> torch.Tensor:
         """Standard error that the errors of log Z put on log p(x), (n,)."""

@@ -184,8 +184,10 @@ def _boost(task, model, contrasts, start, stage):
     seeds = [task.seeds.of(f"{stage}, trees", k) for k in range(len(contrasts))]
     boosters = side_by_side(
         _Contrast.booster,
-        [(c, model, len(task.x), seed, task.layout.sizes)
-         for c, seed in zip(contrasts, seeds, strict=True)],
+        [
+            (c, model, len(task.x), seed, task.layout.sizes)
+            for c, seed in zip(contrasts, seeds, strict=True)
+        ],
         task.n_jobs,
     )
     most, n_trees = model.max_iter, 0
@@ -239,9 +241,8 @@ def _fit_classifiers(task, model, contrasts, start):
     from sklearn.ensemble import HistGradientBoostingClassifier  # here: its import is slow
 
     layout, of_trees = task.layout, isinstance(model, HistGradientBoostingClassifier)
-    model = clone(model)
     if layout.n_states and of_trees:
-        model.set_params(categorical_features=list(range(layout.n_states)))
+        model = clone(model).set_params(categorical_features=list(range(layout.n_states)))  # pyright: ignore[reportAttributeAccessIssue]
     elif layout.n_states:
         contrasts = [c.as_numbers(layout) for c in contrasts]
     fitted = side_by_side(
@@ -265,7 +266,10 @@ def _fit_classifiers(task, model, contrasts, start):
     staged = hasattr(classifiers[0], "staged_predict_proba")
     energy = MemberEnergies(
         ClassifierEnergy(
-            c, k.offset, stages[best] if staged else None, k.floor,
+            c,
+            k.offset,
+            stages[best] if staged else None,
+            k.floor,
             layout if layout.n_states and not of_trees else None,
         )
         for c, k in zip(classifiers, contrasts, strict=True)

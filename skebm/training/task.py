@@ -1,6 +1,7 @@
 """A fit as data: its rows, the members that share them, and where to compute.
 
-A row is what its `Columns` make of it: states, and then values. Which rows belong together is known to the splits alone, and every random draw has a seed of its stage and member.
+A row is what its `Columns` make of it: states, and then values. Which rows belong together is known
+to the splits alone, and every random draw has a seed of its stage and member.
 """
 
 from collections.abc import Callable, Sequence

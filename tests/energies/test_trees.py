@@ -219,3 +219,66 @@ def test_trees_grown_one_by_one_are_those_of_the_classifier(weighted):
         np.testing.assert_allclose(trees(torch.from_numpy(new)), expected + 0.5, atol=1e-7)
     few = SoftTrees.from_nodes(booster.nodes(1), 3)
     assert few.n_trees == 1
+
+
+@pytest.fixture(scope="module")
+def of_states():
+    """A classifier of two columns of codes and three of numbers, all with holes, and its rows."""
+    rng = np.random.default_rng(3)
+    n = 3_000
+    x = np.c_[rng.integers(0, 200, n), rng.integers(0, 3, n), rng.standard_normal((n, 3))]
+    x[:, 1:] = np.where(rng.random((n, 4)) < 0.2, np.nan, x[:, 1:])
+    y = (x[:, 0] % 7 < 3) ^ np.isnan(x[:, 2]) ^ (np.nan_to_num(x[:, 4]) > 0)
+    classifier = HistGradientBoostingClassifier(
+        categorical_features=[0, 1], max_iter=60, max_features=0.5, random_state=0
+    )
+    return classifier.fit(x, y ^ (rng.random(n) < 0.1)), x
+
+
+def test_trees_of_categories_and_holes_are_those_of_the_classifier(of_states):
+    classifier, x = of_states
+    trees = SoftTrees.from_hist_gradient_boosting(classifier)
+    rng = np.random.default_rng(4)
+    new = np.c_[
+        rng.integers(-1, 256, 2_000), rng.integers(-1, 9, 2_000), rng.standard_normal((2_000, 3))
+    ].astype(float)  # codes that were never met among them
+    new[rng.random(new.shape) < 0.2] = np.nan
+    for rows in (x, new):
+        expected = classifier.decision_function(rows)
+        np.testing.assert_allclose(trees(torch.from_numpy(rows)), expected, atol=1e-10)
+
+
+def test_soft_trees_of_categories_and_holes_route_these_as_hard_ones_do(of_states):
+    classifier, x = of_states
+    hard = SoftTrees.from_hist_gradient_boosting(classifier)
+    soft = SoftTrees.from_hist_gradient_boosting(classifier, softness=0.2)
+    # numbers that are far from all thresholds leave codes and holes alone to decide
+    rows = np.where(np.isnan(x), np.nan, np.c_[x[:, :2], np.sign(x[:, 2:]) * 1e6])
+    rows = torch.from_numpy(rows[:500])
+    np.testing.assert_allclose(soft(rows), hard(rows), atol=1e-9)
+    z = torch.from_numpy(x[:100]).requires_grad_(True)
+    soft(z).sum().backward()
+    assert not z.grad[:, :2].any()
+    assert not z.grad[z.isnan()].any()
+    step = torch.zeros(5).double()
+    step[4] = 1e-6
+    slope = (soft(z.detach() + step) - soft(z.detach() - step)) / 2e-6
+    there = ~z.isnan()[:, 4]
+    np.testing.assert_allclose(z.grad[there, 4], slope[there], rtol=1e-4, atol=1e-5)
+
+
+def test_trees_of_categories_grown_one_by_one(of_states):
+    _, x = of_states
+    codes = np.where(np.isnan(x[:, :2]), [[200, 3]], x[:, :2])
+    x = np.c_[codes, x[:, 2:]]
+    y = (codes[:, 0] % 5 < 2) ^ (np.isnan(x[:, 3]))
+    options = dict(max_iter=20, max_features=0.5, early_stopping=False, random_state=0)
+    whole = HistGradientBoostingClassifier(categorical_features=[0, 1], **options).fit(x, y)
+    booster = TreeBooster(
+        HistGradientBoostingClassifier(**options), x, y.astype(int), None, x, [201, 4]
+    )
+    for _ in range(20):
+        booster.grow()
+    np.testing.assert_allclose(booster.logit, whole.decision_function(x), atol=1e-7)
+    trees = SoftTrees.from_nodes(booster.nodes(20), 5)
+    np.testing.assert_allclose(trees(torch.from_numpy(x)), booster.logit, atol=1e-10)
