@@ -1,7 +1,7 @@
 """Marginal Gaussianisation: one smooth monotone map per column."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch

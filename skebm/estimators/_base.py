@@ -44,7 +44,7 @@ from skebm.training import (
 from skebm.training.columns import Precision
 from skebm.training.degenerate import warn_of_degenerate_columns
 
-from ._cells import bad_cell, refuse_what_would_be_read_through
+from ._cells import Remedies, bad_cell, refuse_what_would_be_read_through
 from ._schema import Schema, is_missing, values_of
 
 AUTO_CONTAMINATION = 0.05
@@ -320,6 +320,8 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
     _takes_missing = False
     """Whether a missing cell is a state."""
 
+    _remedies = Remedies()
+
     def _checked(self, X: Any, schema: Schema, **options: Any) -> FloatArray:
         """X as doubles, categories as codes; an error names the column that has something else."""
         refuse_what_would_be_read_through(X)
@@ -339,7 +341,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
             finite = "allow-nan" if self._takes_missing else True
             return validate_data(self, X, dtype=np.float64, ensure_all_finite=finite, **options)  # pyright: ignore[reportReturnType]
         except ValueError as error:
-            problem = bad_cell(X, type(self).__name__, takes_missing=self._takes_missing)
+            problem = bad_cell(X, self._remedies, takes_missing=self._takes_missing)
             if problem is None:
                 raise
             raise ValueError(problem) from error

@@ -1,7 +1,7 @@
 """Cells that are no numbers: dates, text, gaps, infinity; refused by the name of their column."""
 
 import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,15 +47,21 @@ def refuse_what_would_be_read_through(X: Any, what: str = "X") -> None:
             raise ValueError(f"column {name!r} of {what} holds {TIMES[kind]}, or leave it out.")
 
 
-def bad_cell(X: Any, estimator: str, *, takes_missing: bool) -> str | None:
+class Remedies(NamedTuple):
+    """What an estimator offers for cells that are no numbers, in words."""
+
+    missing: str = "NCEDensity models missing cells"
+    category: str = "NCEDensity models the categories of a DataFrame"
+
+
+def bad_cell(X: Any, remedies: Remedies, *, takes_missing: bool) -> str | None:
     """What is wrong with the first column that cannot be modelled, or None.
 
     Parameters
     ----------
     X : array-like
         As a user passes it.
-    estimator : str
-        Name of the one that cannot.
+    remedies : Remedies
     takes_missing : bool
         Whether a missing cell is nothing wrong.
 
@@ -72,8 +78,8 @@ def bad_cell(X: Any, estimator: str, *, takes_missing: bool) -> str | None:
         for row, value in enumerate(values if values.dtype.kind in "OUS" else ()):
             if isinstance(value, str | bytes) and not missing[row] and not _is_number(value):
                 return (
-                    f"column {name!r} holds text ({str(value)!r} in row {row}), and {estimator} "
-                    f"takes it for numbers: {_WITH_CATEGORIES}, or leave it out."
+                    f"column {name!r} holds text ({str(value)!r} in row {row}), and is taken for "
+                    f"numbers: {remedies.category}; or leave it out."
                 )
         try:
             if missing.any():
@@ -83,8 +89,8 @@ def bad_cell(X: Any, estimator: str, *, takes_missing: bool) -> str | None:
         except (TypeError, ValueError):  # an object, of which scikit-learn says what it is
             return None
         for is_bad, found, repair in (
-            (np.isnan, "NaN, a missing value", "take NCEDensity, which models missing cells "
-             "(handle_missing=\"state\")"),
+            (np.isnan, "NaN, a missing value", "fill them in, for example by "
+             f"sklearn.impute.SimpleImputer ({remedies.missing})"),
             (np.isinf, "infinity", "clip them to finite values"),
         ):  # fmt: skip
             rows = np.flatnonzero(is_bad(numbers))
@@ -94,12 +100,6 @@ def bad_cell(X: Any, estimator: str, *, takes_missing: bool) -> str | None:
                     f"row {rows[0]}: leave such rows out, or {repair}."
                 )
     return None
-
-
-_WITH_CATEGORIES = (
-    "take NCEDensity, which models the categories of a DataFrame, and of the columns named in "
-    "categorical_features"
-)
 
 
 def _columns(X):

@@ -11,6 +11,7 @@ from skebm._sklearn_compat import Interval, StrOptions
 from skebm.training import Columns
 
 from ._base import BaseDensity, parameters
+from ._cells import Remedies
 from ._schema import Schema
 
 
@@ -73,8 +74,13 @@ class MixedDensity(BaseDensity):
         tags.input_tags.categorical = True
         return tags
 
+    _remedies = Remedies(
+        'handle_missing="state" models missing cells',
+        "name the columns of categories in categorical_features, or pass a DataFrame",
+    )
+
     @property
-    def _takes_missing(self):
+    def _takes_missing(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.handle_missing == "state"
 
     def _read_schema(self, X):
@@ -108,7 +114,7 @@ class MixedDensity(BaseDensity):
                     categories=column.levels,
                     pooled=tuple(level for level, _ in column.pooled),
                     missing=bool(state and state.missing),
-                    atoms=tuple(map(float, state.atoms)) if state else (),
+                    atoms=state.atoms if state else (),
                     step=grid.step if grid else 0.0,
                     bounds=(grid.low, grid.high) if grid else (-np.inf, np.inf),
                 )

@@ -1,7 +1,7 @@
 """What the cells of a column can show: categories, values of their own, a grid, bounds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -121,7 +121,7 @@ class Grid:
         Multiples of the step from the origin; a step of 0 for any number.
     low, high : float
         Bounds at which the rows pile up; infinite where they do not.
-    values : ndarray of shape (n_values,)
+    values : tuple of float
         Sorted, of a column that shows few values on no grid; empty for others.
     """
 
@@ -129,7 +129,7 @@ class Grid:
     origin: float = 0.0
     low: float = -np.inf
     high: float = np.inf
-    values: FloatArray = field(default_factory=lambda: np.zeros(0))
+    values: tuple[float, ...] = ()
 
     @classmethod
     def learn(cls, column: FloatArray, weight: FloatArray, whole: bool, has_ties: bool) -> Self:
@@ -141,7 +141,7 @@ class Grid:
         step = grid_step(values) or (1.0 if whole else 0.0)
         n_steps = np.ptp(values) / step if step else np.inf
         if len(values) < REPEATED * there.sum() and n_steps > SPARSE * len(values):
-            return cls(low=float(values[0]), high=float(values[-1]), values=values)
+            return cls(values=tuple(values.tolist()))
         mass = np.bincount(which, weight[there])
         least = max(BOUND_ROWS, BOUND_SHARE * mass.sum())
         low, high = (end if m >= least else inf for end, m, inf in
@@ -150,10 +150,11 @@ class Grid:
 
     def nearest(self, values: FloatArray) -> FloatArray:
         """The nearest values that can be drawn."""
-        if len(self.values):
-            right = np.searchsorted(self.values, values).clip(1, len(self.values) - 1)
-            middle = 0.5 * (self.values[right - 1] + self.values[right])
-            nearest = self.values[np.where(values < middle, right - 1, right)]
+        if self.values:
+            shown = np.array(self.values)
+            right = np.searchsorted(shown, values).clip(1, len(shown) - 1)
+            middle = 0.5 * (shown[right - 1] + shown[right])
+            nearest = shown[np.where(values < middle, right - 1, right)]
             return np.where(np.isnan(values), np.nan, nearest)
         if self.step:
             # in decimals, as tables are written: not .30000000000000004

@@ -40,7 +40,7 @@ class StateColumn:
         is "a number".
     n_categories : int
         Codes 0, 1, ... of a categorical column; 0 for a column of numbers.
-    atoms : ndarray of shape (n_atoms,)
+    atoms : tuple of float
         Numbers that are states of their own.
     missing : bool
         Whether a missing cell is a state, the last one.
@@ -49,7 +49,7 @@ class StateColumn:
     column: int
     value: int
     n_categories: int
-    atoms: np.ndarray
+    atoms: tuple[float, ...]
     missing: bool
 
     @property
@@ -154,7 +154,11 @@ class Columns:
                 own = np.union1d(own, numbers[~np.isnan(numbers[:, j]), j][:1])
             missing = bool(np.isnan(column).any())
             found = StateColumn(
-                j, value if varying[j] else -1, int(kinds.n_categories[j]), own, missing
+                j,
+                value if varying[j] else -1,
+                int(kinds.n_categories[j]),
+                tuple(own.tolist()),
+                missing,
             )
             value += bool(varying[j])
             if found.size > 1:
@@ -303,9 +307,7 @@ class Columns:
             np.array_equal(self.varying, other.varying)
             and len(self.states) == len(other.states)
             and all(
-                a.n_categories == b.n_categories
-                and a.missing == b.missing
-                and np.array_equal(a.atoms, b.atoms)
+                a.n_categories == b.n_categories and a.missing == b.missing and a.atoms == b.atoms
                 for a, b in zip(self.states, other.states, strict=True)
             )
             and not self.elsewhere(self.snap(other.constants[None], other.precision)).any()

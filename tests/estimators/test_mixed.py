@@ -102,7 +102,7 @@ def test_dtypes_of_polars():
 
 def test_categories_of_arrays_are_named():
     frame = people(300)[["region", "age"]].astype(object)
-    with pytest.raises(ValueError, match="column 0 holds text .* categorical_features"):
+    with pytest.raises(ValueError, match="column 0 holds text .*categorical_features"):
         NCEDensity(**QUICK).fit(frame.to_numpy())
     for categorical in ([0], [True, False]):
         estimator = NCEDensity(**QUICK, categorical_features=categorical).fit(frame.to_numpy())
