@@ -1,15 +1,22 @@
 """The distributions in the manner of :mod:`sklearn.datasets`: functions that draw rows."""
 
+from __future__ import annotations
+
 import dataclasses
 import inspect
-from typing import Any, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from skebm._typing import FloatArray, RandomState
 
-from . import _plane, _tables
+from . import _mixed, _plane, _tables
+
+if TYPE_CHECKING:
+    import pandas
+
+Rows = TypeVar("Rows", covariant=True)
 
 
-class _Make(Protocol):
+class _Make(Protocol[Rows]):
     """The type of the functions that draw rows, but for the fields of their distributions."""
 
     @overload
@@ -20,7 +27,7 @@ class _Make(Protocol):
         random_state: RandomState = ...,
         return_log_density: Literal[False] = ...,
         **parameters: Any,
-    ) -> FloatArray: ...
+    ) -> Rows: ...
     @overload
     def __call__(
         self,
@@ -29,7 +36,7 @@ class _Make(Protocol):
         random_state: RandomState = ...,
         return_log_density: Literal[True],
         **parameters: Any,
-    ) -> tuple[FloatArray, FloatArray]: ...
+    ) -> tuple[Rows, FloatArray]: ...
 
 
 def _make(distribution_class: type[Any]) -> Any:
@@ -41,6 +48,8 @@ def _make(distribution_class: type[Any]) -> Any:
         return (X, distribution.log_density(X)) if return_log_density else X
 
     name, fields = distribution_class.__name__, dataclasses.fields(distribution_class)
+    mixed = issubclass(distribution_class, _mixed.MixedDistribution)
+    rows = "DataFrame of n_samples rows" if mixed else "ndarray of shape (n_samples, n_features)"
     make.__name__ = make.__qualname__ = f"make_{distribution_class.name}"
     first, *last, _ = inspect.signature(make).parameters.values()
     own = [
@@ -64,7 +73,7 @@ return_log_density : bool, default=False
 
 Returns
 -------
-X : ndarray of shape (n_samples, n_features)
+X : {rows}
     The rows.
 log_density : ndarray of shape (n_samples,)
     In nats. Only if ``return_log_density``.
@@ -76,16 +85,20 @@ See Also
     return make
 
 
-make_claw: _Make = _make(_plane.Claw)
-make_eight_gaussians: _Make = _make(_plane.EightGaussians)
-make_two_moons: _Make = _make(_plane.TwoMoons)
-make_spirals: _Make = _make(_plane.Spirals)
-make_checkerboard: _Make = _make(_plane.Checkerboard)
-make_rings: _Make = _make(_plane.Rings)
-make_pinwheel: _Make = _make(_plane.Pinwheel)
-make_banana: _Make = _make(_plane.Banana)
-make_funnel: _Make = _make(_tables.Funnel)
-make_gaussian_mixture: _Make = _make(_tables.GaussianMixtureDistribution)
-make_multivariate_t: _Make = _make(_tables.MultivariateT)
-make_gamma_copula: _Make = _make(_tables.GammaCopula)
-make_sheared_gaussian: _Make = _make(_tables.ShearedGaussian)
+make_claw: _Make[FloatArray] = _make(_plane.Claw)
+make_eight_gaussians: _Make[FloatArray] = _make(_plane.EightGaussians)
+make_two_moons: _Make[FloatArray] = _make(_plane.TwoMoons)
+make_spirals: _Make[FloatArray] = _make(_plane.Spirals)
+make_checkerboard: _Make[FloatArray] = _make(_plane.Checkerboard)
+make_rings: _Make[FloatArray] = _make(_plane.Rings)
+make_pinwheel: _Make[FloatArray] = _make(_plane.Pinwheel)
+make_banana: _Make[FloatArray] = _make(_plane.Banana)
+make_funnel: _Make[FloatArray] = _make(_tables.Funnel)
+make_gaussian_mixture: _Make[FloatArray] = _make(_tables.GaussianMixtureDistribution)
+make_multivariate_t: _Make[FloatArray] = _make(_tables.MultivariateT)
+make_gamma_copula: _Make[FloatArray] = _make(_tables.GammaCopula)
+make_sheared_gaussian: _Make[FloatArray] = _make(_tables.ShearedGaussian)
+make_latent_classes: _Make[pandas.DataFrame] = _make(_mixed.LatentClasses)
+make_missing_by_value: _Make[pandas.DataFrame] = _make(_mixed.MissingByValue)
+make_zero_inflated_amounts: _Make[pandas.DataFrame] = _make(_mixed.ZeroInflatedAmounts)
+make_bayesian_network: _Make[pandas.DataFrame] = _make(_mixed.BayesianNetwork)

@@ -17,7 +17,7 @@ from skebm import (
     Network,
     ScoreMatchingEBM,
 )
-from skebm.datasets import TwoMoons, make_two_moons
+from skebm.datasets import LatentClasses, TwoMoons, make_latent_classes, make_two_moons
 from skebm.partition import LogPartition, importance_sampling
 from skebm.plotting import DensityDisplay
 from skebm.samplers import Run, mala, run
@@ -32,6 +32,9 @@ def script() -> None:
     X, truth = make_two_moons(n_samples=300, random_state=0, return_log_density=True)
     assert_type(truth, Floats)
     assert_type(TwoMoons().log_density(X), Floats)
+    frame = make_latent_classes(n_samples=300, random_state=0)
+    assert_type(frame, pd.DataFrame)
+    assert_type(LatentClasses().log_marginal(frame), Floats)
 
     density = NCEDensity(
         base=["gmm", "kde"],
