@@ -188,7 +188,8 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows; numpy, pandas, polars or torch, finite, at least two different ones. Of tensors,
+            Rows; numpy, pandas, polars or torch, at least two different ones. Numbers are finite;
+            `NCEDensity` and `ImplicitVAE` also take missing cells and categories. Of tensors,
             results are arrays; under scikit-learn's array API dispatch they are tensors, too.
         y : Ignored
             Present for API consistency by convention.
