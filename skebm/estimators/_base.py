@@ -521,9 +521,9 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         """Drawn rows, states and standardised values, as a table like the one that was fitted."""
         if output not in ("auto", "array"):
             raise ValueError(f'output={output!r} must be "auto" or "array".')
-        rows = self._columns.restore(x.cpu().numpy(), on_grid=True)
         seed = int(torch.randint(2**31 - 1, (), generator=rng, device=rng.device))
-        return self._schema.decode(rows, output, np.random.RandomState(seed))
+        own = np.random.RandomState(seed)
+        return self._schema.decode(self._columns.restore(x.cpu().numpy(), own), output, own)
 
     # ------------------------------------------------------------------ outlier detector
 
