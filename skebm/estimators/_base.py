@@ -385,7 +385,10 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         return float(weighted_quantile(scores, weight, self.contamination))
 
     def _comparable(self, scores, rows):
-        """Scores as thresholds take them, which do not depend on units where values are absent."""
+        """Scores as thresholds take them, which do not depend on units where values are absent.
+
+        Rows of `rows` are in the units of X, and met by the columns of the fit.
+        """
         columns = self._columns
         return scores + columns.absent_log_det(columns.encode(rows)) if columns.states else scores
 
