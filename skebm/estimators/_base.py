@@ -1,7 +1,9 @@
 """The shell of every estimator: validation, scores, outlier detection, pickling."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from numbers import Integral, Real
@@ -49,6 +51,9 @@ from ._schema import Schema, is_missing, values_of
 
 AUTO_CONTAMINATION = 0.05
 """``contamination="auto"``: share of new rows of the same kind that `predict` calls outliers."""
+
+MIN_DRAWN, MAX_DRAWN, MIN_COMPLETE = 64, 100_000, 1e-3
+"""Rows that are drawn at once where incomplete ones are left out, and the least share of others."""
 
 _Estimator = TypeVar("_Estimator")
 
@@ -519,6 +524,22 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
             if not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")
         return torch.Generator(self._device).manual_seed(self._draw_seed(random_state))
+
+    def _complete(self, draw: Callable[[int], torch.Tensor], n: int) -> torch.Tensor:
+        """n rows without missing cells, of those that ``draw(n)`` returns."""
+        parts, found, drawn = [], 0, 0
+        while found < n:
+            size = max(MIN_DRAWN, math.ceil(1.2 * (n - found) * (drawn + 1) / (found + 1)))
+            x = draw(min(size, MAX_DRAWN))
+            x = x[torch.as_tensor(self._columns.is_complete(x.cpu().numpy()), device=x.device)]
+            parts.append(x)
+            found, drawn = found + len(x), drawn + size
+            if drawn > MAX_DRAWN and found < MIN_COMPLETE * drawn:
+                raise ValueError(
+                    f"complete=True: of {drawn} rows that were drawn, {found} have no missing "
+                    "cell. Draw rows with missing cells, or fit columns that have fewer."
+                )
+        return torch.cat(parts)[:n]
 
     def _as_table(self, x: torch.Tensor, output: str, rng: torch.Generator) -> Any:
         """Drawn rows, states and standardised values, as a table like the one that was fitted."""

@@ -301,6 +301,13 @@ class Columns:
         """
         return -(np.isnan(x[:, len(self.states) :]) @ np.log(self.scale))
 
+    def is_complete(self, x: np.ndarray) -> NDArray[np.bool_]:
+        """Which encoded rows have no missing cell in a column that has others, (n,)."""
+        complete = np.ones(len(x), dtype=bool)
+        for s, codes in zip(self.states, x.T, strict=False):
+            complete &= ~(s.missing & (codes == s.size - 1))
+        return complete
+
     def has_states_of(self, other: Self) -> bool:
         """Whether the same columns vary, and have the same states and constants."""
         return bool(
