@@ -114,7 +114,7 @@ class SamplesDisplay:
             The computed display.
         """
         X = X if hasattr(X, "columns") else np.asarray(X)
-        drawn = estimator.sample(n_samples or len(X), random_state=random_state)
+        drawn = estimator.sample(n_samples or np.shape(X)[0], random_state=random_state)
         (data, samples), levels = coded(X, drawn)
         names = (
             column_names(estimator, X, data.shape[1])
