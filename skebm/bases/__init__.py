@@ -8,6 +8,7 @@ from skebm.bases._adapters import (
     UniformBase,
     draw_from,
 )
+from skebm.bases._autoregressive import AutoregressiveFlow
 from skebm.bases._combine import AffineTransform, Coordinates, StackedBase, TransformedBase
 from skebm.bases._coupling import CouplingSplineFlow
 from skebm.bases._em import fit_gaussian_mixture
@@ -16,6 +17,7 @@ from skebm.bases._fit import (
     MAX_FIT_ROWS,
     SklearnDensity,
     auto_candidates,
+    auto_flows,
     fit_bases,
     stacking_weights,
 )
@@ -33,6 +35,7 @@ __all__ = [
     "JUDGED_AT_ONCE",
     "MAX_FIT_ROWS",
     "AffineTransform",
+    "AutoregressiveFlow",
     "ConfiningGaussian",
     "Coordinates",
     "CouplingSplineFlow",
@@ -51,6 +54,7 @@ __all__ = [
     "UniformBase",
     "ZukoFlows",
     "auto_candidates",
+    "auto_flows",
     "build_flow",
     "draw_from",
     "fit_bases",

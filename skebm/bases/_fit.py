@@ -7,17 +7,19 @@ on the first split and reused on the others.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from skebm._engine import Budget
 from skebm._parallel import side_by_side
 from skebm._random import spawn
 from skebm._typing import Distribution
 
 from ._adapters import SklearnDensityBase, UniformBase
-from ._combine import Coordinates, StackedBase, TransformedBase
+from ._combine import AffineTransform, Coordinates, StackedBase, TransformedBase
 from ._em import fit_gaussian_mixture
 from ._flow_training import train_flows
 from ._flows import build_flow
@@ -37,6 +39,19 @@ columns."""
 MIN_KERNEL_GAIN = 0.02
 """A kernel density stays in a stack if it raises the held-out log-likelihood by so many nats per
 row: the average of several members is smooth without it, and it is by far the slowest to score."""
+
+MIN_FLOW_GAIN = 0.003
+"""A flow stays in the stack of ``base="auto"`` if it raises the held-out log-likelihood by so many
+nats per row, and by two standard errors."""
+
+MAX_FLOW_WEIGHT = 0.99
+"""Of a flow in that stack: mixtures cover what a flow that is sure of itself does not."""
+
+MIN_FLOW_ROWS = 300
+"""With fewer rows no flow is looked at."""
+
+MAX_LOOK_ROWS = 2_000
+"""Rows that the look at flows is trained, and judged, on."""
 
 MAX_CENTERS = 2_000
 """A kernel density has at most this many centres: it costs that much per row scored."""
@@ -72,6 +87,7 @@ def fit_bases(
     rng: torch.Generator,
     progress: Callable[[str], None] = lambda text: None,
     n_jobs: int | None = 1,
+    flows: Sequence[str] = (),
 ) -> list[Distribution]:
     """Fit and stack the named candidates on every split.
 
@@ -88,6 +104,8 @@ def fit_bases(
         Called with the name of the candidate that is about to be fitted.
     n_jobs : int or None, default=1
         Candidates that are fitted side by side, for joblib.
+    flows : sequence of str, default=()
+        Names of flows, of which one is fitted too if a look at few rows says that it is worth it.
 
     Returns
     -------
@@ -95,24 +113,81 @@ def fit_bases(
         `StackedBase` where more than one candidate earns a weight. The weights are shared by all
         splits and maximise the likelihood of the held-out rows (Smyth & Wolpert 1999).
     """
-    held_weight = torch.cat([weight[held] for _, held in splits])
+    held = torch.cat([rows for _, rows in splits])
 
-    def arguments():
+    def fit_all(candidates, rng):
         pairs = zip(candidates.items(), spawn(rng, len(candidates)), strict=True)
-        for (name, candidate), own in pairs:
-            progress(name)
-            yield candidate, x, weight, splits, own
 
-    fitted = side_by_side(_fitted, arguments(), n_jobs)
-    distributions = [own for own, _ in fitted]
+        def arguments():
+            for (name, candidate), own in pairs:
+                progress(name)
+                yield candidate, x, weight, splits, own
+
+        return side_by_side(_fitted, arguments(), n_jobs)
+
+    fitted = fit_all(candidates, rng)
+    least = [candidate.min_gain for candidate in candidates.values()]
+    log_prob = torch.stack([column for _, column in fitted], dim=1)
+    kept, weights = _stack(log_prob, weight[held], least)
+    if flows:
+        stacked = (log_prob[:, kept] + weights.log()).logsumexp(1)
+        progress("a look at flows")
+        name = _most_promising(flows, x, weight, splits, stacked, rng)
+        if name is not None:
+            (flow,) = fit_all({name: CANDIDATES[name]}, rng)
+            own, gain = _added(stacked, flow[1], weight[held])
+            if _is_worth_it(gain, weight[held], n_errors=2.0):
+                fitted.append(flow)
+                kept, weights = [*kept, len(fitted) - 1], torch.cat([(1 - own) * weights, own])
+    distributions = [fitted[j][0] for j in kept]
     if len(distributions) == 1:
         return distributions[0]
-    log_prob = torch.stack([column for _, column in fitted], dim=1)
-    least = [candidate.min_gain for candidate in candidates.values()]
-    kept, weights = _stack(log_prob, held_weight, least)
-    if len(kept) == 1:
-        return distributions[kept[0]]
-    return [StackedBase([distributions[j][i] for j in kept], weights) for i in range(len(splits))]
+    return [StackedBase(of_split, weights) for of_split in zip(*distributions, strict=True)]
+
+
+def _most_promising(flows, x, weight, splits, stacked, rng):
+    """Name of the flow that adds most to a stack, in a short training on few rows, or None.
+
+    Parameters
+    ----------
+    stacked : Tensor of shape (n_held,)
+        Log-density of the stack at the held-out rows of all splits, one after another.
+    """
+    # half of the folds judge, so that many rows do; the flows, too, have not seen copies of them
+    n_judges = sum(len(rows) for _, rows in splits[: max(1, len(splits) // 2)])
+    held = torch.cat([rows for _, rows in splits])
+    some = _some(torch.arange(n_judges), MAX_LOOK_ROWS, rng)
+    judges, stacked = held[some], stacked[some]
+    is_seen = torch.ones(len(x), dtype=torch.bool)
+    is_seen[held[:n_judges]] = False
+    seen = _some(is_seen.nonzero().squeeze(1), MAX_LOOK_ROWS, rng)
+    n_stopping = len(seen) // 8
+    split = seen[n_stopping:], seen[:n_stopping]
+    maps = [CANDIDATES[name].to_normal for name in flows]
+    candidates = _fit_flows(
+        CANDIDATES[flows[0]].kind, maps, x, weight, [split] * len(flows), rng, **_LOOK
+    )
+    gains = [_added(stacked, q.log_prob(x[judges]), weight[judges])[1] for q in candidates]
+    best = max(range(len(flows)), key=lambda j: weight[judges] @ gains[j])
+    return flows[best] if _is_worth_it(gains[best], weight[judges], n_errors=1.0) else None
+
+
+def _added(stacked, log_prob, sample_weight):
+    """Best weight of one more distribution in a stack, and the gain of every row."""
+    both = torch.stack([stacked, log_prob], dim=1)
+    weights = stacking_weights(both, sample_weight)
+    # what covers the tails, and is a mixture, stays
+    own = weights[1:].clamp(max=MAX_FLOW_WEIGHT)
+    logs = both + torch.cat([1.0 - own, own]).log()
+    return own, logs.logsumexp(1) - stacked
+
+
+def _is_worth_it(gain, sample_weight, n_errors):
+    """Whether a gain, row by row, is more than a little, and than so many standard errors."""
+    share = sample_weight / sample_weight.sum()
+    mean = share @ gain
+    error = (share.square() @ (gain - mean).square()).sqrt()
+    return bool(mean > MIN_FLOW_GAIN and mean > n_errors * error)
 
 
 def _fitted(candidate, x, weight, splits, rng):
@@ -175,6 +250,13 @@ def _gaussianization(rows, bandwidth):
     return MarginalGaussianization.fit(
         rows.x.numpy(), bandwidth=bandwidth, sample_weight=rows.weight.numpy()
     )
+
+
+def _standardization(rows):
+    share = rows.weight / rows.weight.sum()
+    mean = share @ rows.x
+    scale = (share @ (rows.x - mean).square()).sqrt().clamp_min(1e-12)
+    return AffineTransform(-mean / scale, 1.0 / scale)
 
 
 def _some(rows, n, rng):
@@ -302,9 +384,14 @@ class _Uniform(_Candidate):
 
 
 class _Flow:
-    """Coupling spline flow by maximum likelihood; those of all splits are trained side by side."""
+    """Normalizing flow by maximum likelihood; those of all splits are trained side by side."""
 
     min_gain = 0.0
+
+    def __init__(self, kind, to_normal, **training):
+        self.kind = kind
+        self.to_normal = to_normal  # coordinates for rows, a function
+        self.training = training
 
     def fit_splits(self, x, weight, splits, rng):
         splits = [
@@ -318,12 +405,17 @@ class _Flow:
             (torch.searchsorted(used, train), torch.searchsorted(used, held))
             for train, held in splits
         ]
-        coordinates = Coordinates(
-            [_gaussianization(_Rows(x[train], weight[train]), _WIDE) for train, _ in splits]
-        )
-        flow = build_flow("coupling", x.shape[1], len(splits), rng=rng)
-        train_flows(flow, coordinates(x), weight, splits, rng=rng)
-        return coordinates.distributions(flow)
+        return _fit_flows(self.kind, [self.to_normal] * len(splits), x, weight, splits, rng,
+                         **self.training)  # fmt: skip
+
+
+def _fit_flows(kind, maps, x, weight, splits, rng, **training):
+    """Flows of several splits, each in coordinates that one of `maps` makes of its rows."""
+    pairs = zip(maps, splits, strict=True)
+    coordinates = Coordinates([to(_Rows(x[train], weight[train])) for to, (train, _) in pairs])
+    flow = build_flow(kind, x.shape[1], len(splits), rng=rng)
+    train_flows(flow, coordinates(x), weight, splits, rng=rng, **training)
+    return coordinates.distributions(flow)
 
 
 class SklearnDensity(_Candidate):
@@ -364,6 +456,12 @@ class _Gaussianized(_Candidate):
         return self.candidate.choose(rows.mapped(transform)[0], held.mapped(transform)[0], rng)
 
 
+_widely = partial(_gaussianization, bandwidth=_WIDE)
+_QUICK: dict[str, Any] = {
+    "learning_rate": 2e-2, "budget": Budget(epochs=8, steps=1000, patience_steps=200),
+}  # fmt: skip
+_LOOK = _QUICK | {"budget": Budget(epochs=1, steps=250, patience_steps=200)}
+
 CANDIDATES: dict[str, Any] = {
     "gaussian": _Gaussian(),
     "gmm": _Mixture(),
@@ -371,7 +469,9 @@ CANDIDATES: dict[str, Any] = {
     "gaussianized_gmm_narrow": _Gaussianized(_Mixture(), _NARROW),
     "kde": _Kernel(),
     "gaussianized_kde": _Gaussianized(_Kernel(), _WIDE),
-    "flow": _Flow(),
+    "flow": _Flow("coupling", _widely),
+    "autoregressive": _Flow("autoregressive", _standardization, **_QUICK),
+    "gaussianized_autoregressive": _Flow("autoregressive", _widely, **_QUICK),
     "uniform": _Uniform(),
 }
 """Name -> candidate, with ``fit_splits(x, weight, splits, rng)``: distributions, one per
@@ -384,3 +484,8 @@ def auto_candidates(n: int, d: int) -> tuple[str, ...]:
     if n <= MAX_KERNEL_ROWS or d <= 3:
         names += ("kde", "gaussianized_kde")
     return names
+
+
+def auto_flows(n: int, d: int) -> tuple[str, ...]:
+    """Names of the flows that ``base="auto"`` looks at."""
+    return ("autoregressive", "gaussianized_autoregressive") if n >= MIN_FLOW_ROWS and d > 1 else ()

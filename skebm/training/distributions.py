@@ -1,5 +1,6 @@
 """From what a user writes for `base`, `noise` or `flow` to one distribution per member."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from skebm.bases import (
     TorchDistributionBase,
     TransformedBase,
     auto_candidates,
+    auto_flows,
     build_flow,
     fit_bases,
     train_flows,
@@ -157,11 +159,13 @@ def resolve(task: Task, given: Any, where: str) -> list[Any]:
     if candidates is None:
         distributions = [_fixed(given, where, task.columns)] * len(task)
     else:
-        done = iter(range(len(candidates)))
+        is_auto = isinstance(given, str) and given == "auto" and where == "base"
+        flows = auto_flows(*task.x.shape) if is_auto else ()
+        done, n_stages = itertools.count(), len(candidates) + bool(flows)
         distributions = fit_bases(
             task.x, task.weight, task.splits, candidates, task.seeds.rng(where),
-            lambda name: task.progress.stage(f"{where}: {name}", next(done), len(candidates)),
-            task.n_jobs,
+            lambda name: task.progress.stage(f"{where}: {name}", next(done), n_stages),
+            task.n_jobs, flows,
         )  # fmt: skip
     if candidates is None or hasattr(given, "fit"):  # not one of ours
         _check(task, distributions, given, where)
