@@ -50,6 +50,9 @@ MAX_FLOW_WEIGHT = 0.99
 MIN_FLOW_ROWS = 300
 """With fewer rows no flow is looked at."""
 
+LOOK_STEPS, MAX_FLOW_STEPS = 200, 1000
+"""Steps of training of autoregressive flows for a look, and at most."""
+
 MAX_LOOK_ROWS = 2_000
 """Rows that the look at flows is trained, and judged, on."""
 
@@ -164,9 +167,9 @@ def _most_promising(flows, x, weight, splits, stacked, rng):
     n_stopping = len(seen) // 8
     split = seen[n_stopping:], seen[:n_stopping]
     maps = [CANDIDATES[name].to_normal for name in flows]
-    candidates = _fit_flows(
-        CANDIDATES[flows[0]].kind, maps, x, weight, [split] * len(flows), rng, **_LOOK
-    )
+    kind, splits = CANDIDATES[flows[0]].kind, [split] * len(flows)
+    train = partial(_train_quickly, n_steps=LOOK_STEPS)
+    candidates = _fit_flows(kind, maps, x, weight, splits, rng, train)
     gains = [_added(stacked, q.log_prob(x[judges]), weight[judges])[1] for q in candidates]
     best = max(range(len(flows)), key=lambda j: weight[judges] @ gains[j])
     return flows[best] if _is_worth_it(gains[best], weight[judges], n_errors=1.0) else None
@@ -388,10 +391,10 @@ class _Flow:
 
     min_gain = 0.0
 
-    def __init__(self, kind, to_normal, **training):
+    def __init__(self, kind, to_normal, train):
         self.kind = kind
-        self.to_normal = to_normal  # coordinates for rows, a function
-        self.training = training
+        self.to_normal = to_normal  # makes coordinates of rows
+        self.train = train
 
     def fit_splits(self, x, weight, splits, rng):
         splits = [
@@ -405,17 +408,25 @@ class _Flow:
             (torch.searchsorted(used, train), torch.searchsorted(used, held))
             for train, held in splits
         ]
-        return _fit_flows(self.kind, [self.to_normal] * len(splits), x, weight, splits, rng,
-                         **self.training)  # fmt: skip
+        maps = [self.to_normal] * len(splits)
+        return _fit_flows(self.kind, maps, x, weight, splits, rng, self.train)
 
 
-def _fit_flows(kind, maps, x, weight, splits, rng, **training):
+def _fit_flows(kind, maps, x, weight, splits, rng, train):
     """Flows of several splits, each in coordinates that one of `maps` makes of its rows."""
     pairs = zip(maps, splits, strict=True)
     coordinates = Coordinates([to(_Rows(x[train], weight[train])) for to, (train, _) in pairs])
     flow = build_flow(kind, x.shape[1], len(splits), rng=rng)
-    train_flows(flow, coordinates(x), weight, splits, rng=rng, **training)
+    train(flow, coordinates(x), weight, splits, rng=rng)
     return coordinates.distributions(flow)
+
+
+def _train_quickly(flow, y, weight, splits, *, rng, n_steps=None):
+    """Few steps at a high rate: of few rows, more of them are worth nothing."""
+    n_rows = min(len(train) for train, _ in splits)
+    n_steps = n_steps or min(MAX_FLOW_STEPS, max(LOOK_STEPS, n_rows // 3))
+    budget = Budget(epochs=1, steps=n_steps, patience_steps=n_steps // 3)
+    train_flows(flow, y, weight, splits, rng=rng, learning_rate=2e-2, budget=budget)
 
 
 class SklearnDensity(_Candidate):
@@ -457,11 +468,6 @@ class _Gaussianized(_Candidate):
 
 
 _widely = partial(_gaussianization, bandwidth=_WIDE)
-_QUICK: dict[str, Any] = {
-    "learning_rate": 2e-2, "budget": Budget(epochs=8, steps=1000, patience_steps=200),
-}  # fmt: skip
-_LOOK = _QUICK | {"budget": Budget(epochs=1, steps=250, patience_steps=200)}
-
 CANDIDATES: dict[str, Any] = {
     "gaussian": _Gaussian(),
     "gmm": _Mixture(),
@@ -469,9 +475,9 @@ CANDIDATES: dict[str, Any] = {
     "gaussianized_gmm_narrow": _Gaussianized(_Mixture(), _NARROW),
     "kde": _Kernel(),
     "gaussianized_kde": _Gaussianized(_Kernel(), _WIDE),
-    "flow": _Flow("coupling", _widely),
-    "autoregressive": _Flow("autoregressive", _standardization, **_QUICK),
-    "gaussianized_autoregressive": _Flow("autoregressive", _widely, **_QUICK),
+    "flow": _Flow("coupling", _widely, train_flows),
+    "autoregressive": _Flow("autoregressive", _standardization, _train_quickly),
+    "gaussianized_autoregressive": _Flow("autoregressive", _widely, _train_quickly),
     "uniform": _Uniform(),
 }
 """Name -> candidate, with ``fit_splits(x, weight, splits, rng)``: distributions, one per
