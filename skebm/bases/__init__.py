@@ -19,7 +19,6 @@ from skebm.bases._fit import (
     auto_candidates,
     auto_flows,
     fit_bases,
-    stacking_weights,
 )
 from skebm.bases._flow_training import JUDGED_AT_ONCE, fit_flow, train_flows
 from skebm.bases._flows import build_flow
@@ -27,6 +26,7 @@ from skebm.bases._implicit import ImplicitGenerator
 from skebm.bases._marginal import MarginalGaussianization
 from skebm.bases._mixtures import ConfiningGaussian, GaussianMixtureBase, KernelDensityBase
 from skebm.bases._stacked_flow import FlowBase, StackedFlow
+from skebm.bases._stacking import stacking_weights
 from skebm.bases._together import Together
 from skebm.bases._zuko import ZukoFlows
 

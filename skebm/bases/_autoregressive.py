@@ -67,19 +67,22 @@ class AutoregressiveFlow(StackedFlow):
         u, log_det = z.mT, 0.0
         for layer in self.layers:
             u, change = layer(u)
-            u, log_det = u.flip(1), log_det + change
+            log_det = log_det + change
         return log_normal(u) + log_det
 
     def rsample(self, n: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         z, log_prob = self._noise(n, rng)
         for layer in reversed(self.layers):
-            z, change = layer.inverse(z.flip(1))
+            z, change = layer.inverse(z)
             log_prob = log_prob + change
         return z.mT, log_prob
 
 
 class _AutoregressiveLayer(nn.Module):
-    """Shift and scale by functions of the columns before, in K members; rows last: (K, d, n)."""
+    """Shift and scale by functions of the columns before, then reversal of their order; K members.
+
+    Rows are on the last axis: (K, d, n).
+    """
 
     def __init__(self, n_features, hidden, bound, rngs):
         super().__init__()
@@ -114,11 +117,11 @@ class _AutoregressiveLayer(nn.Module):
         for i, weight in enumerate(self._masked()):
             h = torch.baddbmm(self.offsets[i], weight, functional.silu(h) if i else h)
         shift, log_scale = _shift_and_log_scale(h)
-        return torch.addcmul(shift, x, log_scale.exp()), log_scale.sum(1)
+        return torch.addcmul(shift, x, log_scale.exp()).flip(1), log_scale.sum(1)
 
     def inverse(self, y):
         """From the normal distribution, with the log-determinant of `forward` there."""
-        weights, ends = self._masked(), self._ends
+        y, weights, ends = y.flip(1), self._masked(), self._ends
         # what is known of the inputs and of the units of each layer, and of x, so far
         known = [y[:, :0] for _ in weights]
         x, log_det = [], 0.0

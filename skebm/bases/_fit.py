@@ -25,6 +25,7 @@ from ._flow_training import train_flows
 from ._flows import build_flow
 from ._marginal import MarginalGaussianization
 from ._mixtures import KernelDensityBase
+from ._stacking import added, is_worth_it, stack
 
 MAX_FIT_ROWS = 20_000
 """A base is fitted on at most this many rows, a seeded random subsample of its split."""
@@ -40,18 +41,14 @@ MIN_KERNEL_GAIN = 0.02
 """A kernel density stays in a stack if it raises the held-out log-likelihood by so many nats per
 row: the average of several members is smooth without it, and it is by far the slowest to score."""
 
-MIN_FLOW_GAIN = 0.003
-"""A flow stays in the stack of ``base="auto"`` if it raises the held-out log-likelihood by so many
-nats per row, and by two standard errors."""
-
-MAX_FLOW_WEIGHT = 0.99
-"""Of a flow in that stack: mixtures cover what a flow that is sure of itself does not."""
-
 MIN_FLOW_ROWS = 300
 """With fewer rows no flow is looked at."""
 
 LOOK_STEPS, MAX_FLOW_STEPS = 200, 1000
 """Steps of training of autoregressive flows for a look, and at most."""
+
+LOOK_ERRORS, FLOW_ERRORS = 1.5, 2.0
+"""Standard errors that the held-out gain by a flow has to exceed, in the look and in the end."""
 
 MAX_LOOK_ROWS = 2_000
 """Rows that the look at flows is trained, and judged, on."""
@@ -131,21 +128,34 @@ def fit_bases(
     fitted = fit_all(candidates, rng)
     least = [candidate.min_gain for candidate in candidates.values()]
     log_prob = torch.stack([column for _, column in fitted], dim=1)
-    kept, weights = _stack(log_prob, weight[held], least)
+    kept, weights = stack(log_prob, weight[held], least)
     if flows:
         stacked = (log_prob[:, kept] + weights.log()).logsumexp(1)
         progress("a look at flows")
         name = _most_promising(flows, x, weight, splits, stacked, rng)
         if name is not None:
-            (flow,) = fit_all({name: CANDIDATES[name]}, rng)
-            own, gain = _added(stacked, flow[1], weight[held])
-            if _is_worth_it(gain, weight[held], n_errors=2.0):
-                fitted.append(flow)
-                kept, weights = [*kept, len(fitted) - 1], torch.cat([(1 - own) * weights, own])
+            fitted += fit_all({name: CANDIDATES[name]}, rng)
+            log_prob = torch.cat([log_prob, fitted[-1][1][:, None]], dim=1)
+            if is_worth_it(
+                added(stacked, log_prob[:, -1], weight[held])[1], weight[held], n_errors=FLOW_ERRORS
+            ):
+                kept, weights = _with_flow(log_prob, weight[held], least)
     distributions = [fitted[j][0] for j in kept]
     if len(distributions) == 1:
         return distributions[0]
     return [StackedBase(of_split, weights) for of_split in zip(*distributions, strict=True)]
+
+
+def _with_flow(log_prob, sample_weight, min_gain):
+    """Candidates that are kept beside a flow, the last one, as numbers, and all weights."""
+    worth_it, _ = stack(log_prob, sample_weight, [*min_gain, 0.0])
+    # what is dear has to be worth it beside the flow, too; the others cover what it does not
+    others = [j for j, least in enumerate(min_gain) if least == 0 or j in worth_it]
+    kept, weights = stack(log_prob[:, others], sample_weight, [0.0] * len(others))
+    kept = [others[j] for j in kept]
+    stacked = (log_prob[:, kept] + weights.log()).logsumexp(1)
+    own, _ = added(stacked, log_prob[:, -1], sample_weight)
+    return [*kept, len(min_gain)], torch.cat([(1.0 - own) * weights, own])
 
 
 def _most_promising(flows, x, weight, splits, stacked, rng):
@@ -170,27 +180,9 @@ def _most_promising(flows, x, weight, splits, stacked, rng):
     kind, splits = CANDIDATES[flows[0]].kind, [split] * len(flows)
     train = partial(_train_quickly, n_steps=LOOK_STEPS)
     candidates = _fit_flows(kind, maps, x, weight, splits, rng, train)
-    gains = [_added(stacked, q.log_prob(x[judges]), weight[judges])[1] for q in candidates]
+    gains = [added(stacked, q.log_prob(x[judges]), weight[judges])[1] for q in candidates]
     best = max(range(len(flows)), key=lambda j: weight[judges] @ gains[j])
-    return flows[best] if _is_worth_it(gains[best], weight[judges], n_errors=1.0) else None
-
-
-def _added(stacked, log_prob, sample_weight):
-    """Best weight of one more distribution in a stack, and the gain of every row."""
-    both = torch.stack([stacked, log_prob], dim=1)
-    weights = stacking_weights(both, sample_weight)
-    # what covers the tails, and is a mixture, stays
-    own = weights[1:].clamp(max=MAX_FLOW_WEIGHT)
-    logs = both + torch.cat([1.0 - own, own]).log()
-    return own, logs.logsumexp(1) - stacked
-
-
-def _is_worth_it(gain, sample_weight, n_errors):
-    """Whether a gain, row by row, is more than a little, and than so many standard errors."""
-    share = sample_weight / sample_weight.sum()
-    mean = share @ gain
-    error = (share.square() @ (gain - mean).square()).sqrt()
-    return bool(mean > MIN_FLOW_GAIN and mean > n_errors * error)
+    return flows[best] if is_worth_it(gains[best], weight[judges], n_errors=LOOK_ERRORS) else None
 
 
 def _fitted(candidate, x, weight, splits, rng):
@@ -198,55 +190,6 @@ def _fitted(candidate, x, weight, splits, rng):
     distributions = candidate.fit_splits(x, weight, splits, rng)
     pairs = zip(distributions, splits, strict=True)
     return distributions, torch.cat([q.log_prob(x[held]) for q, (_, held) in pairs])
-
-
-def _stack(log_prob, sample_weight, min_gain):
-    """Distributions that are worth what they cost, as numbers, and their weights."""
-
-    def attempt(columns):
-        weights = stacking_weights(log_prob[:, columns], sample_weight)
-        logs = (log_prob[:, columns] + weights.log()).logsumexp(1)
-        return (sample_weight @ logs / sample_weight.sum()).item(), weights
-
-    kept = list(range(log_prob.shape[1]))
-    value, weights = attempt(kept)
-    for j in sorted(kept, key=lambda j: weights[j]):
-        others = [i for i in kept if i != j]
-        if min_gain[j] and others:
-            without, new_weights = attempt(others)
-            if value - without < min_gain[j]:
-                kept, value, weights = others, without, new_weights
-    return [j for j, w in zip(kept, weights, strict=True) if w > 0], weights[weights > 0]
-
-
-def stacking_weights(
-    log_prob: torch.Tensor, sample_weight: torch.Tensor, *, floor: float = 1e-3, n_iter: int = 500
-) -> torch.Tensor:
-    """Mixture weights that maximise a held-out log-likelihood, by expectation-maximisation.
-
-    Parameters
-    ----------
-    log_prob : Tensor of shape (n_samples, n_laws)
-        Log-density of each held-out row under each distribution.
-    sample_weight : Tensor of shape (n_samples,)
-    floor : float, default=1e-3
-        Distributions that end with less weight are dropped (weight 0).
-    n_iter : int, default=500
-
-    Returns
-    -------
-    Tensor of shape (n_laws,)
-    """
-    share = sample_weight / sample_weight.sum()
-    weights = torch.full((log_prob.shape[1],), 1.0 / log_prob.shape[1], dtype=torch.float64)
-    density = (log_prob - log_prob.amax(1, keepdim=True)).exp()
-    for _ in range(n_iter):
-        weights = weights * ((share / (density @ weights)) @ density)
-    kept = torch.where(weights < floor, 0.0, weights)
-    kept = kept / kept.sum()
-    # a distribution of small weight may still be all that covers some row
-    before, after = (share @ (log_prob + w.log()).logsumexp(1) for w in (weights, kept))
-    return kept if before - after < floor else weights
 
 
 def _gaussianization(rows, bandwidth):

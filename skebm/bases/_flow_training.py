@@ -29,7 +29,7 @@ def train_flows(
     rng: torch.Generator,
     batch_size: int = 256,
     learning_rate: float = FLOW_LEARNING_RATE,
-    budget: Budget = FLOW_BUDGET,
+    budget: Budget | None = None,
     max_epochs: int | None = None,
     patience: int | None = None,
     device: str | torch.device = "cpu",
@@ -116,6 +116,7 @@ def train_flows(
         logs = torch.cat([row[:n] for row, n in zip(logs, lengths, strict=True)])
         return (held_weight @ logs).item()
 
+    budget = FLOW_BUDGET if budget is None else budget
     max_epochs = budget.max_epochs(max_epochs, len(batches))
     if patience is None:
         patience = budget.patience(FLOW_PATIENCE, len(batches))

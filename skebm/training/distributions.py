@@ -161,7 +161,7 @@ def resolve(task: Task, given: Any, where: str) -> list[Any]:
     else:
         is_auto = isinstance(given, str) and given == "auto" and where == "base"
         flows = auto_flows(*task.x.shape) if is_auto else ()
-        done, n_stages = itertools.count(), len(candidates) + bool(flows)
+        done, n_stages = itertools.count(), len(candidates) + 2 * bool(flows)
         distributions = fit_bases(
             task.x, task.weight, task.splits, candidates, task.seeds.rng(where),
             lambda name: task.progress.stage(f"{where}: {name}", next(done), n_stages),
