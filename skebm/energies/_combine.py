@@ -10,7 +10,8 @@ from torch import nn
 
 from skebm._typing import Modules
 
-from ._trees import SoftTrees, evaluate, without_forest
+from ._forest import evaluate, without_forest
+from ._trees import SoftTrees
 
 __all__ = ["ClassifierEnergy", "CorrectedEnergy", "MemberEnergies", "logit"]
 
