@@ -126,6 +126,8 @@ def fit_bases(
         return side_by_side(_fitted, arguments(), n_jobs)
 
     fitted = fit_all(candidates, rng)
+    if len(fitted) == 1 and not flows:
+        return fitted[0][0]
     least = [candidate.min_gain for candidate in candidates.values()]
     log_prob = torch.stack([column for _, column in fitted], dim=1)
     kept, weights = stack(log_prob, weight[held], least)

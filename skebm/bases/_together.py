@@ -8,7 +8,7 @@ after another that is hundreds of small steps. Here the maps of all members are 
 
 which costs half of the product that whitens rows, and no array of whitened ones. It loses digits
 where components are tight and rows far from the origin: rows for which a bound of the error is
-larger than `TOLERANCE` are left to the distributions themselves.
+larger than `TOLERANCE` are left to the mixture itself.
 """
 
 import math
@@ -102,15 +102,11 @@ class Together:
         logs = self._other_log_probs(x)
         size = max(16, _CELLS // self._cells_per_row)
         parts: list[Any] = [
-            self._near(x[start : start + size], {q: v[start : start + size] for q, v in logs})
-            for start in range(0, len(x), size)
+            self._few(x[start : start + size], {q: v[start : start + size] for q, v in logs})
+            for start in range(0, max(1, len(x)), size)
         ]
         joints = [torch.cat(of_one, dim=1) for of_one in zip(*(p[0] for p in parts), strict=True)]
-        far = torch.cat([p[1] for p in parts]).nonzero().squeeze(1)
-        if len(far):
-            for q, joint in zip(self.distributions, joints, strict=True):
-                joint[:, far] = log_components(q, x[far]).mT
-        return joints, None if self._maps is None else torch.cat([p[2] for p in parts], dim=2)
+        return joints, None if self._maps is None else torch.cat([p[1] for p in parts], dim=2)
 
     def _other_log_probs(self, x):
         """Of all that is no mixture, pairs of an id and (n,)."""
@@ -120,24 +116,31 @@ class Together:
             logs += zip(map(id, flows.distributions), parts, strict=True)
         return logs
 
-    def _near(self, x, logs):
-        """The same where rows are not far from the origin, which rows are, and what maps make."""
+    def _few(self, x, logs):
+        """The same of few rows."""
         inputs = columns = x.mT.contiguous()[None]
         wanted = log_det = None
         if self._maps is not None:
             z, log_det = self._maps(columns[0])
             inputs, wanted = torch.cat([columns, z[: self._n_mapped]]), z[self._n_mapped :]
         monomials = _monomials(inputs) if self._groups else inputs
+        far = inputs.square().sum(1) > self._square_of_reach
+        any_far = far.any(1).tolist()
         joint = {}
         for (group, start), coefficients in zip(self._groups, self._coefficients, strict=True):
             own = monomials[:1] if start is None else monomials[start : start + len(group)]
             values = torch.matmul(coefficients, own)
+            for i, q in enumerate(group):
+                place = 0 if start is None else start + i
+                if any_far[place]:
+                    rows = far[place].nonzero().squeeze(1)
+                    mixture = getattr(q, "base", q)
+                    values[i][:, rows] = mixture._joint(inputs[place][:, rows].mT).mT
             if start is not None:
                 values += log_det[start - 1 : start - 1 + len(group), None]
             joint |= dict(zip(map(id, group), values, strict=True))
             logs |= dict(zip(map(id, group), _log_sum_exp(values, 1), strict=True))
-        far = (inputs.square().sum(1) > self._square_of_reach).any(0)
-        return [self._joint(q, joint, logs) for q in self.distributions], far, wanted
+        return [self._joint(q, joint, logs) for q in self.distributions], wanted
 
     def _joint(self, q, joint, logs):
         if isinstance(q, StackedBase):
@@ -171,16 +174,6 @@ class _Flows:
             z, log_det = self._maps(x.mT.contiguous())
             z = z.mT
         return self._flow.log_prob(z) + log_det
-
-
-def log_components(q: Any, x: Tensor) -> Tensor:
-    """What `Together` returns of one distribution, by itself, (n, d) -> (n, n_components)."""
-    if isinstance(q, StackedBase | GaussianMixtureBase):
-        return q._joint(x)
-    if _is_mapped_mixture(q):
-        z, log_det = q.transform(x)
-        return q.base._joint(z) + log_det[:, None]
-    return q.log_prob(x)[:, None]
 
 
 def _is_mapped_mixture(q):

@@ -24,7 +24,7 @@ REACH = 4.0
 """Distance from its threshold, in units of tau, where a soft split becomes hard."""
 
 BLOCK = 64  # trees whose table is a few hundred kilobytes
-CELLS = 1 << 19  # pairs of a row and a tree at a time: bounds the memory
+CELLS = 1 << 18  # pairs of a row and a tree at a time: bounds the memory
 
 
 class Forest:

@@ -18,12 +18,22 @@ from skebm.bases import (
     build_flow,
 )
 from skebm.bases._marginal import TogetherMapped
-from skebm.bases._together import TOLERANCE, log_components
+from skebm.bases._together import TOLERANCE
 
 RNG = np.random.default_rng(0)
 COLUMNS = np.stack(
     [RNG.normal(size=900), RNG.standard_t(2, size=900), np.exp(RNG.normal(size=900))], axis=1
 )
+
+
+def log_components(q, x):
+    """What `Together` returns of one distribution, by itself, (n, d) -> (n, n_components)."""
+    if isinstance(q, StackedBase | GaussianMixtureBase):
+        return q._joint(x)
+    if isinstance(q, TransformedBase) and isinstance(q.base, GaussianMixtureBase):
+        z, log_det = q.transform(x)
+        return q.base._joint(z) + log_det[:, None]
+    return q.log_prob(x)[:, None]
 
 
 def maps():
