@@ -56,8 +56,9 @@ class Together:
         self._others = [q for q in rest if not _is_flow(q)]
         plain.sort(key=_size)
         mapped.sort(key=_size)
-        maps = [q.transform for q in mapped] + list(maps)
-        self._n_mapped = len(mapped)
+        wanted = list(maps)
+        maps = [q.transform for q in mapped] + wanted
+        self._n_mapped, self._n_wanted = len(mapped), len(wanted)
         self._maps = TogetherMapped(maps) if maps else None
         # of equally many components, side by side: where they begin among the inputs
         self._groups: list[tuple[list[Any], int | None]] = [
@@ -97,7 +98,7 @@ class Together:
             Log-densities of the components, with their weights: of what a distribution stacks or
             mixes; one of any other.
         mapped : Tensor of shape (n_maps, d, n) or None
-            The rows as the maps see them; None without any.
+            The rows as `maps` see them; None without any.
         """
         logs = self._other_log_probs(x)
         size = max(16, _CELLS // self._cells_per_row)
@@ -106,7 +107,7 @@ class Together:
             for start in range(0, max(1, len(x)), size)
         ]
         joints = [torch.cat(of_one, dim=1) for of_one in zip(*(p[0] for p in parts), strict=True)]
-        return joints, None if self._maps is None else torch.cat([p[1] for p in parts], dim=2)
+        return joints, torch.cat([p[1] for p in parts], dim=2) if self._n_wanted else None
 
     def _other_log_probs(self, x):
         """Of all that is no mixture, pairs of an id and (n,)."""

@@ -88,7 +88,8 @@ def test_flows_together_as_apart(monkeypatch):
     first = [flow("autoregressive", one, 1), flow("coupling", two, 2), mixture(2, 1)]
     second = [flow("autoregressive", three, 3), flow("coupling", units, 4), mixture(2, 2)]
     distributions, x = [StackedBase(q, [0.5, 0.3, 0.2]) for q in (first, second)], points()
-    joints, _ = Together(distributions)(x)
+    joints, mapped = Together(distributions)(x)
+    assert mapped is None
     for q, joint in zip(distributions, joints, strict=True):
         torch.testing.assert_close(joint, q._joint(x).mT, rtol=1e-11, atol=1e-9)
 
