@@ -8,9 +8,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from skebm._engine import Budget, MemberBatches, train
 
-from ._coupling import REACH
 from ._flows import build_flow
-from ._stacked_flow import FlowBase, StackedFlow
+from ._stacked_flow import REACH, FlowBase, StackedFlow
 
 FLOW_LEARNING_RATE = 1e-2
 """Of maximum likelihood: the cosine lets it be high, and high generalises better."""
@@ -30,6 +29,7 @@ def train_flows(
     rng: torch.Generator,
     batch_size: int = 256,
     learning_rate: float = FLOW_LEARNING_RATE,
+    budget: Budget | None = None,
     max_epochs: int | None = None,
     patience: int | None = None,
     device: str | torch.device = "cpu",
@@ -52,11 +52,13 @@ def train_flows(
         Rows of each flow.
     learning_rate : float, default=0.01
         Of AdamW, after a warm-up of 100 steps and with a cosine to zero.
+    budget : Budget, optional
+        Length, and patience in steps, where the next two do not say; by default 30 epochs, or as
+        many as make 2,000 steps, and a patience of 300 steps.
     max_epochs : int, optional
-        By default 30, or as many as make 2,000 steps.
     patience : int, optional
-        Epochs without improvement of the held-out likelihood before stopping; by default 20, or as
-        many as make 300 steps.
+        Epochs without improvement of the held-out likelihood before stopping; by default 20, or
+        more by the budget.
     device : str or torch.device, default="cpu"
     progress : callable, optional
         ``progress(epoch, max_epochs)``.
@@ -114,9 +116,10 @@ def train_flows(
         logs = torch.cat([row[:n] for row, n in zip(logs, lengths, strict=True)])
         return (held_weight @ logs).item()
 
-    max_epochs = FLOW_BUDGET.max_epochs(max_epochs, len(batches))
+    budget = FLOW_BUDGET if budget is None else budget
+    max_epochs = budget.max_epochs(max_epochs, len(batches))
     if patience is None:
-        patience = FLOW_BUDGET.patience(FLOW_PATIENCE, len(batches))
+        patience = budget.patience(FLOW_PATIENCE, len(batches))
     with torch.enable_grad():
         train(
             flow, loss, batches, evaluate, learning_rate=learning_rate, weight_decay=0.0,

@@ -454,7 +454,8 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
 
     @property
     def _device(self):
-        return next(chain(self.model_.parameters(), self.model_.buffers())).device
+        # a mixture of tilted bases has buffers of its own, which are found at once
+        return next(chain(self.model_.buffers(), self.model_.parameters())).device
 
     def _tensor(self, X):
         return torch.as_tensor(self._columns.encode(X), device=self._device)

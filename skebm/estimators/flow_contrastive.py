@@ -42,7 +42,8 @@ class FlowContrastiveDensity(TiltedDensity):
     Parameters
     ----------
     flow : str, zuko flow or callable, default="coupling"
-        "coupling": coupling flow of rational-quadratic splines, quick in both directions. With zuko
+        "coupling": coupling flow of rational-quadratic splines, quick in both directions;
+        "autoregressive": masked autoregressive flow, which draws column by column. With zuko
         installed also "nsf", "maf", "nice" and "gf" of its flows, or a flow of zuko without
         context, or a callable that makes one from n_features. It sees Gaussianised columns.
     generator_learning_rate : float, default=3e-4
