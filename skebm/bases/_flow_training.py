@@ -19,6 +19,9 @@ FLOW_BUDGET, FLOW_PATIENCE = Budget(epochs=30, steps=2000, patience_steps=300), 
 
 JUDGED_AT_ONCE = 4096
 
+JUDGED_EVERY = 10
+"""Steps, about, from one look at the held-out likelihood to the next, where epochs are shorter."""
+
 
 def train_flows(
     flow: StackedFlow,
@@ -118,12 +121,13 @@ def train_flows(
 
     budget = FLOW_BUDGET if budget is None else budget
     max_epochs = budget.max_epochs(max_epochs, len(batches))
+    evaluate_every = max(1, JUDGED_EVERY // len(batches)) if patience is None else 1
     if patience is None:
-        patience = budget.patience(FLOW_PATIENCE, len(batches))
+        patience = budget.patience(FLOW_PATIENCE, len(batches), evaluate_every)
     with torch.enable_grad():
         train(
             flow, loss, batches, evaluate, learning_rate=learning_rate, weight_decay=0.0,
-            max_epochs=max_epochs, patience=patience, device=device,
+            max_epochs=max_epochs, patience=patience, evaluate_every=evaluate_every, device=device,
             progress=progress and (lambda state: progress(state["epoch"], max_epochs)),
         )  # fmt: skip
 
