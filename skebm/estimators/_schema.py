@@ -1,5 +1,6 @@
 """How the cells of a table become numbers, and rows of numbers a table like it again."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -59,26 +60,30 @@ class CellColumn:
         """Whether its dtype holds whole numbers alone."""
         return not self.is_category and self.dtype.lower().startswith(("int", "uint"))
 
-    def codes(self, values: np.ndarray) -> FloatArray:
-        """Codes of categories, NaN where they are missing, -1 where they were not met."""
+    def codes(self, X: Any, j: int) -> FloatArray:
+        """Codes of column j of X, NaN where it is missing, -1 where a category was not met."""
         places = {level: i for i, level in enumerate(self.levels)}
         places |= {level: len(self.levels) for level, _ in self.pooled}
+        if container_of(X) == "pandas":  # millions of cells take no time there
+            column = X.iloc[:, j].astype(object)
+            codes = column.map(places).to_numpy(dtype=np.float64)
+            return np.where(np.isnan(codes) & column.notna().to_numpy(), UNSEEN, codes)
+        values = values_of(X, j)
         unseen = UNSEEN
         return np.array(
             [np.nan if is_missing(v) else places.get(_plain(v), unseen) for v in values],
             dtype=float,
         )
 
-    def cells(self, codes: FloatArray, rng: np.random.RandomState) -> list[Any]:
+    def cells(self, codes: FloatArray, rng: np.random.RandomState) -> np.ndarray:
         """Categories of codes, None where they are missing; one of the rare ones by its share."""
-        rare, shares = zip(*self.pooled, strict=True) if self.pooled else ((), ())
-        drawn = iter(rng.choice(len(rare), len(codes), p=shares) if rare else ())
-        return [
-            None if np.isnan(code)
-            else self.levels[int(code)] if code < len(self.levels)
-            else rare[next(drawn)]
-            for code in codes
-        ]  # fmt: skip
+        shown = np.empty(len(self.levels) + len(self.pooled) + 1, dtype=object)  # None at the end
+        shown[:-1] = [*self.levels, *(level for level, _ in self.pooled)]
+        at = np.where(np.isnan(codes), -1.0, codes).astype(int)
+        rare = np.flatnonzero(at == len(self.levels)) if self.pooled else []
+        if len(rare):
+            at[rare] += rng.choice(len(self.pooled), len(rare), p=[p for _, p in self.pooled])
+        return shown[at]
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ class Schema:
             if not is_category or container == "none":
                 columns.append(CellColumn(name, str(dtype)))
                 continue
-            levels, counts = _levels(values_of(X, j), dtype)
+            levels, counts = _levels(X, j, dtype)
             kept, pooled = _pool(levels, counts, max_categories)
             n_codes, n_rows = len(kept) + bool(pooled), len(X)
             allowed = min(MAX_LEVELS, max(FEW_LEVELS, MAX_LEVEL_SHARE * n_rows))
@@ -151,7 +156,7 @@ class Schema:
         parts = []
         for j, column in enumerate(self.columns):
             if column.is_category:
-                parts.append(column.codes(values_of(X, j)))
+                parts.append(column.codes(X, j))
                 continue
             numbers = numbers_of(X, j, column.name)
             if np.isinf(numbers).any():
@@ -326,13 +331,13 @@ def _asked(categorical_features, names):
     return mask
 
 
-def _levels(values, dtype):
+def _levels(X, j, dtype):
     """Levels that were met, in order, and how often."""
-    counts: dict[Any, int] = {}
-    for value in values:
-        if not is_missing(value):
-            value = _plain(value)
-            counts[value] = counts.get(value, 0) + 1
+    if container_of(X) == "pandas":
+        found = X.iloc[:, j].astype(object).value_counts()
+        counts = {_plain(level): int(n) for level, n in found.items()}
+    else:
+        counts = Counter(_plain(v) for v in values_of(X, j) if not is_missing(v))
     known = _dtype_levels(dtype)
     if known is not None:
         order: Iterable[Any] = (level for level in known if level in counts)
@@ -396,7 +401,7 @@ def _polars(columns, cells):
         dtype: Any = getattr(pl, column.dtype.partition("(")[0])
         if column.is_category:
             dtype = pl.Enum(list(column.dtype_levels or ())) if column.dtype == "Enum" else dtype
-            series.append(pl.Series(column.name, values, dtype=dtype))
+            series.append(pl.Series(column.name, values.tolist(), dtype=dtype))
         else:
             numbers = pl.Series(column.name, values, dtype=pl.Float64, nan_to_null=True)
             series.append(numbers.cast(dtype))
