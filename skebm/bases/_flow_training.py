@@ -1,5 +1,6 @@
 """Training of normalizing flows by maximum likelihood, K of them side by side."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ def train_flows(
     learning_rate: float = FLOW_LEARNING_RATE,
     max_epochs: int | None = None,
     patience: int | None = None,
+    effort: float = 1.0,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -57,6 +59,8 @@ def train_flows(
     patience : int, optional
         Epochs without improvement of the held-out likelihood before stopping; by default 20, or as
         many as make 300 steps.
+    effort : float, default=1.0
+        Factor on the default of `max_epochs`.
     device : str or torch.device, default="cpu"
     progress : callable, optional
         ``progress(epoch, max_epochs)``.
@@ -114,7 +118,8 @@ def train_flows(
         logs = torch.cat([row[:n] for row, n in zip(logs, lengths, strict=True)])
         return (held_weight @ logs).item()
 
-    max_epochs = FLOW_BUDGET.max_epochs(max_epochs, len(batches))
+    if max_epochs is None:
+        max_epochs = math.ceil(effort * FLOW_BUDGET.max_epochs(None, len(batches)))
     if patience is None:
         patience = FLOW_BUDGET.patience(FLOW_PATIENCE, len(batches))
     with torch.enable_grad():

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from skebm._engine import train
+from skebm._engine import Budget, train
 from skebm.bases import ImplicitGenerator
 from skebm.energies import Network
 from skebm.exceptions import DivergenceError
@@ -22,16 +22,20 @@ from .trained import Candidate, Trained
 
 LEARNING_RATE = 1e-3
 
+BUDGET = Budget(epochs=10, steps=400, patience_steps=200)
+"""``max_epochs="auto"``. In few rows 10 epochs are 30 steps, less than a game needs to take a turn:
+hence the least patience."""
+
 GENERATOR_LEARNING_RATE = {"flow": 5e-4, "implicit": 1e-3}
 
 BOUND_SAMPLES, BOUND_BLOCK = 20_480, 512
 """Samples of the generator, per member, behind the reported bound; those of a block share the
 candidates for the posterior of an implicit generator, so that few blocks make a poor error."""
 
-GENERATOR_STEPS, SETTLING_STEPS = 200, 250
+GENERATOR_STEPS, SETTLING_STEPS = 200, 150
 """Of a generator alone: an implicit one to the base before the game, all to the model after it."""
 
-SETTLING_SAMPLES, SETTLING_RATE = 1024, {"flow": 3e-4, "implicit": 2e-3}
+SETTLING_SAMPLES, SETTLING_RATE = 256, {"flow": 3e-4, "implicit": 2e-3}
 
 SETTLING_GRADIENT_NORM = 100.0
 """Where gradients are clipped in these steps. Energies of sharp distributions make heavy tails,
@@ -93,7 +97,7 @@ def train_adversarially(
 
     trained, _ = play(
         task, network, generator, loss, lambda n_steps: kind == "implicit" or n_steps > HEAD_START,
-        learning_rate=LEARNING_RATE,
+        learning_rate=LEARNING_RATE, budget=BUDGET,
         generator_learning_rate=(
             GENERATOR_LEARNING_RATE[kind] if automatic else generator_learning_rate
         ),
