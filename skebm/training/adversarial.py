@@ -32,10 +32,13 @@ BOUND_SAMPLES, BOUND_BLOCK = 20_480, 512
 """Samples of the generator, per member, behind the reported bound; those of a block share the
 candidates for the posterior of an implicit generator, so that few blocks make a poor error."""
 
-GENERATOR_STEPS, SETTLING_STEPS = 200, 150
+GENERATOR_STEPS, SETTLING_STEPS = 200, {"flow": 150, "implicit": 250}
 """Of a generator alone: an implicit one to the base before the game, all to the model after it."""
 
-SETTLING_SAMPLES, SETTLING_RATE = 256, {"flow": 3e-4, "implicit": 2e-3}
+SETTLING_SAMPLES = {"flow": 256, "implicit": 1024}
+"""Per step of these. A flow is near the model when the game ends, and comes little nearer."""
+
+SETTLING_RATE = {"flow": 3e-4, "implicit": 2e-3}
 
 SETTLING_GRADIENT_NORM = 100.0
 """Where gradients are clipped in these steps. Energies of sharp distributions make heavy tails,
@@ -197,7 +200,9 @@ def _frozen(generator):
 
 def _settle(task, generator, model, kind, n_settled):
     with torch.enable_grad():
-        _follow(task, generator, model, SETTLING_STEPS, kind, "generator, settling", n_settled)
+        _follow(
+            task, generator, model, SETTLING_STEPS[kind], kind, "generator, settling", n_settled
+        )
 
 
 def _follow(task, generator, model, n_steps, kind, stage, n_settled):
@@ -211,7 +216,7 @@ def _follow(task, generator, model, n_steps, kind, stage, n_settled):
     samples = task.seeds.rng(stage, n_settled, task.device)
 
     def loss(generator, batch):
-        y, log_generator = generator.rsample(SETTLING_SAMPLES, samples)
+        y, log_generator = generator.rsample(SETTLING_SAMPLES[kind], samples)
         f = 0.0 if energy is None else factor * energy(features(y).clamp(-CLIP, CLIP))
         return -variational_bound_terms(f, log_base(y), log_generator).mean(1).sum()
 
