@@ -1,5 +1,6 @@
 """Training of normalizing flows by maximum likelihood, K of them side by side."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ def train_flows(
     budget: Budget | None = None,
     max_epochs: int | None = None,
     patience: int | None = None,
+    effort: float = 1.0,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -62,6 +64,8 @@ def train_flows(
     patience : int, optional
         Epochs without improvement of the held-out likelihood before stopping; by default 20, or
         more by the budget.
+    effort : float, default=1.0
+        Factor on the length that the budget gives.
     device : str or torch.device, default="cpu"
     progress : callable, optional
         ``progress(epoch, max_epochs)``.
@@ -120,7 +124,8 @@ def train_flows(
         return (held_weight @ logs).item()
 
     budget = FLOW_BUDGET if budget is None else budget
-    max_epochs = budget.max_epochs(max_epochs, len(batches))
+    if max_epochs is None:
+        max_epochs = math.ceil(effort * budget.max_epochs(None, len(batches)))
     evaluate_every = max(1, JUDGED_EVERY // len(batches)) if patience is None else 1
     if patience is None:
         patience = budget.patience(FLOW_PATIENCE, len(batches), evaluate_every)

@@ -12,6 +12,9 @@ from torch import nn
 REACH = 5.0
 """What flows learn from lies within so many standard deviations."""
 
+BLOCK = 4096
+"""Rows that a flow computes on at once: what it makes of them stays in cache."""
+
 
 class StackedFlow(nn.Module, ABC):
     """K normalizing flows of one shape (abstract).
@@ -115,11 +118,13 @@ class FlowBase(nn.Module):
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """Log-density, (n, d) -> (n,)."""
-        return self.flow.log_prob(x.double()[None])[0]
+        blocks = x.double()[None].split(BLOCK, dim=1)
+        return torch.cat([self.flow.log_prob(rows)[0] for rows in blocks])
 
     def sample(self, n: int, rng: torch.Generator) -> torch.Tensor:
         """Draw (n, d) points."""
-        return self.flow.sample(n, rng)[0]
+        sizes = [BLOCK] * (n // BLOCK) + [n % BLOCK] * (n % BLOCK > 0)
+        return torch.cat([self.flow.sample(size, rng)[0] for size in sizes or [0]])
 
 
 def log_normal(u: torch.Tensor) -> torch.Tensor:

@@ -80,7 +80,9 @@ def make_distributions(task: Task, base: Any, noise: Any) -> Distributions:
     return Distributions(bases, proposals, proposals)
 
 
-def make_flows(task: Task, flow: Any, base: str | None, batch_size: int) -> Distributions:
+def make_flows(
+    task: Task, flow: Any, base: str | None, batch_size: int, effort: float
+) -> Distributions:
     """Fit normalizing flows by maximum likelihood, member by member.
 
     Parameters
@@ -91,6 +93,8 @@ def make_flows(task: Task, flow: Any, base: str | None, batch_size: int) -> Dist
     base : "flow" or None
         Whether the flows are the bases, or only propose and make noise beside a confining Gaussian.
     batch_size : int
+    effort : float
+        As in :func:`skebm.bases.train_flows`.
 
     Returns
     -------
@@ -107,8 +111,8 @@ def make_flows(task: Task, flow: Any, base: str | None, batch_size: int) -> Dist
     rng = task.seeds.rng("flow")
     flow = build_flow(flow, task.n_features, len(task), rng=rng)
     train_flows(
-        flow, coordinates(task.x), task.weight, task.splits, rng=rng,
-        batch_size=batch_size, device=task.device, progress=partial(task.progress.stage, "flow"),
+        flow, coordinates(task.x), task.weight, task.splits, rng=rng, batch_size=batch_size,
+        effort=effort, device=task.device, progress=partial(task.progress.stage, "flow"),
     )  # fmt: skip
     return on_flows(task, flow.cpu(), coordinates, base)
 

@@ -14,6 +14,7 @@ from torch.distributions import MultivariateNormal
 from skebm.bases import (
     FlowBase,
     ZukoFlows,
+    _stacked_flow,
     build_flow,
     fit_flow,
 )
@@ -359,3 +360,13 @@ def test_without_zuko_only_the_coupling_flow_is_there(monkeypatch):
     fit_flow(x, rng=rng(), max_epochs=1)
     with pytest.raises(ImportError, match=r'pip install "skebm\[flows\]"'):
         build_flow("nsf", 2, rng=rng())
+
+
+def test_many_rows_are_evaluated_and_drawn_in_blocks_as_at_once(monkeypatch):
+    base, z = FlowBase(perturbed(d=3, n_members=1)), draw(100, 3)
+    whole = base.log_prob(z)
+    monkeypatch.setattr(_stacked_flow, "BLOCK", 32)
+    torch.testing.assert_close(base.log_prob(z), whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(base.log_prob(z[:0]), whole[:0])
+    for n in (0, 1, 32, 70):
+        assert base.sample(n, rng()).shape == (n, 3)

@@ -44,7 +44,7 @@ def short_fits(small_flows):
             patch.setattr(module, "HEAD_START", 1)
         patch.setattr(task, "SMOOTHED_ROWS", 100)
         patch.setattr(adversarial, "GENERATOR_STEPS", 3)
-        patch.setattr(adversarial, "SETTLING_STEPS", 3)
+        patch.setattr(adversarial, "SETTLING_STEPS", dict.fromkeys(adversarial.SETTLING_STEPS, 3))
         patch.setattr(adversarial, "MAX_SETTLINGS", 1)
         patch.setattr(adversarial, "BOUND_SAMPLES", 1024)
         yield
