@@ -140,6 +140,12 @@ class Schema:
         return cls(container, tuple(columns))
 
     @property
+    def is_read_cell_by_cell(self) -> bool:
+        """Whether scikit-learn cannot make an array of such a table."""
+        objects = self.container == "pandas" and any(c.dtype == "object" for c in self.columns)
+        return objects or self.has_categories
+
+    @property
     def has_categories(self) -> bool:
         """Whether any column holds categories."""
         return any(column.is_category for column in self.columns)
@@ -252,12 +258,13 @@ def values_of(X: Any, j: int) -> np.ndarray:
 
 def numbers_of(X: Any, j: int, name: Any) -> FloatArray:
     """Cells of column j as doubles, NaN where they are missing."""
-    column = (
-        X.iloc[:, j] if container_of(X) == "pandas" else X[:, j] if hasattr(X, "dtype") else None
-    )
-    dtype = getattr(column, "dtype", None)
-    if isinstance(dtype, np.dtype) and dtype.kind in "fiu":
-        return np.asarray(column, dtype=np.float64)
+    column: Any = X.iloc[:, j] if container_of(X) == "pandas" else X[:, j]
+    if isinstance(column, np.ndarray) and column.dtype.kind in "fiu":
+        return column.astype(np.float64)
+    if getattr(column.dtype, "kind", "") in ("f", "i", "u"):  # pandas, with gaps of its own
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    if hasattr(column.dtype, "is_numeric") and column.dtype.is_numeric():  # polars
+        return column.cast(float).to_numpy().astype(np.float64)
     values = values_of(X, j)
     try:
         return np.array([np.nan if is_missing(v) else float(v) for v in values])

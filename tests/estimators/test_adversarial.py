@@ -304,6 +304,7 @@ def test_refit_keeps_nothing_of_the_first():
     assert set(vars(estimator)) == set(vars(other))
     assert {name for name in vars(other) if name.startswith("_")} == {
         "_columns",
+        "_schema",
         "_seed",
         "_summary",
     }

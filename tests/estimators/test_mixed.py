@@ -119,6 +119,19 @@ def test_an_object_array_of_numbers_is_one_of_numbers():
     np.testing.assert_array_equal(as_numbers, as_objects)
 
 
+def test_columns_of_objects_that_are_numbers():
+    frame = people(300)[["age", "visits"]]
+    scores = NCEDensity(**QUICK).fit(frame).score_samples(frame)
+    objects = frame.astype(object)
+    objects.loc[frame["age"].isna(), "age"] = pd.NA
+    estimator = NCEDensity(**QUICK).fit(objects)
+    assert [c.kind for c in estimator.columns_] == ["number", "number"]
+    np.testing.assert_allclose(estimator.score_samples(objects), scores, atol=1e-12)
+    gaps = frame.convert_dtypes()
+    np.testing.assert_allclose(NCEDensity(**QUICK).fit(gaps).score_samples(gaps), scores, atol=1e-9)
+    assert estimator.sample(5, random_state=0).dtypes.tolist() == [object, object]
+
+
 @pytest.mark.parametrize(
     ("given", "match"),
     [([7], "7, and X has 2 columns"), (["nothing"], "'nothing', which is no column"),
