@@ -263,8 +263,8 @@ def numbers_of(X: Any, j: int, name: Any) -> FloatArray:
         return column.astype(np.float64)
     if getattr(column.dtype, "kind", "") in ("f", "i", "u"):  # pandas, with gaps of its own
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
-    if hasattr(column.dtype, "is_numeric") and column.dtype.is_numeric():  # polars
-        return column.cast(float).to_numpy().astype(np.float64)
+    if hasattr(column.dtype, "is_numeric") and column.dtype.is_numeric():  # pyright: ignore[reportAttributeAccessIssue]
+        return column.cast(float).to_numpy().astype(np.float64)  # pyright: ignore[reportAttributeAccessIssue]
     values = values_of(X, j)
     try:
         return np.array([np.nan if is_missing(v) else float(v) for v in values])
