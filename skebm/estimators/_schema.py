@@ -262,7 +262,7 @@ def numbers_of(X: Any, j: int, name: Any) -> FloatArray:
     if isinstance(column, np.ndarray) and column.dtype.kind in "fiu":
         return column.astype(np.float64)
     if getattr(column.dtype, "kind", "") in ("f", "i", "u"):  # pandas, with gaps of its own
-        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)  # pyright: ignore
     if hasattr(column.dtype, "is_numeric") and column.dtype.is_numeric():  # pyright: ignore[reportAttributeAccessIssue]
         return column.cast(float).to_numpy().astype(np.float64)  # pyright: ignore[reportAttributeAccessIssue]
     values = values_of(X, j)
