@@ -107,9 +107,8 @@ display = AnomalyScoreDisplay(
 
 oddest = penguins.index[np.argsort(odd)]
 assert set(oddest[:2]) == set(penguins.index[~measured])
-assert (
-    oddest[2] == penguins[penguins["sex"] == "female"]["bill_length_mm"].idxmax()
-)
+females = penguins[penguins["sex"] == "female"]
+assert oddest[2] == females["bill_length_mm"].idxmax()
 assert 0 < (odd[unsexed] > 0).sum() < unsexed.sum()
 
 # %%
