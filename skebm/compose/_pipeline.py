@@ -86,6 +86,7 @@ class DensityPipeline(Pipeline):
 
     Notes
     -----
+    Missing cells, and atoms, have a probability and no unit, so that no Jacobian counts for them.
     Rows outside of the domain of a transformer have log-density -inf: values that are not positive
     before Box-Cox, or values beyond the range seen in `fit` with ``MinMaxScaler(clip=True)``.
 
@@ -151,7 +152,8 @@ class DensityPipeline(Pipeline):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Finite numbers.
+            Finite numbers; and NaN, a missing cell, where the density models these and all
+            transformers are of single columns.
         y : Ignored
             Handed to the steps, as Pipeline does.
         sample_weight : array-like of shape (n_samples,), default=None

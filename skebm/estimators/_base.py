@@ -562,6 +562,9 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         Returns
         -------
         ndarray of shape (n_samples,), float64
+            In nats. Of a row without a value in some column (its cell is missing, or an atom) it
+            also has the logarithm of one over the scale of the column, as of rows with the value,
+            so that units make no difference.
         """
         rows, like = self._validate(X), results_like(X)
         return like(self._comparable(self._log_density(rows), rows) - self.offset_)

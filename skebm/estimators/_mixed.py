@@ -115,7 +115,7 @@ class MixedDensity(BaseDensity):
                     pooled=tuple(level for level, _ in column.pooled),
                     missing=bool(state and state.missing),
                     atoms=state.atoms if state else (),
-                    step=grid.step if grid else 0.0,
+                    step=float(f"{grid.step:.9g}") if grid else 0.0,  # without dust of differences
                     bounds=(grid.low, grid.high) if grid else (-np.inf, np.inf),
                 )
             )

@@ -162,12 +162,12 @@ def resolve(task: Task, given: Any, where: str) -> list[Any]:
     -------
     list of nn.Module
     """
+    if task.layout.n_states:
+        _check_for_states(given, where, task)
     if given is None:
         variance = torch.as_tensor((CONFINEMENT * task.columns.spread) ** 2)
         center = task.weight @ task.x / task.weight.sum()
         return [ConfiningGaussian(center, variance)] * len(task)
-    if task.layout.n_states:
-        _check_for_states(given, where, task)
     candidates = _candidates(given, where, task)
     if candidates is None:
         distributions = [_fixed(given, where, task.columns)] * len(task)

@@ -195,6 +195,7 @@ def test_other_estimators_name_the_column_and_the_one_to_take(Estimator):
     ("option", "match"),
     [
         ({"base": "flow"}, "base='flow' knows numbers only, and column 'region' holds categories"),
+        ({"base": None}, "base=None knows numbers only"),
         ({"noise": "uniform"}, "noise='uniform' knows numbers only"),
         ({"smoothing": "multiscale"}, "knows numbers only"),
         ({"atoms": {"nothing": [0]}}, "atoms has 'nothing'"),
@@ -321,7 +322,9 @@ def test_complete_rows_may_be_asked_for(fitted):
 def test_numbers_of_arrays_lie_on_their_grid_and_within_their_bounds():
     rng = np.random.default_rng(0)
     X = np.c_[rng.poisson(1.0, 500), np.round(rng.normal(size=500), 1), rng.normal(size=500)]
-    drawn = NCEDensity(**QUICK).fit(X).sample(400, random_state=0)
+    estimator = NCEDensity(**QUICK).fit(X)
+    assert [c.step for c in estimator.columns_] == [1.0, 0.1, 0.0]
+    drawn = estimator.sample(400, random_state=0)
     assert drawn.dtype == np.float64
     assert (drawn[:, 0] == np.round(drawn[:, 0])).all()
     assert drawn[:, 0].min() == 0
