@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import repeat
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -57,7 +58,7 @@ class CellColumn:
     @property
     def is_whole(self) -> bool:
         """Whether its dtype holds whole numbers alone."""
-        return not self.is_category and self.dtype.lower().startswith(("int", "uint"))
+        return not self.is_category and self.dtype.lower().startswith(("int", "uint", "bool"))
 
     def codes(self, values: np.ndarray) -> FloatArray:
         """Codes of categories, NaN where they are missing, -1 where they were not met."""
@@ -69,10 +70,16 @@ class CellColumn:
             dtype=float,
         )
 
-    def cells(self, codes: FloatArray, rng: np.random.RandomState) -> list[Any]:
-        """Categories of codes, None where they are missing; one of the rare ones by its share."""
+    def cells(self, codes: FloatArray, rng: np.random.RandomState | None) -> list[Any]:
+        """Categories of codes, None where they are missing; one of the rare ones by its share.
+
+        Without `rng` it is the most frequent of them.
+        """
         rare, shares = zip(*self.pooled, strict=True) if self.pooled else ((), ())
-        drawn = iter(rng.choice(len(rare), len(codes), p=shares) if rare else ())
+        if rng is None:
+            drawn = repeat(int(np.argmax(shares)) if rare else 0)
+        else:
+            drawn = iter(rng.choice(len(rare), len(codes), p=shares) if rare else ())
         return [
             None if np.isnan(code)
             else self.levels[int(code)] if code < len(self.levels)
@@ -180,7 +187,7 @@ class Schema:
                     'out, or take handle_missing="state".'
                 )
 
-    def decode(self, rows: FloatArray, output: str, rng: np.random.RandomState) -> Any:
+    def decode(self, rows: FloatArray, output: str, rng: np.random.RandomState | None) -> Any:
         """Rows of numbers as cells.
 
         Parameters
@@ -189,8 +196,8 @@ class Schema:
             As of `encode`.
         output : {"auto", "array"}
             A table like the one that was fitted, or an array.
-        rng : RandomState
-            Draws one of the rare categories that share a code.
+        rng : RandomState or None
+            Draws one of the rare categories that share a code; None is the most frequent one.
 
         Returns
         -------
@@ -399,5 +406,5 @@ def _polars(columns, cells):
             series.append(pl.Series(column.name, values, dtype=dtype))
         else:
             numbers = pl.Series(column.name, values, dtype=pl.Float64, nan_to_null=True)
-            series.append(numbers.cast(dtype))
+            series.append((numbers.round() if column.is_whole else numbers).cast(dtype))
     return pl.DataFrame(series)

@@ -22,7 +22,8 @@ from skebm.models import antithetic_noise
 from skebm.training import Columns, make_task
 from skebm.training.latent import LatentSettings, fit_latent
 
-from ._base import BaseDensity, parameters
+from ._base import parameters
+from ._mixed import MixedDensity
 
 COMPARED_ROWS = 500
 """Rows on which the model that a warm start keeps is compared with a Gaussian."""
@@ -37,7 +38,7 @@ DECODED_ROWS, ENCODED = 8192, 2**16
 
 
 @parameters
-class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity):
+class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensity):
     r"""Variational autoencoder: density and transformer, with an implicit encoder.
 
     Rows are made from latent variables, z ~ N(0, I) and x ~ p(x | z), by a decoder network. Its
@@ -215,7 +216,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     noise_variance_: FloatArray = field(init=False)
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **BaseDensity._parameter_constraints,
+        **MixedDensity._parameter_constraints,
         "n_components": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "encoder": [StrOptions({"implicit", "stein", "gaussian"})],
         "likelihood": [StrOptions(set(LIKELIHOODS))],
@@ -258,9 +259,10 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
 
     def _fit(self, rows, weight, columns, context):
         if columns.unit_interval:
-            outside = ((rows < 0.0) | (rows > 1.0)).any(axis=0)
+            values = columns.encode(rows)[:, len(columns.states) :]
+            outside = ((values < 0.0) | (values > 1.0)).any(axis=0)
             if outside.any():
-                column = self._names(rows)[outside.argmax()]
+                column = columns.names[np.flatnonzero(columns.varying)[outside.argmax()]]
                 raise ValueError(
                     f'likelihood="bernoulli" needs values in [0, 1], but column {column!r} has '
                     "others; scale it, or take the gaussian one."
@@ -286,7 +288,13 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
 
     # ------------------------------------------------------------------ sampling
 
-    def sample(self, n_samples: int = 1, random_state: RandomState = None) -> FloatArray:
+    def sample(
+        self,
+        n_samples: int = 1,
+        random_state: RandomState = None,
+        *,
+        output: Literal["auto", "array"] = "auto",
+    ) -> Any:
         """Draw new rows: z from the prior, x from p(x | z). Exact, and independent.
 
         Parameters
@@ -294,10 +302,15 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         n_samples : int, default=1
         random_state : int, RandomState instance or None, default=None
             An int gives the same rows at every call.
+        output : {"auto", "array"}, default="auto"
+            "auto" is a frame where `fit` was given one, with its dtypes; "array" an array, of
+            objects if there are categories.
 
         Returns
         -------
-        ndarray of shape (n_samples, n_features), float64
+        DataFrame or ndarray of shape (n_samples, n_features)
+            Numbers lie where the columns can: integers and columns with ties on their grid, and not
+            beyond bounds at which the rows pile up.
         """
         rng = self._sampling_rng(random_state, n_samples=n_samples)
         with torch.no_grad():
@@ -305,7 +318,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
                 self.model_.sample(len(part), rng)
                 for part in torch.empty(n_samples).split(DECODED_ROWS)
             ]
-        return self._columns.restore(torch.cat(parts).cpu().numpy())
+        return self._as_table(torch.cat(parts), output, rng)
 
     # ------------------------------------------------------------------ transformer
 
@@ -323,9 +336,10 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         """
         x = self._tensor(self._validate(X))
         moments = self.model_.encoder.moments
-        return results_like(X)(self._encode(x, lambda rows, noise: moments(rows, noise)[0]))
+        means = self._encode(x, lambda rows, noise: moments(rows, noise)[0])
+        return results_like(X)(means.cpu().numpy())
 
-    def reconstruct(self, X: ArrayLike) -> FloatArray:
+    def reconstruct(self, X: ArrayLike) -> Any:
         """Rows as the latent variables remember them: means of p(x | z) over the encoder's z.
 
         Parameters
@@ -334,17 +348,19 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
 
         Returns
         -------
-        ndarray of shape (n_samples, n_features), float64
-            In the units of X.
+        DataFrame or ndarray of shape (n_samples, n_features)
+            In the units of X, a table like the one that was fitted. A cell has the likeliest of its
+            categories, of its atoms, of missing and of a number, which is then the mean of these;
+            in columns of frames whose dtype holds integers it is the nearest one.
         """
         x = self._tensor(self._validate(X))
 
         def means(rows, noise):
             return self.model_.mean(self.model_.encoder.draw(rows, noise)).mean(1)
 
-        return results_like(X)(self._columns.restore(self._encode(x, means)))
+        return self._means_as_table(self._encode(x, means), X)
 
-    def inverse_transform(self, X: ArrayLike) -> FloatArray:
+    def inverse_transform(self, X: ArrayLike) -> Any:
         """Mean of p(x | z) for latent variables.
 
         Parameters
@@ -354,8 +370,8 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
 
         Returns
         -------
-        ndarray of shape (n_samples, n_features), float64
-            In the units of the rows that were fitted.
+        DataFrame or ndarray of shape (n_samples, n_features)
+            In the units of the rows that were fitted, as of `reconstruct`.
         """
         check_is_fitted(self)
         z = check_array(without_tensors(X), dtype=np.float64)  # pyright: ignore[reportArgumentType]
@@ -366,7 +382,17 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         z = torch.tensor(z, device=self._device)
         with torch.no_grad():
             parts = [self.model_.mean(rows) for rows in z.split(DECODED_ROWS)]
-        return results_like(X)(self._columns.restore(torch.cat(parts).cpu().numpy()))
+        return self._means_as_table(torch.cat(parts), X)
+
+    def _means_as_table(self, means, X):
+        """Rows of likeliest states and mean values, as a table like the one that was fitted."""
+        schema, columns = self._schema, self._columns
+        whole = np.zeros(len(columns.varying), dtype=bool)
+        if schema.container in ("pandas", "polars"):
+            whole[:] = [column.is_whole for column in schema.columns]
+        x = columns.layout.likeliest(means).cpu().numpy()
+        table = schema.decode(columns.restore(x, on_grid=whole), "auto", None)
+        return results_like(X)(table) if isinstance(table, np.ndarray) else table
 
     def _encode(self, x, function):
         """``function(rows, noise)`` over all rows, with one noise for all of them."""
@@ -375,4 +401,4 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         noise = antithetic_noise(encoder, n, rng, x.dtype)
         with torch.no_grad():
             parts = [function(rows, noise) for rows in x.split(max(1, ENCODED // n))]
-        return torch.cat(parts).cpu().numpy()
+        return torch.cat(parts)

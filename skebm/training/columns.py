@@ -353,18 +353,18 @@ class Columns:
         """Return the columns with values, standardised."""
         return (X[:, self.varying] - self.center) / self.scale
 
-    def restore(self, x: np.ndarray, *, on_grid: bool = False) -> FloatArray:
+    def restore(self, x: np.ndarray, *, on_grid: bool | NDArray[np.bool_] = False) -> FloatArray:
         """Rows in the units of X, constant columns put back.
 
-        With `on_grid` numbers are those that the columns can show: on their grid, and not beyond a
-        bound at which the rows pile up.
+        With `on_grid`, for all columns of X or for each, numbers are those that the columns can
+        show: on their grid, and not beyond a bound at which the rows pile up.
         """
         n_states = len(self.states)
         X = np.tile(self.constants, (len(x), 1))
         values = self.center + self.scale * x[:, n_states:]
-        if on_grid:
-            for column, grid in zip(values.T, self.grids, strict=True):
-                column[:] = grid.nearest(column)
+        asked = np.broadcast_to(on_grid, len(self.varying))[self.varying]
+        for j in np.flatnonzero(asked):
+            values[:, j] = self.grids[j].nearest(values[:, j])
         X[:, self.varying] = values
         for s, codes in zip(self.states, x.T[:n_states], strict=True):
             shown = s.cells(codes)

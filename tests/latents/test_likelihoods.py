@@ -157,4 +157,4 @@ def test_slope_and_information_are_derivatives(likelihood):
     # the mean of these exponential families is the derivative of the normalising constant, and the
     # information that of the mean, over the variance of normal noise
     (information,) = torch.autograd.grad(module.slope(x, output).sum(), output)
-    torch.testing.assert_close(module.information(output), -information, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(module.information(x, output), -information, rtol=1e-6, atol=1e-8)

@@ -6,6 +6,7 @@ import torch
 from sklearn.decomposition import FactorAnalysis
 from torch import nn
 
+from skebm._layout import Layout
 from skebm._random import Seeds
 from skebm.latents import factor_analysis
 from skebm.training.latent import LatentSettings
@@ -29,7 +30,8 @@ def linear_rows(n=200, d=5, k=2):
 def build(x, weight=None, **options):
     weight = torch.ones(len(x)) if weight is None else weight
     settings = LatentSettings(**SETTINGS | options)
-    return build_model(x, weight, settings.n_components, settings, Seeds(0)).double()
+    layout = Layout((), (), x.shape[1])
+    return build_model(x, weight, settings.n_components, settings, Seeds(0), layout).double()
 
 
 @pytest.mark.parametrize("encoder", ["implicit", "stein", "gaussian"])
@@ -60,7 +62,7 @@ def test_auto_components_are_those_of_the_best_held_out_likelihood(d, k):
         for n in (1, 2, 3, 4, 6, 8)
         if n < max(d, 2)
     }
-    found = choose_n_components(x, torch.as_tensor(weight).double(), split)
+    found = choose_n_components(x, torch.as_tensor(weight).double(), split, Layout((), (), d))
     assert found == max(max(levels, key=levels.get), min(d, 4))
 
 
