@@ -65,7 +65,7 @@ def fit(x, encoder, kl_weight_start, epochs, seed):
     n, n_train = len(x), round(0.9 * len(x))
     task = Task(
         columns=None, given=x, x=x, weight=torch.ones(n, dtype=torch.float64),
-        splits=[(torch.arange(n_train), torch.arange(n_train, n))], n_rows=n, draw=lambda _: x,
+        splits=[(torch.arange(n_train), torch.arange(n_train, n))], draw=lambda _: x,
         changes=False, seeds=Seeds(seed), device=torch.device("cpu"),
     )  # fmt: skip
     settings = LatentSettings(

@@ -31,6 +31,9 @@ PLANES = 4
 """Fewest of them, where there are as many columns: a curved surface needs more than a plane."""
 
 
+START_DRAWS, START_STEPS = 500, 30
+"""Pairs of latent vectors, and steps, by which states have their shares at the start."""
+
 LEAST = 0.01
 """Probability of a state, or of zero and of one, at the start, at least."""
 
@@ -73,6 +76,33 @@ class FactorColumns(NamedTuple):
             first += size
         kept = [i for i in range(len(mean)) if i not in dropped]
         return cls(contrasts[kept], back[:, kept], offset)
+
+
+def logits(
+    masses: torch.Tensor, slopes: torch.Tensor, rng: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that are linear in z, of states whose probabilities have a mean and slopes in z.
+
+    Parameters
+    ----------
+    masses : Tensor of shape (size,)
+        Mean probabilities over z ~ N(0, I).
+    slopes : Tensor of shape (size, k)
+        Of the probabilities where all have these means.
+    rng : torch.Generator
+
+    Returns
+    -------
+    bias : Tensor of shape (size,)
+    weight : Tensor of shape (size, k)
+    """
+    masses = masses / masses.sum()
+    bias, weight = masses.log(), slopes / masses[:, None]
+    z = torch.randn(START_DRAWS, slopes.shape[1], generator=rng, dtype=slopes.dtype)
+    for _ in range(START_STEPS):
+        found = (bias + torch.cat([z, -z]) @ weight.mT).softmax(1).mean(0)
+        bias += masses.log() - found.log()
+    return bias, weight
 
 
 def choose_n_components(
@@ -131,9 +161,11 @@ def build_model(
     center = columns.back @ factors.center + columns.offset
     loadings = columns.back @ factors.loadings
     variance = factors.variance[len(factors.variance) - layout.n_values :]
-    # the linear functions of z whose exponentials have these slopes where z is zero
-    p = center[:n_masses].clamp_min(LEAST)
-    center[:n_masses], loadings[:n_masses] = p.log(), loadings[:n_masses] / p[:, None]
+    first, rng = 0, seeds.rng("states of the start")
+    for size in layout.sizes:
+        own = slice(first, first + size)
+        center[own], loadings[own] = logits(center[own].clamp_min(LEAST), loadings[own], rng)
+        first += size
     if settings.likelihood == "bernoulli":
         p = center[n_masses:].clamp(LEAST, 1.0 - LEAST)
         center[n_masses:], loadings[n_masses:] = (
