@@ -60,6 +60,15 @@ class CellColumn:
         """Whether its dtype holds whole numbers alone."""
         return not self.is_category and self.dtype.lower().startswith(("int", "uint", "bool"))
 
+    def numbers(self, values: FloatArray) -> FloatArray:
+        """Numbers that its dtype can hold: whole ones, none beyond its range."""
+        if not self.is_whole:
+            return values
+        name = self.dtype.lower().partition("[")[0]
+        bits = 1 if name.startswith("bool") else int(name.removeprefix("u").removeprefix("int"))
+        low = -(2.0 ** (bits - 1)) if name.startswith("int") else 0.0
+        return np.round(values).clip(low, low + 2.0**bits - 1)
+
     def codes(self, values: np.ndarray) -> FloatArray:
         """Codes of categories, NaN where they are missing, -1 where they were not met."""
         places = {level: i for i, level in enumerate(self.levels)}
@@ -208,7 +217,11 @@ class Schema:
         if not as_frame and not self.has_categories:
             return rows
         cells = [
-            column.cells(values, rng) if column.is_category else values
+            column.cells(values, rng)
+            if column.is_category
+            else column.numbers(values)
+            if as_frame
+            else values
             for column, values in zip(self.columns, rows.T, strict=True)
         ]
         if as_frame:
@@ -387,7 +400,7 @@ def _pandas(columns, cells):
                 dtype = pd.CategoricalDtype(list(column.dtype_levels or ()), column.ordered)
             series.append(pd.Series(values, dtype=dtype))
         elif column.is_whole:  # by way of integers that may be missing
-            series.append(pd.Series(values).round().astype("Int64").astype(dtype))
+            series.append(pd.Series(values).astype("Int64").astype(dtype))
         else:
             series.append(pd.Series(values).astype(dtype))
     frame = pd.concat(series, axis=1)
@@ -406,5 +419,5 @@ def _polars(columns, cells):
             series.append(pl.Series(column.name, values, dtype=dtype))
         else:
             numbers = pl.Series(column.name, values, dtype=pl.Float64, nan_to_null=True)
-            series.append((numbers.round() if column.is_whole else numbers).cast(dtype))
+            series.append(numbers.cast(dtype))
     return pl.DataFrame(series)

@@ -51,6 +51,9 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
     gains on held-out rows. `score_samples` is log p(x) itself, not a bound: an integral over z
     by importance sampling with a proposal adapted to each row, with a standard error for each row.
 
+    Columns may hold categories, missing cells and atoms: given z, columns are independent, and each
+    has probabilities of its states, and a density of its numbers.
+
     Parameters
     ----------
     n_components : int or "auto", default="auto"
@@ -67,7 +70,8 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
         "gaussian": normal columns with learned variances. "bernoulli": for columns in [0, 1]; a
         probability where all values are 0 or 1, otherwise the density of the continuous Bernoulli
         distribution. New rows with other values have log-density -inf: after a ``MinMaxScaler``,
-        take ``MinMaxScaler(clip=True)``.
+        take ``MinMaxScaler(clip=True)``. Categories, missing cells and atoms have probabilities
+        under both.
     kl_weight_start : float, default=1.0
         Weight of the divergence between encoder and prior at the first step; it goes geometrically
         to one in the first 60 % of the steps. A small weight (.1) is the warm-up that some decoders
@@ -83,11 +87,12 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
         "mlp": a linear map and a perceptron. A module (instance, or a class or factory called with
         (n_features, 2 * n_components)) maps rows to location and log-scale of z,
         (n, n_features) -> (n, 2 * n_components). It is copied and never trained itself. Rows are on
-        standardised columns (median, interquartile range), without the constant ones.
+        standardised columns (median, interquartile range), without the constant ones; indicators of
+        all states come first, and values that are not there are 0.
     decoder_model : "mlp", torch.nn.Module or callable, default="mlp"
         "mlp": a linear map and a perceptron. A module (instance, or a class or factory called with
         (n_components, n_features)) maps z to the mean of standardised columns, or to logits,
-        (n, n_components) -> (n, n_features).
+        (n, n_components) -> (n, n_features); logits of all states come first.
     hidden_layer_sizes : int or sequence of int, default=(128, 128)
         Of every perceptron; an int is one hidden layer.
     learning_rate : float or "auto", default="auto"
@@ -114,13 +119,28 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
         distribution fall below it.
     callbacks : list of skorch callbacks, default=None
         Called in training, as those of :class:`~skebm.Network`.
+    categorical_features : "from_dtype", array-like of str, int or bool, or None
+        Columns that hold categories. "from_dtype", the default, takes those of a frame whose dtype
+        is of categories, booleans, strings or objects that are no numbers. Otherwise names, numbers
+        or a mask of columns, of an array, too; None for no column.
+    max_categories : int or None, default=None
+        Rare categories of a column share one probability, so that it has at most so many. Without
+        it a column with more than 255 categories, or with more than 10 and than a tenth of the
+        rows, is refused: it may be an identifier.
+    atoms : {"auto", "off"} or dict, default="auto"
+        Numbers that have a probability of their own, such as an amount of zero. "auto" finds values
+        that many rows share in a column that otherwise hardly repeats one, where bootstrap samples
+        agree. A dict gives them by column, ``{"amount": [0]}``.
+    handle_missing : {"state", "error"}, default="state"
+        Whether a missing cell is a state of its column with a probability of its own, or an error.
     device : str, default="auto"
         "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Networks train, and the
         model scores and samples, on the device; all else is fitted on the CPU.
     random_state : int, RandomState instance or None, default=None
         An int makes fits bit-identical on one machine.
     warm_start : bool, default=False
-        Whether a second `fit` keeps the columns, and goes on from the trained networks.
+        Whether a second `fit` keeps the columns, and goes on from the trained networks; of tables
+        of numbers alone.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -129,7 +149,8 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
     n_components_ : int
         Latent variables.
     noise_variance_ : ndarray of shape (`n_features_in_`,)
-        Variances of the Gaussian likelihood, in the squared units of X; 0 for constant columns.
+        Variances of the Gaussian likelihood, in the squared units of X; 0 for columns without
+        numbers, or of one.
     history_ : dict of ndarrays
         ``n_iter``, ``held_out_log_likelihood`` (nats per row, from 32 draws for each, which err to
         the low side; the first entry is the start, NaN where an epoch was not judged) and
@@ -159,8 +180,11 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
         Log-density of the training rows (of positive weight) that were held out; NaN for the rest.
     out_of_fold_members_ : ndarray of shape (n_rows,), int
         0 for rows that were held out, -1 for the rest.
+    columns_ : list of ColumnReport
+        How every column was taken: its kind, categories, whether missing cells are a state, atoms,
+        grid and bounds.
     model_ : torch.nn.Module
-        The fitted decoder, likelihood and encoder, on standardised columns.
+        The fitted decoder, likelihood and encoder, on states and standardised values.
     n_features_in_ : int
         Number of columns seen in `fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -181,6 +205,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
 
     Examples
     --------
+    >>> import numpy as np
     >>> from skebm import ImplicitVAE
     >>> from skebm.datasets import make_two_moons
     >>> X = make_two_moons(n_samples=400, random_state=0)
@@ -192,6 +217,15 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
     (3, 2)
     >>> vae.reconstruct(X[:3]).shape
     (3, 2)
+
+    A frame with categories and missing cells, and draws that look like it:
+
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"x": X[:, 0], "half": np.where(X[:, 1] > 0.2, "upper", "lower")})
+    >>> table.loc[::5, "x"] = np.nan
+    >>> vae = ImplicitVAE(n_components=2, max_epochs=5, random_state=0).fit(table)
+    >>> vae.sample(3, random_state=0).dtypes.equals(table.dtypes)
+    True
     """
 
     n_components: int | Literal["auto"] = "auto"
@@ -350,8 +384,9 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
         -------
         DataFrame or ndarray of shape (n_samples, n_features)
             In the units of X, a table like the one that was fitted. A cell has the likeliest of its
-            categories, of its atoms, of missing and of a number, which is then the mean of these;
-            in columns of frames whose dtype holds integers it is the nearest one.
+            categories, of its atoms, of missing and of a number, which is then their mean; in a
+            frame this lies within bounds at which the rows pile up, and is rounded if the dtype
+            holds integers.
         """
         x = self._tensor(self._validate(X))
 
@@ -387,12 +422,10 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
     def _means_as_table(self, means, X):
         """Rows of likeliest states and mean values, as a table like the one that was fitted."""
         schema, columns = self._schema, self._columns
-        whole = np.zeros(len(columns.varying), dtype=bool)
-        if schema.container in ("pandas", "polars"):
-            whole[:] = [column.is_whole for column in schema.columns]
         x = columns.layout.likeliest(means).cpu().numpy()
-        table = schema.decode(columns.restore(x, on_grid=whole), "auto", None)
-        return results_like(X)(table) if isinstance(table, np.ndarray) else table
+        if schema.container in ("pandas", "polars"):
+            return schema.decode(columns.restore(columns.bounded(x)), "auto", None)
+        return results_like(X)(schema.decode(columns.restore(x), "array", None))
 
     def _encode(self, x, function):
         """``function(rows, noise)`` over all rows, with one noise for all of them."""

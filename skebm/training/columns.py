@@ -353,24 +353,33 @@ class Columns:
         """Return the columns with values, standardised."""
         return (X[:, self.varying] - self.center) / self.scale
 
-    def restore(self, x: np.ndarray, *, on_grid: bool | NDArray[np.bool_] = False) -> FloatArray:
+    def restore(self, x: np.ndarray, *, on_grid: bool = False) -> FloatArray:
         """Rows in the units of X, constant columns put back.
 
-        With `on_grid`, for all columns of X or for each, numbers are those that the columns can
-        show: on their grid, and not beyond a bound at which the rows pile up.
+        With `on_grid` numbers are those that the columns can show: on their grid, and not beyond a
+        bound at which the rows pile up.
         """
         n_states = len(self.states)
         X = np.tile(self.constants, (len(x), 1))
         values = self.center + self.scale * x[:, n_states:]
-        asked = np.broadcast_to(on_grid, len(self.varying))[self.varying]
-        for j in np.flatnonzero(asked):
-            values[:, j] = self.grids[j].nearest(values[:, j])
+        if on_grid:
+            for column, grid in zip(values.T, self.grids, strict=True):
+                column[:] = grid.nearest(column)
         X[:, self.varying] = values
         for s, codes in zip(self.states, x.T[:n_states], strict=True):
             shown = s.cells(codes)
             is_number = (codes == 0) if s.value >= 0 else np.zeros(len(x), bool)
             X[:, s.column] = np.where(is_number, X[:, s.column], shown)
         return X
+
+    def bounded(self, x: np.ndarray) -> FloatArray:
+        """Encoded rows whose values lie within the bounds at which the rows pile up."""
+        n_states = len(self.states)
+        low, high = np.reshape([(grid.low, grid.high) for grid in self.grids], (-1, 2)).T
+        values = np.clip(
+            x[:, n_states:], (low - self.center) / self.scale, (high - self.center) / self.scale
+        )
+        return np.concatenate([x[:, :n_states], values], axis=1)
 
     def perturb(self, x: np.ndarray, smoothing: float, rng: np.random.RandomState) -> FloatArray:
         """Rows spread over the resolution of their columns, plus `smoothing` standard deviations.

@@ -256,6 +256,21 @@ def test_polars_tables_come_back():
     np.testing.assert_array_equal(back["count"], np.round(means))
 
 
+def test_small_integers_stay_in_their_dtype():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(2, 200, 400).astype("uint8")
+    frame = pd.DataFrame({"kind": rng.choice(["a", "b"], 400), "number": counts})
+    estimator = vae(max_epochs=0, n_components=1).fit(frame)
+    assert estimator.columns_[1].bounds[0] == -np.inf
+    assert estimator.sample(2_000, random_state=0, output="array")[:, 1].min() < -5
+    drawn = estimator.sample(2_000, random_state=0)["number"]
+    assert drawn.dtype == "uint8"
+    # those beyond are at the ends: none has gone round to the other one
+    assert (drawn == 0).mean() == pytest.approx((drawn < 5).mean(), abs=0.03)
+    low = estimator.inverse_transform([[-30.0], [30.0]])["number"]
+    assert low.min() == 0
+
+
 def test_one_of_the_rare_categories_is_the_most_frequent_one():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"street": rng.choice(list("abcde"), 500, p=[0.1, 0.1, 0.1, 0.25, 0.45]),
