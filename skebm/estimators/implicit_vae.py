@@ -119,7 +119,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
         distribution fall below it.
     callbacks : list of skorch callbacks, default=None
         Called in training, as those of :class:`~skebm.Network`.
-    categorical_features : "from_dtype", array-like of str, int or bool, or None
+    categorical_features : "from_dtype", array-like or None, default="from_dtype"
         Columns that hold categories. "from_dtype", the default, takes those of a frame whose dtype
         is of categories, booleans, strings or objects that are no numbers. Otherwise names, numbers
         or a mask of columns, of an array, too; None for no column.
