@@ -55,7 +55,7 @@ from threadpoolctl import threadpool_limits
 
 N_CELL_POINTS = 16
 N_DRAWS, N_AUC_SEEDS = 1000, 5
-SIZES = (1, 2, 4, 8, 16, 32, 64)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -366,7 +366,7 @@ def fit_gmm_on_codes(X, codes, seed):
             warnings.simplefilter("ignore", ConvergenceWarning)
             return GaussianMixture(k, reg_covar=1e-3, random_state=seed).fit(rows)
 
-    sizes = [k for k in SIZES if k <= len(fit) // 20 or k == 1]
+    sizes = [k for k in SIZES if k <= min(64, len(fit) // 20) or k == 1]
     best = max(sizes, key=lambda k: mixture(fit, k).score(held))
     model = mixture(data, best)
 

@@ -45,18 +45,23 @@ def layers(n_features):
     return nn.Sequential(nn.Linear(n_features, 4), nn.BatchNorm1d(4), nn.SiLU(), nn.Linear(4, 1))
 
 
+def flow(kind):
+    return build_flow(kind, 2, 2, rng=torch.Generator().manual_seed(0)).double()
+
+
 MODULES = {
     "mlp": lambda: network(hidden_layer_sizes=(8,)).eval(),
     "layers": lambda: network(layers).eval(),
     "user": lambda: network(Scaled),
-    "flow": lambda: build_flow("coupling", 2, 2, rng=torch.Generator().manual_seed(0)).double(),
+    "coupling flow": lambda: flow("coupling"),
+    "autoregressive flow": lambda: flow("autoregressive"),
 }
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_comes_back_as_it_was(name):
     module, x = MODULES[name](), X.expand(2, -1, -1)
-    evaluate = nn.Module.__call__ if name != "flow" else type(module).log_prob
+    evaluate = nn.Module.__call__ if "flow" not in name else type(module).log_prob
     module.requires_grad_(name == "mlp")
     again = from_arrays(pickle.loads(pickle.dumps(to_arrays(module))))
     assert type(again) is type(module)
@@ -75,7 +80,7 @@ def test_a_module_comes_back_as_it_was(name):
 
 
 def test_built_in_modules_are_made_of_arrays_alone():
-    for name in ("mlp", "layers", "flow"):
+    for name in ("mlp", "layers", "coupling flow", "autoregressive flow"):
         assert not any("module" in part for part in to_arrays(MODULES[name]()))
     inside = to_arrays(MODULES["user"]())
     assert [type(part["module"]) for part in inside if "module" in part] == [Scaled, Scaled]

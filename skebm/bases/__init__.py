@@ -8,6 +8,7 @@ from skebm.bases._adapters import (
     UniformBase,
     draw_from,
 )
+from skebm.bases._autoregressive import AutoregressiveFlow
 from skebm.bases._combine import (
     AffineTransform,
     Coordinates,
@@ -23,8 +24,8 @@ from skebm.bases._fit import (
     WITH_STATES,
     SklearnDensity,
     auto_candidates,
+    auto_flows,
     fit_bases,
-    stacking_weights,
 )
 from skebm.bases._flow_training import JUDGED_AT_ONCE, fit_flow, train_flows
 from skebm.bases._flows import build_flow
@@ -34,6 +35,7 @@ from skebm.bases._mixed import MixedKernelBase, MixedMixtureBase, ValuesTransfor
 from skebm.bases._mixed_em import fit_mixed_mixture
 from skebm.bases._mixtures import ConfiningGaussian, GaussianMixtureBase, KernelDensityBase
 from skebm.bases._stacked_flow import FlowBase, StackedFlow
+from skebm.bases._stacking import stacking_weights
 from skebm.bases._together import Together
 from skebm.bases._zuko import ZukoFlows
 
@@ -43,6 +45,7 @@ __all__ = [
     "MAX_FIT_ROWS",
     "WITH_STATES",
     "AffineTransform",
+    "AutoregressiveFlow",
     "ConfiningGaussian",
     "Coordinates",
     "CouplingSplineFlow",
@@ -64,6 +67,7 @@ __all__ = [
     "ValuesTransform",
     "ZukoFlows",
     "auto_candidates",
+    "auto_flows",
     "build_flow",
     "draw_from",
     "draw_states",

@@ -1,6 +1,5 @@
 """Coupling flows of rational-quadratic splines, K of them evaluated and trained together."""
 
-import copy
 import math
 from collections.abc import Sequence
 
@@ -12,13 +11,10 @@ from skebm._random import spawn
 from skebm._typing import Modules
 
 from ._spline import Piece
-from ._stacked_flow import StackedFlow
+from ._stacked_flow import REACH, StackedFlow, log_normal
 
 _MIN_SIZE = 1e-3  # of a bin, relative to the spline's range; bounds the slopes, too
 _MAX_LOG_SLOPE = math.log(1e3)
-
-REACH = 5.0
-"""Splines end there, in standard deviations."""
 
 
 class CouplingSplineFlow(StackedFlow):
@@ -78,46 +74,14 @@ class CouplingSplineFlow(StackedFlow):
         for layer in self.layers:
             u, change = layer(u)
             log_det = log_det + change
-        return _log_normal(u) + log_det
+        return log_normal(u) + log_det
 
     def rsample(self, n: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        place = self.layers[0].bias
-        shape = self.n_members, self.n_features, n
-        u = torch.randn(shape, generator=rng, device=rng.device, dtype=place.dtype)
-        z = u = u.to(place.device)
-        log_prob = _log_normal(u)
+        z, log_prob = self._noise(n, rng)
         for layer in reversed(self.layers):
             z, change = layer.inverse(z)
             log_prob = log_prob + change
         return z.mT, log_prob
-
-    def alone(self, k: int) -> "CouplingSplineFlow":
-        single = copy.deepcopy(self)
-        single.n_members = 1
-        for part in single.modules():
-            for name, parameter in part._parameters.items():
-                row = parameter.detach()[k : k + 1].clone()
-                part._parameters[name] = nn.Parameter(row, parameter.requires_grad)
-            for name, buffer in part._buffers.items():
-                part._buffers[name] = buffer[k : k + 1].clone()
-        return single
-
-    def beside(self, others: "Sequence[CouplingSplineFlow]") -> "CouplingSplineFlow":
-        whole = copy.deepcopy(self)
-        whole.n_members = 1 + len(others)
-        flows = (self, *others)
-        for part, *parts in zip(whole.modules(), *(f.modules() for f in flows), strict=True):
-            for name, parameter in part._parameters.items():
-                rows = torch.cat([p._parameters[name].detach() for p in parts])
-                part._parameters[name] = nn.Parameter(rows, parameter.requires_grad)
-            for name in part._buffers:
-                part._buffers[name] = torch.cat([p._buffers[name] for p in parts])
-        return whole
-
-
-def _log_normal(u):
-    """Standard normal log-density of columns, (K, d, n) -> (K, n)."""
-    return -0.5 * (u.square().sum(1) + u.shape[1] * math.log(2 * math.pi))
 
 
 class _CouplingLayer(nn.Module):

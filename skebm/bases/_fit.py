@@ -7,18 +7,20 @@ on the first split and reused on the others.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from skebm._engine import Budget
 from skebm._layout import Layout
 from skebm._parallel import side_by_side
 from skebm._random import spawn
 from skebm._typing import Distribution
 
 from ._adapters import SklearnDensityBase, UniformBase
-from ._combine import Coordinates, StackedBase, TransformedBase
+from ._combine import AffineTransform, Coordinates, StackedBase, TransformedBase
 from ._em import fit_gaussian_mixture
 from ._flow_training import train_flows
 from ._flows import build_flow
@@ -26,6 +28,7 @@ from ._marginal import MarginalGaussianization
 from ._mixed import MixedKernelBase, ValuesTransform, patterns
 from ._mixed_em import fit_mixed_mixture
 from ._mixtures import KernelDensityBase
+from ._stacking import added, is_worth_it, stack
 
 MAX_FIT_ROWS = 20_000
 """A base is fitted on at most this many rows, a seeded random subsample of its split."""
@@ -40,6 +43,18 @@ columns."""
 MIN_KERNEL_GAIN = 0.02
 """A kernel density stays in a stack if it raises the held-out log-likelihood by so many nats per
 row: the average of several members is smooth without it, and it is by far the slowest to score."""
+
+MIN_FLOW_ROWS = 300
+"""With fewer rows no flow is looked at."""
+
+LOOK_STEPS, MAX_FLOW_STEPS = 200, 1000
+"""Steps of training of autoregressive flows for a look, and at most."""
+
+LOOK_ERRORS, FLOW_ERRORS = 1.5, 2.0
+"""Standard errors that the held-out gain by a flow has to exceed, in the look and in the end."""
+
+MAX_LOOK_ROWS = 2_000
+"""Rows that the look at flows is trained, and judged, on."""
 
 MAX_CENTERS = 2_000
 """A kernel density has at most this many centres: it costs that much per row scored."""
@@ -84,6 +99,7 @@ def fit_bases(
     progress: Callable[[str], None] = lambda text: None,
     n_jobs: int | None = 1,
     layout: Layout | None = None,
+    flows: Sequence[str] = (),
 ) -> list[Distribution]:
     """Fit and stack the named candidates on every split.
 
@@ -102,6 +118,8 @@ def fit_bases(
         Candidates that are fitted side by side, for joblib.
     layout : Layout, default=None
         Of the rows; by default all columns are values.
+    flows : sequence of str, default=()
+        Names of flows, of which one is fitted too if a look at few rows says that it is worth it.
 
     Returns
     -------
@@ -109,25 +127,80 @@ def fit_bases(
         `StackedBase` where more than one candidate earns a weight. The weights are shared by all
         splits and maximise the likelihood of the held-out rows (Smyth & Wolpert 1999).
     """
-    held_weight = torch.cat([weight[held] for _, held in splits])
-    layout = Layout((), (), x.shape[1]) if layout is None else layout
+    rows = _Rows(x, weight, Layout((), (), x.shape[1]) if layout is None else layout)
+    held = torch.cat([own for _, own in splits])
 
-    def arguments():
+    def fit_all(candidates, rng):
         pairs = zip(candidates.items(), spawn(rng, len(candidates)), strict=True)
-        for (name, candidate), own in pairs:
-            progress(name)
-            yield candidate, _Rows(x, weight, layout), splits, own
 
-    fitted = side_by_side(_fitted, arguments(), n_jobs)
-    distributions = [own for own, _ in fitted]
+        def arguments():
+            for (name, candidate), own in pairs:
+                progress(name)
+                yield candidate, rows, splits, own
+
+        return side_by_side(_fitted, arguments(), n_jobs)
+
+    fitted = fit_all(candidates, rng)
+    if len(fitted) == 1 and not flows:
+        return fitted[0][0]
+    least = [candidate.min_gain for candidate in candidates.values()]
+    log_prob = torch.stack([column for _, column in fitted], dim=1)
+    kept, weights = stack(log_prob, weight[held], least)
+    if flows:
+        stacked = (log_prob[:, kept] + weights.log()).logsumexp(1)
+        progress("a look at flows")
+        name = _most_promising(flows, rows, splits, stacked, rng)
+        if name is not None:
+            fitted += fit_all({name: CANDIDATES[name]}, rng)
+            log_prob = torch.cat([log_prob, fitted[-1][1][:, None]], dim=1)
+            if is_worth_it(
+                added(stacked, log_prob[:, -1], weight[held])[1], weight[held], n_errors=FLOW_ERRORS
+            ):
+                kept, weights = _with_flow(log_prob, weight[held], least)
+    distributions = [fitted[j][0] for j in kept]
     if len(distributions) == 1:
         return distributions[0]
-    log_prob = torch.stack([column for _, column in fitted], dim=1)
-    least = [candidate.min_gain for candidate in candidates.values()]
-    kept, weights = _stack(log_prob, held_weight, least)
-    if len(kept) == 1:
-        return distributions[kept[0]]
-    return [StackedBase([distributions[j][i] for j in kept], weights) for i in range(len(splits))]
+    return [StackedBase(of_split, weights) for of_split in zip(*distributions, strict=True)]
+
+
+def _with_flow(log_prob, sample_weight, min_gain):
+    """Candidates that are kept beside a flow, the last one, as numbers, and all weights."""
+    worth_it, _ = stack(log_prob, sample_weight, [*min_gain, 0.0])
+    # what is dear has to be worth it beside the flow, too; the others cover what it does not
+    others = [j for j, least in enumerate(min_gain) if least == 0 or j in worth_it]
+    kept, weights = stack(log_prob[:, others], sample_weight, [0.0] * len(others))
+    kept = [others[j] for j in kept]
+    stacked = (log_prob[:, kept] + weights.log()).logsumexp(1)
+    own, _ = added(stacked, log_prob[:, -1], sample_weight)
+    return [*kept, len(min_gain)], torch.cat([(1.0 - own) * weights, own])
+
+
+def _most_promising(flows, rows, splits, stacked, rng):
+    """Name of the flow that adds most to a stack, in a short training on few rows, or None.
+
+    Parameters
+    ----------
+    stacked : Tensor of shape (n_held,)
+        Log-density of the stack at the held-out rows of all splits, one after another.
+    """
+    x, weight = rows.x, rows.weight
+    # half of the folds judge, so that many rows do; the flows, too, have not seen copies of them
+    n_judges = sum(len(own) for _, own in splits[: max(1, len(splits) // 2)])
+    held = torch.cat([own for _, own in splits])
+    some = _some(torch.arange(n_judges), MAX_LOOK_ROWS, rng)
+    judges, stacked = held[some], stacked[some]
+    is_seen = torch.ones(len(x), dtype=torch.bool)
+    is_seen[held[:n_judges]] = False
+    seen = _some(is_seen.nonzero().squeeze(1), MAX_LOOK_ROWS, rng)
+    n_stopping = len(seen) // 8
+    split = seen[n_stopping:], seen[:n_stopping]
+    maps = [CANDIDATES[name].to_normal for name in flows]
+    kind, splits = CANDIDATES[flows[0]].kind, [split] * len(flows)
+    train = partial(_train_quickly, n_steps=LOOK_STEPS)
+    candidates = _fit_flows(kind, maps, rows, splits, rng, train)
+    gains = [added(stacked, q.log_prob(x[judges]), weight[judges])[1] for q in candidates]
+    best = max(range(len(flows)), key=lambda j: weight[judges] @ gains[j])
+    return flows[best] if is_worth_it(gains[best], weight[judges], n_errors=LOOK_ERRORS) else None
 
 
 def _fitted(candidate, rows, splits, rng):
@@ -137,60 +210,18 @@ def _fitted(candidate, rows, splits, rng):
     return distributions, torch.cat([q.log_prob(rows.x[held]) for q, (_, held) in pairs])
 
 
-def _stack(log_prob, sample_weight, min_gain):
-    """Distributions that are worth what they cost, as numbers, and their weights."""
-
-    def attempt(columns):
-        weights = stacking_weights(log_prob[:, columns], sample_weight)
-        logs = (log_prob[:, columns] + weights.log()).logsumexp(1)
-        return (sample_weight @ logs / sample_weight.sum()).item(), weights
-
-    kept = list(range(log_prob.shape[1]))
-    value, weights = attempt(kept)
-    for j in sorted(kept, key=lambda j: weights[j]):
-        others = [i for i in kept if i != j]
-        if min_gain[j] and others:
-            without, new_weights = attempt(others)
-            if value - without < min_gain[j]:
-                kept, value, weights = others, without, new_weights
-    return [j for j, w in zip(kept, weights, strict=True) if w > 0], weights[weights > 0]
-
-
-def stacking_weights(
-    log_prob: torch.Tensor, sample_weight: torch.Tensor, *, floor: float = 1e-3, n_iter: int = 500
-) -> torch.Tensor:
-    """Mixture weights that maximise a held-out log-likelihood, by expectation-maximisation.
-
-    Parameters
-    ----------
-    log_prob : Tensor of shape (n_samples, n_laws)
-        Log-density of each held-out row under each distribution.
-    sample_weight : Tensor of shape (n_samples,)
-    floor : float, default=1e-3
-        Distributions that end with less weight are dropped (weight 0).
-    n_iter : int, default=500
-
-    Returns
-    -------
-    Tensor of shape (n_laws,)
-    """
-    share = sample_weight / sample_weight.sum()
-    weights = torch.full((log_prob.shape[1],), 1.0 / log_prob.shape[1], dtype=torch.float64)
-    density = (log_prob - log_prob.amax(1, keepdim=True)).exp()
-    for _ in range(n_iter):
-        weights = weights * ((share / (density @ weights)) @ density)
-    kept = torch.where(weights < floor, 0.0, weights)
-    kept = kept / kept.sum()
-    # a distribution of small weight may still be all that covers some row
-    before, after = (share @ (log_prob + w.log()).logsumexp(1) for w in (weights, kept))
-    return kept if before - after < floor else weights
-
-
 def _gaussianization(rows, bandwidth):
     transform = MarginalGaussianization.fit(
         rows.layout.values(rows.x).numpy(), bandwidth=bandwidth, sample_weight=rows.weight.numpy()
     )
     return ValuesTransform(rows.layout, transform) if rows.layout.n_states else transform
+
+
+def _standardization(rows):
+    share = rows.weight / rows.weight.sum()
+    mean = share @ rows.x
+    scale = (share @ (rows.x - mean).square()).sqrt().clamp_min(1e-12)
+    return AffineTransform(-mean / scale, 1.0 / scale)
 
 
 def _some(rows, n, rng):
@@ -335,28 +366,45 @@ class _Uniform(_Candidate):
 
 
 class _Flow:
-    """Coupling spline flow by maximum likelihood; those of all splits are trained side by side."""
+    """Normalizing flow by maximum likelihood; those of all splits are trained side by side."""
 
     min_gain = 0.0
 
+    def __init__(self, kind, to_normal, train):
+        self.kind = kind
+        self.to_normal = to_normal  # makes coordinates of rows
+        self.train = train
+
     def fit_splits(self, rows, splits, rng):
-        x, weight = rows.x, rows.weight
         splits = [
             (_some(train, MAX_FIT_ROWS, own), _some(held, MAX_CHOICE_ROWS, own))
             for (train, held), own in zip(splits, spawn(rng, len(splits)), strict=True)
         ]
         # only these rows: every member sees them in coordinates of its own
-        used = torch.cat([rows for split in splits for rows in split]).unique()
-        x, weight = x[used], weight[used]
+        used = torch.cat([own for split in splits for own in split]).unique()
         splits = [
             (torch.searchsorted(used, train), torch.searchsorted(used, held))
             for train, held in splits
         ]
-        some = replace(rows, x=x, weight=weight)
-        coordinates = Coordinates([_gaussianization(some.at(train), _WIDE) for train, _ in splits])
-        flow = build_flow("coupling", x.shape[1], len(splits), rng=rng)
-        train_flows(flow, coordinates(x), weight, splits, rng=rng)
-        return coordinates.distributions(flow)
+        maps = [self.to_normal] * len(splits)
+        return _fit_flows(self.kind, maps, rows.at(used), splits, rng, self.train)
+
+
+def _fit_flows(kind, maps, rows, splits, rng, train):
+    """Flows of several splits, each in coordinates that one of `maps` makes of its rows."""
+    pairs = zip(maps, splits, strict=True)
+    coordinates = Coordinates([to(rows.at(seen)) for to, (seen, _) in pairs])
+    flow = build_flow(kind, rows.x.shape[1], len(splits), rng=rng)
+    train(flow, coordinates(rows.x), rows.weight, splits, rng=rng)
+    return coordinates.distributions(flow)
+
+
+def _train_quickly(flow, y, weight, splits, *, rng, n_steps=None):
+    """Few steps at a high rate: of few rows, more of them are worth nothing."""
+    n_rows = min(len(train) for train, _ in splits)
+    n_steps = n_steps or min(MAX_FLOW_STEPS, max(LOOK_STEPS, n_rows // 3))
+    budget = Budget(epochs=1, steps=n_steps, patience_steps=n_steps // 3)
+    train_flows(flow, y, weight, splits, rng=rng, learning_rate=2e-2, budget=budget)
 
 
 class SklearnDensity(_Candidate):
@@ -397,6 +445,7 @@ class _Gaussianized(_Candidate):
         return self.candidate.choose(rows.mapped(transform)[0], held.mapped(transform)[0], rng)
 
 
+_widely = partial(_gaussianization, bandwidth=_WIDE)
 CANDIDATES: dict[str, Any] = {
     "gaussian": _Gaussian(),
     "gmm": _Mixture(),
@@ -404,12 +453,16 @@ CANDIDATES: dict[str, Any] = {
     "gaussianized_gmm_narrow": _Gaussianized(_Mixture(), _NARROW),
     "kde": _Kernel(),
     "gaussianized_kde": _Gaussianized(_Kernel(), _WIDE),
-    "flow": _Flow(),
+    "flow": _Flow("coupling", _widely, train_flows),
+    "autoregressive": _Flow("autoregressive", _standardization, _train_quickly),
+    "gaussianized_autoregressive": _Flow("autoregressive", _widely, _train_quickly),
     "uniform": _Uniform(),
 }
 """Name -> candidate, with ``fit_splits(rows, splits, rng)``: distributions, one per split."""
 
-WITH_STATES = tuple(name for name in CANDIDATES if name not in ("flow", "uniform"))
+WITH_STATES = tuple(
+    name for name, own in CANDIDATES.items() if not isinstance(own, _Flow | _Uniform)
+)
 """Those that can be fitted to rows with states."""
 
 
@@ -419,3 +472,8 @@ def auto_candidates(n: int, d: int) -> tuple[str, ...]:
     if n <= MAX_KERNEL_ROWS or d <= 3:
         names += ("kde", "gaussianized_kde")
     return names
+
+
+def auto_flows(n: int, d: int) -> tuple[str, ...]:
+    """Names of the flows that ``base="auto"`` looks at."""
+    return ("autoregressive", "gaussianized_autoregressive") if n >= MIN_FLOW_ROWS and d > 1 else ()

@@ -1,5 +1,6 @@
 """Training of normalizing flows by maximum likelihood, K of them side by side."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,9 +9,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from skebm._engine import Budget, MemberBatches, train
 
-from ._coupling import REACH
 from ._flows import build_flow
-from ._stacked_flow import FlowBase, StackedFlow
+from ._stacked_flow import REACH, FlowBase, StackedFlow
 
 FLOW_LEARNING_RATE = 1e-2
 """Of maximum likelihood: the cosine lets it be high, and high generalises better."""
@@ -19,6 +19,9 @@ FLOW_BUDGET, FLOW_PATIENCE = Budget(epochs=30, steps=2000, patience_steps=300), 
 """Of the same: its length, and patience in epochs."""
 
 JUDGED_AT_ONCE = 4096
+
+JUDGED_EVERY = 10
+"""Steps, about, from one look at the held-out likelihood to the next, where epochs are shorter."""
 
 
 def train_flows(
@@ -30,8 +33,10 @@ def train_flows(
     rng: torch.Generator,
     batch_size: int = 256,
     learning_rate: float = FLOW_LEARNING_RATE,
+    budget: Budget | None = None,
     max_epochs: int | None = None,
     patience: int | None = None,
+    effort: float = 1.0,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -52,11 +57,15 @@ def train_flows(
         Rows of each flow.
     learning_rate : float, default=0.01
         Of AdamW, after a warm-up of 100 steps and with a cosine to zero.
+    budget : Budget, optional
+        Length, and patience in steps, where the next two do not say; by default 30 epochs, or as
+        many as make 2,000 steps, and a patience of 300 steps.
     max_epochs : int, optional
-        By default 30, or as many as make 2,000 steps.
     patience : int, optional
-        Epochs without improvement of the held-out likelihood before stopping; by default 20, or as
-        many as make 300 steps.
+        Epochs without improvement of the held-out likelihood before stopping; by default 20, or
+        more by the budget.
+    effort : float, default=1.0
+        Factor on the length that the budget gives.
     device : str or torch.device, default="cpu"
     progress : callable, optional
         ``progress(epoch, max_epochs)``.
@@ -114,13 +123,16 @@ def train_flows(
         logs = torch.cat([row[:n] for row, n in zip(logs, lengths, strict=True)])
         return (held_weight @ logs).item()
 
-    max_epochs = FLOW_BUDGET.max_epochs(max_epochs, len(batches))
+    budget = FLOW_BUDGET if budget is None else budget
+    if max_epochs is None:
+        max_epochs = math.ceil(effort * budget.max_epochs(None, len(batches)))
+    evaluate_every = max(1, JUDGED_EVERY // len(batches)) if patience is None else 1
     if patience is None:
-        patience = FLOW_BUDGET.patience(FLOW_PATIENCE, len(batches))
+        patience = budget.patience(FLOW_PATIENCE, len(batches), evaluate_every)
     with torch.enable_grad():
         train(
             flow, loss, batches, evaluate, learning_rate=learning_rate, weight_decay=0.0,
-            max_epochs=max_epochs, patience=patience, device=device,
+            max_epochs=max_epochs, patience=patience, evaluate_every=evaluate_every, device=device,
             progress=progress and (lambda state: progress(state["epoch"], max_epochs)),
         )  # fmt: skip
 

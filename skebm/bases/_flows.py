@@ -4,9 +4,12 @@ from typing import Any
 
 import torch
 
+from ._autoregressive import AutoregressiveFlow
 from ._coupling import CouplingSplineFlow
 from ._stacked_flow import StackedFlow
 from ._zuko import ZukoFlows
+
+_OWN = {"coupling": CouplingSplineFlow, "autoregressive": AutoregressiveFlow}
 
 
 def build_flow(
@@ -16,18 +19,19 @@ def build_flow(
 
     Parameters
     ----------
-    flow : "coupling", or what `ZukoFlows` takes
+    flow : "coupling", "autoregressive", or what `ZukoFlows` takes
     n_features : int
     n_members : int, default=1
     rng : torch.Generator
         On the CPU. Source of the initial weights.
     **options
-        Of `CouplingSplineFlow` or of zuko's class.
+        Of `CouplingSplineFlow`, `AutoregressiveFlow` or zuko's class.
 
     Returns
     -------
     StackedFlow
     """
-    if isinstance(flow, str) and flow == "coupling":
-        return CouplingSplineFlow(n_features, n_members, rng=rng, **options)
+    own = _OWN.get(flow) if isinstance(flow, str) else None
+    if own is not None:
+        return own(n_features, n_members, rng=rng, **options)
     return ZukoFlows(flow, n_features, n_members, rng=rng, **options)

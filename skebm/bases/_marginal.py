@@ -109,7 +109,7 @@ class MarginalGaussianization(nn.Module):
             if column[0] == column[-1]:
                 spread = 1.0  # nothing to go by
             bulk, iqr = (
-                np.subtract(*np.interp([1.0 - p, p], cdf, column)) / (-2.0 * ndtri(p))
+                -np.diff(np.interp([1.0 - p, p], cdf, column))[0] / (-2.0 * ndtri(p))
                 for p in (0.01, 0.25)
             )
             bulk = min(spread, bulk) or spread  # not moved by a few gross outliers

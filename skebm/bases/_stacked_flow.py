@@ -1,6 +1,7 @@
 """Normalizing flows: K of them side by side, or one, fitted and frozen, as a base."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -8,9 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
+REACH = 5.0
+"""What flows learn from lies within so many standard deviations."""
+
+BLOCK = 4096
+"""Rows that a flow computes on at once: what it makes of them stays in cache."""
+
 
 class StackedFlow(nn.Module, ABC):
     """K normalizing flows of one shape (abstract).
+
+    Parameters and buffers have the members on their first axis.
 
     Parameters
     ----------
@@ -42,13 +51,38 @@ class StackedFlow(nn.Module, ABC):
             Log-density at z; its gradient includes the way through z.
         """
 
-    @abstractmethod
     def alone(self, k: int) -> "StackedFlow":
         """Flow k by itself, trainable, with its own copy of the weights: K = 1."""
+        single = copy.deepcopy(self)
+        single.n_members = 1
+        for part in single.modules():
+            for name, parameter in part._parameters.items():
+                row = parameter.detach()[k : k + 1].clone()
+                part._parameters[name] = nn.Parameter(row, parameter.requires_grad)
+            for name, buffer in part._buffers.items():
+                part._buffers[name] = buffer[k : k + 1].clone()
+        return single
 
-    @abstractmethod
     def beside(self, others: Sequence[Any]) -> "StackedFlow":
         """Make one flow of this one and others, one member each, with copied weights."""
+        whole = copy.deepcopy(self)
+        whole.n_members = 1 + len(others)
+        flows = (self, *others)
+        for part, *parts in zip(whole.modules(), *(f.modules() for f in flows), strict=True):
+            for name, parameter in part._parameters.items():
+                rows = torch.cat([p._parameters[name].detach() for p in parts])
+                part._parameters[name] = nn.Parameter(rows, parameter.requires_grad)
+            for name in part._buffers:
+                part._buffers[name] = torch.cat([p._buffers[name] for p in parts])
+        return whole
+
+    def _noise(self, n, rng):
+        """Standard normal columns, (K, d, n), and their log-density."""
+        place = next(self.parameters())
+        shape = self.n_members, self.n_features, n
+        u = torch.randn(shape, generator=rng, device=rng.device, dtype=place.dtype)
+        u = u.to(place.device)
+        return u, log_normal(u)
 
     @torch.no_grad()
     def sample(self, n: int, rng: torch.Generator) -> torch.Tensor:
@@ -84,8 +118,15 @@ class FlowBase(nn.Module):
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """Log-density, (n, d) -> (n,)."""
-        return self.flow.log_prob(x.double()[None])[0]
+        blocks = x.double()[None].split(BLOCK, dim=1)
+        return torch.cat([self.flow.log_prob(rows)[0] for rows in blocks])
 
     def sample(self, n: int, rng: torch.Generator) -> torch.Tensor:
         """Draw (n, d) points."""
-        return self.flow.sample(n, rng)[0]
+        sizes = [BLOCK] * (n // BLOCK) + [n % BLOCK] * (n % BLOCK > 0)
+        return torch.cat([self.flow.sample(size, rng)[0] for size in sizes or [0]])
+
+
+def log_normal(u: torch.Tensor) -> torch.Tensor:
+    """Standard normal log-density of columns, (K, d, n) -> (K, n)."""
+    return -0.5 * (u.square().sum(1) + u.shape[1] * math.log(2 * math.pi))

@@ -8,7 +8,7 @@ after another that is hundreds of small steps. Here the maps of all members are 
 
 which costs half of the product that whitens rows, and no array of whitened ones. It loses digits
 where components are tight and rows far from the origin: rows for which a bound of the error is
-larger than `TOLERANCE` are left to the distributions themselves.
+larger than `TOLERANCE` are left to the mixture itself.
 """
 
 import math
@@ -24,10 +24,12 @@ from skebm._typing import Distribution
 from ._combine import StackedBase, TransformedBase
 from ._marginal import MarginalGaussianization, TogetherMapped
 from ._mixtures import GaussianMixtureBase
+from ._stacked_flow import FlowBase
 
 TOLERANCE = 1e-8  # nats
 
 _CELLS = 1 << 19  # monomials and components at a time, 4 MiB
+_FLOW_ROWS = 1024  # rows of flows at a time
 
 
 class Together:
@@ -49,11 +51,14 @@ class Together:
             _collect(distribution, found)
         plain = [q for q in found.values() if isinstance(q, GaussianMixtureBase)]
         mapped = [q for q in found.values() if _is_mapped_mixture(q)]
-        self._others = [q for q in found.values() if not any(q is p for p in plain + mapped)]
+        rest = [q for q in found.values() if not any(q is p for p in plain + mapped)]
+        self._flows = [_Flows(group) for group in _alike(filter(_is_flow, rest))]
+        self._others = [q for q in rest if not _is_flow(q)]
         plain.sort(key=_size)
         mapped.sort(key=_size)
-        maps = [q.transform for q in mapped] + list(maps)
-        self._n_mapped = len(mapped)
+        wanted = list(maps)
+        maps = [q.transform for q in mapped] + wanted
+        self._n_mapped, self._n_wanted = len(mapped), len(wanted)
         self._maps = TogetherMapped(maps) if maps else None
         # of equally many components, side by side: where they begin among the inputs
         self._groups: list[tuple[list[Any], int | None]] = [
@@ -93,36 +98,50 @@ class Together:
             Log-densities of the components, with their weights: of what a distribution stacks or
             mixes; one of any other.
         mapped : Tensor of shape (n_maps, d, n) or None
-            The rows as the maps see them; None without any.
+            The rows as `maps` see them; None without any.
         """
+        logs = self._other_log_probs(x)
         size = max(16, _CELLS // self._cells_per_row)
-        parts: list[Any] = [self._near(rows) for rows in x.split(size)]
+        parts: list[Any] = [
+            self._few(x[start : start + size], {q: v[start : start + size] for q, v in logs})
+            for start in range(0, max(1, len(x)), size)
+        ]
         joints = [torch.cat(of_one, dim=1) for of_one in zip(*(p[0] for p in parts), strict=True)]
-        far = torch.cat([p[1] for p in parts]).nonzero().squeeze(1)
-        if len(far):
-            for q, joint in zip(self.distributions, joints, strict=True):
-                joint[:, far] = log_components(q, x[far]).mT
-        return joints, None if self._maps is None else torch.cat([p[2] for p in parts], dim=2)
+        return joints, torch.cat([p[1] for p in parts], dim=2) if self._n_wanted else None
 
-    def _near(self, x):
-        """The same where rows are not far from the origin, which rows are, and what maps make."""
+    def _other_log_probs(self, x):
+        """Of all that is no mixture, pairs of an id and (n,)."""
+        logs = [(id(q), q.log_prob(x)) for q in self._others]
+        for flows in self._flows:
+            parts = torch.cat([flows(rows) for rows in x.split(_FLOW_ROWS)], dim=1)
+            logs += zip(map(id, flows.distributions), parts, strict=True)
+        return logs
+
+    def _few(self, x, logs):
+        """The same of few rows."""
         inputs = columns = x.mT.contiguous()[None]
         wanted = log_det = None
         if self._maps is not None:
             z, log_det = self._maps(columns[0])
             inputs, wanted = torch.cat([columns, z[: self._n_mapped]]), z[self._n_mapped :]
-        logs = {id(q): q.log_prob(x) for q in self._others}
         monomials = _monomials(inputs) if self._groups else inputs
+        far = inputs.square().sum(1) > self._square_of_reach
+        any_far = far.any(1).tolist()
         joint = {}
         for (group, start), coefficients in zip(self._groups, self._coefficients, strict=True):
             own = monomials[:1] if start is None else monomials[start : start + len(group)]
             values = torch.matmul(coefficients, own)
+            for i, q in enumerate(group):
+                place = 0 if start is None else start + i
+                if any_far[place]:
+                    rows = far[place].nonzero().squeeze(1)
+                    mixture = getattr(q, "base", q)
+                    values[i][:, rows] = mixture._joint(inputs[place][:, rows].mT).mT
             if start is not None:
                 values += log_det[start - 1 : start - 1 + len(group), None]
             joint |= dict(zip(map(id, group), values, strict=True))
             logs |= dict(zip(map(id, group), _log_sum_exp(values, 1), strict=True))
-        far = (inputs.square().sum(1) > self._square_of_reach).any(0)
-        return [self._joint(q, joint, logs) for q in self.distributions], far, wanted
+        return [self._joint(q, joint, logs) for q in self.distributions], wanted
 
     def _joint(self, q, joint, logs):
         if isinstance(q, StackedBase):
@@ -136,14 +155,26 @@ class Together:
         return logs[id(q)]
 
 
-def log_components(q: Any, x: Tensor) -> Tensor:
-    """What `Together` returns of one distribution, by itself, (n, d) -> (n, n_components)."""
-    if isinstance(q, StackedBase | GaussianMixtureBase):
-        return q._joint(x)
-    if _is_mapped_mixture(q):
-        z, log_det = q.transform(x)
-        return q.base._joint(z) + log_det[:, None]
-    return q.log_prob(x)[:, None]
+class _Flows:
+    """Flows of one shape in coordinates of their own, evaluated side by side."""
+
+    def __init__(self, distributions):
+        self.distributions = distributions
+        first, *others = [q.base.flow for q in distributions]
+        self._flow = first.beside(others)
+        maps = [q.transform for q in distributions]
+        together = all(isinstance(to, MarginalGaussianization) for to in maps)
+        self._maps = TogetherMapped(maps) if together else None
+
+    def __call__(self, x):
+        """Log-densities at the same rows, (n, d) -> (K, n)."""
+        if self._maps is None:
+            pairs = [q.transform(x) for q in self.distributions]
+            z, log_det = map(torch.stack, zip(*pairs, strict=True))
+        else:
+            z, log_det = self._maps(x.mT.contiguous())
+            z = z.mT
+        return self._flow.log_prob(z) + log_det
 
 
 def _is_mapped_mixture(q):
@@ -152,6 +183,20 @@ def _is_mapped_mixture(q):
         and isinstance(q.transform, MarginalGaussianization)
         and isinstance(q.base, GaussianMixtureBase)
     )
+
+
+def _is_flow(q):
+    return isinstance(q, TransformedBase) and isinstance(q.base, FlowBase)
+
+
+def _alike(distributions):
+    """Lists of flows whose parameters have equal shapes."""
+    groups: dict[Any, list[Any]] = {}
+    for q in distributions:
+        flow = q.base.flow
+        shapes = tuple(p.shape for p in flow.parameters())
+        groups.setdefault((type(flow), shapes), []).append(q)
+    return list(groups.values())
 
 
 def _collect(q, found):

@@ -212,12 +212,14 @@ class DensityPipeline(Pipeline):
     def _check(self, X):
         """X as an array of finite numbers, or an error that names the column."""
         rows = check_array(X, dtype=np.float64, ensure_all_finite=False, estimator=self)  # pyright: ignore[reportArgumentType]
-        bad = ~np.isfinite(rows).all(axis=0)
+        takes_missing = getattr(self.steps[-1][1], "_takes_missing", False)
+        bad = ~(np.isfinite(rows) | (np.isnan(rows) & takes_missing)).all(axis=0)
         if bad.any():
             column = getattr(X, "columns", range(rows.shape[1]))[int(bad.argmax())]
+            what = "infinity" if takes_missing else "NaN or infinity"
             raise ValueError(
-                f"column {column!r} of X contains NaN or infinity: a density has no value there. "
-                "Leave those rows out, or impute them before the pipeline."
+                f"column {column!r} of X contains {what}: a density has no value there. Leave "
+                "those rows out, or impute them before the pipeline."
             )
         return rows
 
@@ -261,22 +263,29 @@ class DensityPipeline(Pipeline):
         return params.get(f"{name}__sample_weight")
 
     def _varying(self) -> Any:
-        """Columns that the density has a density in; the others are a point mass to it."""
+        """Columns that the density has a density in; the others are states to it."""
         density = self.steps[-1][1]
         return density._columns.varying if _is_detector(self) else slice(None)
+
+    def _has_values(self, z):
+        """Where rows z have a value to the density, in the columns that it has a density in."""
+        if not _is_detector(self):
+            return np.ones(z.shape, dtype=bool)
+        columns = self.steps[-1][1]._columns
+        return ~np.isnan(columns.encode(columns.snap(z, 0.0))[:, len(columns.states) :])
 
     def _set_threshold(self, X, weight, log_mass):
         if not _is_detector(self):
             return
         density = self.steps[-1][1]
-        z, log_det, _ = self._forward(X)
+        z, log_det, _, absent = self._forward(X)
         self.out_of_fold_scores_ = density.out_of_fold_scores_ + log_det - log_mass
         if density.contamination == "auto":
             held = ~np.isnan(self.out_of_fold_scores_)
-            scores, level = self.out_of_fold_scores_[held], AUTO_CONTAMINATION
+            scores, level = (self.out_of_fold_scores_ + absent)[held], AUTO_CONTAMINATION
             weight = weight[held]
         else:
-            scores = density.score_samples(z) + log_det - log_mass
+            scores = density.score_samples(z) + log_det + absent - log_mass
             level = density.contamination
         self.offset_ = float(weighted_quantile(scores, weight, level))
 
@@ -287,23 +296,43 @@ class DensityPipeline(Pipeline):
         return [(name, t, change_of(name, t, self._seen[name])) for name, t in self._transformers()]
 
     def _forward(self, X):
-        """Rows that have a z, as z, with their log-determinants and their positions in X."""
-        where = np.arange(len(as_rows(X)))
-        log_det = np.zeros(len(where))
+        """Rows that have a z, and what there is to know of them.
+
+        Returns
+        -------
+        z : table
+        log_det : ndarray
+            Log-determinants, over the values that the rows have to the density.
+        where : ndarray
+            Positions in X.
+        absent : ndarray
+            What values that they have not would add to a log-density, see `BaseDensity`.
+        """
+        rows = as_rows(X)
+        where, joint = np.arange(len(rows)), np.zeros(len(rows))
+        single = np.zeros((len(rows), rows[:, self._varying()].shape[1]))
         for _, transformer, change in self._changes():
             if change.in_domain is not None:
-                X, log_det, where = _kept(change.in_domain(as_rows(X)), X, log_det, where)
+                inside = change.in_domain(_filled(as_rows(X), transformer, of_image=False))
+                X, joint, single, where = _kept(inside, X, joint, single, where)
             if not len(where):
                 break
             with np.errstate(all="ignore"):  # where a function has no value
                 z = transformer.transform(X)
-            finite = np.isfinite(as_rows(z)).all(axis=1)
-            X, z, log_det, where = _kept(finite, X, z, log_det, where)
+            finite = _is_finite(as_rows(z), as_rows(X))
+            X, z, joint, single, where = _kept(finite, X, z, joint, single, where)
             if len(where):
                 term = change.log_det(as_rows(X))
-                log_det = log_det + (term[:, self._varying()].sum(1) if term.ndim == 2 else term)
+                if term.ndim == 2:
+                    single = single + np.nan_to_num(term[:, self._varying()])
+                else:
+                    joint = joint + term
             X = z
-        return X, log_det, where
+        has_value = self._has_values(as_rows(X)) if len(where) else single == 0
+        absent = np.where(has_value, 0.0, single).sum(1)
+        if _is_detector(self) and len(where):
+            absent = self.steps[-1][1]._comparable(absent, as_rows(X))
+        return X, joint + np.where(has_value, single, 0.0).sum(1), where, absent
 
     def _backward(self, z):
         """Rows that have an x, as x, and their positions in z."""
@@ -313,11 +342,12 @@ class DensityPipeline(Pipeline):
                 break
             with np.errstate(all="ignore"):
                 if change.in_image is not None:
-                    inside = change.in_image(z)
+                    inside = change.in_image(_filled(z, transformer, of_image=True))
                     z, where = z[inside], where[inside]
+                before = z
                 if len(where):
                     z = as_rows(transformer.inverse_transform(z))
-            inside = np.isfinite(z).all(axis=1)
+            inside = _is_finite(z, before)
             z, where = z[inside], where[inside]
         return z, where
 
@@ -380,7 +410,7 @@ class DensityPipeline(Pipeline):
                     f"return_std=True: {type(density).__name__} does not say its standard error."
                 )
             options["return_std"] = True
-        z, log_det, where = self._forward(X)
+        z, log_det, where, _ = self._forward(X)
         log_density, error = np.full(n, -np.inf), np.zeros(n)
         if len(where):
             scores = density.score_samples(z, **options)
@@ -445,7 +475,17 @@ class DensityPipeline(Pipeline):
         -------
         ndarray of shape (n_samples,), float64
         """
-        return self.score_samples(X) - self.offset_
+        return self.score_samples(X) + self._absent(X) - self.offset_
+
+    def _absent(self, X):
+        """What values that rows have not would add to a log-density; thresholds count it in."""
+        if not self.steps[-1][1]._columns.states:
+            return 0.0
+        X = like(X, self._snap(self._check(X), relative_precision(X)))
+        *_, where, absent = self._forward(X)
+        every = np.zeros(len(X))
+        every[where] = absent
+        return every
 
     @available_if(_has("predict"))
     def predict(self, X: ArrayLike, **params: Any) -> NDArray[np.int_]:
@@ -493,6 +533,7 @@ class DensityPipeline(Pipeline):
         if _is_detector(self):
             scores = self.out_of_fold_scores_
             scores = np.where(np.isnan(scores), self.score_samples(X)[used], scores)
+            scores = scores + np.broadcast_to(self._absent(X), len(labels))[used]
             level, threshold = self.steps[-1][1].contamination, self.offset_
             if level != "auto":
                 threshold = weighted_quantile(scores, weight, level)
@@ -519,6 +560,23 @@ class DensityPipeline(Pipeline):
         array-like of shape (n_samples, n_components)
         """
         return self.fit(X, y, sample_weight, **params).transform(X)
+
+
+def _filled(rows, transformer, *, of_image):
+    """Rows with numbers of the domain, or the image, of a transformer where they are missing."""
+    missing = np.isnan(rows)
+    if not missing.any():
+        return rows
+    valid = transformer.inverse_transform(np.zeros((1, rows.shape[1])))
+    return np.where(missing, as_rows(transformer.transform(valid) if of_image else valid), rows)
+
+
+def _is_finite(to, of):
+    """Which rows are finite, or missing only where they were; (n,) of bool."""
+    finite = np.isfinite(to)
+    if to.shape == of.shape:
+        finite |= np.isnan(of)
+    return finite.all(axis=1)
 
 
 def _kept(inside, *tables):

@@ -11,7 +11,8 @@ from torch import nn
 from skebm._layout import Layout
 from skebm._typing import Modules
 
-from ._trees import SoftTrees, evaluate, without_forest
+from ._forest import evaluate, without_forest
+from ._trees import SoftTrees
 
 __all__ = ["ClassifierEnergy", "CorrectedEnergy", "MemberEnergies", "logit"]
 

@@ -1,7 +1,9 @@
 """The shell of every estimator: validation, scores, outlier detection, pickling."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from numbers import Integral, Real
@@ -49,6 +51,9 @@ from ._schema import Schema, is_missing, values_of
 
 AUTO_CONTAMINATION = 0.05
 """``contamination="auto"``: share of new rows of the same kind that `predict` calls outliers."""
+
+MIN_DRAWN, MAX_DRAWN, MIN_COMPLETE = 64, 100_000, 1e-3
+"""Rows that are drawn at once where incomplete ones are left out, and the least share of others."""
 
 _Estimator = TypeVar("_Estimator")
 
@@ -188,7 +193,8 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows; numpy, pandas, polars or torch, finite, at least two different ones. Of tensors,
+            Rows; numpy, pandas, polars or torch, at least two different ones. Numbers are finite;
+            `NCEDensity` and `ImplicitVAE` also take missing cells and categories. Of tensors,
             results are arrays; under scikit-learn's array API dispatch they are tensors, too.
         y : Ignored
             Present for API consistency by convention.
@@ -384,7 +390,10 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         return float(weighted_quantile(scores, weight, self.contamination))
 
     def _comparable(self, scores, rows):
-        """Scores as thresholds take them, which do not depend on units where values are absent."""
+        """Scores as thresholds take them, which do not depend on units where values are absent.
+
+        Rows of `rows` are in the units of X, and met by the columns of the fit.
+        """
         columns = self._columns
         return scores + columns.absent_log_det(columns.encode(rows)) if columns.states else scores
 
@@ -445,7 +454,8 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
 
     @property
     def _device(self):
-        return next(chain(self.model_.parameters(), self.model_.buffers())).device
+        # a mixture of tilted bases has buffers of its own, which are found at once
+        return next(chain(self.model_.buffers(), self.model_.parameters())).device
 
     def _tensor(self, X):
         return torch.as_tensor(self._columns.encode(X), device=self._device)
@@ -516,13 +526,29 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
                 raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")
         return torch.Generator(self._device).manual_seed(self._draw_seed(random_state))
 
+    def _complete(self, draw: Callable[[int], torch.Tensor], n: int) -> torch.Tensor:
+        """n rows without missing cells, of those that ``draw(n)`` returns."""
+        parts, found, drawn = [], 0, 0
+        while found < n:
+            size = max(MIN_DRAWN, math.ceil(1.2 * (n - found) * (drawn + 1) / (found + 1)))
+            x = draw(min(size, MAX_DRAWN))
+            x = x[torch.as_tensor(self._columns.is_complete(x.cpu().numpy()), device=x.device)]
+            parts.append(x)
+            found, drawn = found + len(x), drawn + size
+            if drawn > MAX_DRAWN and found < MIN_COMPLETE * drawn:
+                raise ValueError(
+                    f"complete=True: of {drawn} rows that were drawn, {found} have no missing "
+                    "cell. Draw rows with missing cells, or fit columns that have fewer."
+                )
+        return torch.cat(parts)[:n]
+
     def _as_table(self, x: torch.Tensor, output: str, rng: torch.Generator) -> Any:
         """Drawn rows, states and standardised values, as a table like the one that was fitted."""
         if output not in ("auto", "array"):
             raise ValueError(f'output={output!r} must be "auto" or "array".')
-        rows = self._columns.restore(x.cpu().numpy(), on_grid=True)
         seed = int(torch.randint(2**31 - 1, (), generator=rng, device=rng.device))
-        return self._schema.decode(rows, output, np.random.RandomState(seed))
+        own = np.random.RandomState(seed)
+        return self._schema.decode(self._columns.restore(x.cpu().numpy(), own), output, own)
 
     # ------------------------------------------------------------------ outlier detector
 

@@ -1,8 +1,8 @@
 """How the cells of a table become numbers, and rows of numbers a table like it again."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import repeat
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -69,32 +69,35 @@ class CellColumn:
         low = -(2.0 ** (bits - 1)) if name.startswith("int") else 0.0
         return np.round(values).clip(low, low + 2.0**bits - 1)
 
-    def codes(self, values: np.ndarray) -> FloatArray:
-        """Codes of categories, NaN where they are missing, -1 where they were not met."""
+    def codes(self, X: Any, j: int) -> FloatArray:
+        """Codes of column j of X, NaN where it is missing, -1 where a category was not met."""
         places = {level: i for i, level in enumerate(self.levels)}
         places |= {level: len(self.levels) for level, _ in self.pooled}
+        if container_of(X) == "pandas":  # millions of cells take no time there
+            column = X.iloc[:, j].astype(object)
+            codes = column.map(places).to_numpy(dtype=np.float64)
+            return np.where(np.isnan(codes) & column.notna().to_numpy(), UNSEEN, codes)
+        values = values_of(X, j)
         unseen = UNSEEN
         return np.array(
             [np.nan if is_missing(v) else places.get(_plain(v), unseen) for v in values],
             dtype=float,
         )
 
-    def cells(self, codes: FloatArray, rng: np.random.RandomState | None) -> list[Any]:
+    def cells(self, codes: FloatArray, rng: np.random.RandomState | None) -> np.ndarray:
         """Categories of codes, None where they are missing; one of the rare ones by its share.
 
-        Without `rng` it is the most frequent of them.
+        Without a random stream it is the most frequent of them.
         """
-        rare, shares = zip(*self.pooled, strict=True) if self.pooled else ((), ())
-        if rng is None:
-            drawn = repeat(int(np.argmax(shares)) if rare else 0)
-        else:
-            drawn = iter(rng.choice(len(rare), len(codes), p=shares) if rare else ())
-        return [
-            None if np.isnan(code)
-            else self.levels[int(code)] if code < len(self.levels)
-            else rare[next(drawn)]
-            for code in codes
-        ]  # fmt: skip
+        shown = np.empty(len(self.levels) + len(self.pooled) + 1, dtype=object)  # None at the end
+        shown[:-1] = [*self.levels, *(level for level, _ in self.pooled)]
+        at = np.where(np.isnan(codes), -1.0, codes).astype(int)
+        rare = np.flatnonzero(at == len(self.levels)) if self.pooled else []
+        if len(rare):
+            shares = [share for _, share in self.pooled]
+            own = np.argmax(shares) if rng is None else rng.choice(len(shares), len(rare), p=shares)
+            at[rare] += own
+        return shown[at]
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class Schema:
             if not is_category or container == "none":
                 columns.append(CellColumn(name, str(dtype)))
                 continue
-            levels, counts = _levels(values_of(X, j), dtype)
+            levels, counts = _levels(X, j, dtype)
             kept, pooled = _pool(levels, counts, max_categories)
             n_codes, n_rows = len(kept) + bool(pooled), len(X)
             allowed = min(MAX_LEVELS, max(FEW_LEVELS, MAX_LEVEL_SHARE * n_rows))
@@ -167,7 +170,7 @@ class Schema:
         parts = []
         for j, column in enumerate(self.columns):
             if column.is_category:
-                parts.append(column.codes(values_of(X, j)))
+                parts.append(column.codes(X, j))
                 continue
             numbers = numbers_of(X, j, column.name)
             if np.isinf(numbers).any():
@@ -346,13 +349,13 @@ def _asked(categorical_features, names):
     return mask
 
 
-def _levels(values, dtype):
+def _levels(X, j, dtype):
     """Levels that were met, in order, and how often."""
-    counts: dict[Any, int] = {}
-    for value in values:
-        if not is_missing(value):
-            value = _plain(value)
-            counts[value] = counts.get(value, 0) + 1
+    if container_of(X) == "pandas":
+        found = X.iloc[:, j].astype(object).value_counts()
+        counts = {_plain(level): int(n) for level, n in found.items()}
+    else:
+        counts = Counter(_plain(v) for v in values_of(X, j) if not is_missing(v))
     known = _dtype_levels(dtype)
     if known is not None:
         order: Iterable[Any] = (level for level in known if level in counts)
@@ -416,7 +419,7 @@ def _polars(columns, cells):
         dtype: Any = getattr(pl, column.dtype.partition("(")[0])
         if column.is_category:
             dtype = pl.Enum(list(column.dtype_levels or ())) if column.dtype == "Enum" else dtype
-            series.append(pl.Series(column.name, values, dtype=dtype))
+            series.append(pl.Series(column.name, values.tolist(), dtype=dtype))
         else:
             numbers = pl.Series(column.name, values, dtype=pl.Float64, nan_to_null=True)
             series.append(numbers.cast(dtype))

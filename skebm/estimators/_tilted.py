@@ -344,6 +344,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         *,
         n_steps: int = 0,
         output: Literal["auto", "array"] = "auto",
+        complete: bool = False,
     ) -> Any:
         """Draw new rows from the model.
 
@@ -366,6 +367,8 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         output : {"auto", "array"}, default="auto"
             "auto" is a frame where `fit` was given one, with its dtypes; "array" an array, of
             objects if there are categories.
+        complete : bool, default=False
+            Draw rows under the condition that no cell is missing: others are left out.
 
         Returns
         -------
@@ -377,11 +380,19 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         -----
         LowEffectiveSampleSizeWarning
             If more than 5 % of the rows repeat others.
+
+        Raises
+        ------
+        ValueError
+            If hardly any row is complete, and complete ones are asked for.
         """
         rng = self._sampling_rng(random_state, n_samples=n_samples, n_steps=n_steps)
+
+        def draw(n):
+            return self._shuffled(self._draw(self._member_sizes(n, rng), rng), rng)
+
         with torch.no_grad(), limit_threads(1):
-            x = self._shuffled(self._draw(self._member_sizes(n_samples, rng), rng),
-                               rng)  # fmt: skip
+            x = self._complete(draw, n_samples) if complete else draw(n_samples)
         return self._restored(self._walk(x, n_steps, rng), output, rng)
 
     def _restored(self, x, output, rng):

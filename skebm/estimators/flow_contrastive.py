@@ -12,7 +12,7 @@ from skebm._sklearn_compat import Interval, StrOptions
 from skebm._typing import FloatArray
 from skebm.energies import Boosting, Network
 from skebm.training import Recipe
-from skebm.training.flow_contrastive import STAGES, train_by_flow_contrast
+from skebm.training.flow_contrastive import FLOW_EFFORT, STAGES, train_by_flow_contrast
 
 from ._base import parameters
 from ._generators import FlowDensity
@@ -35,14 +35,15 @@ class FlowContrastiveDensity(TiltedDensity):
     .. math:: V = E_{\mathrm{data}} \log D + E_q \log(1 - D),
 
     which draws p to the data; the flow lowers it, which draws q to the data, so that its samples
-    stay hard to tell from rows. Then the energy learns once more, from zero, against the flow at
-    rest, and boosted trees correct the better one of both, or the base. Of all stages, the flows
-    among them, the state that is best on held-out rows is kept.
+    stay hard to tell from rows. Then the energy goes on learning against the flow at rest, and
+    boosted trees correct the better one of both, or the base. Of all stages, the flows among them,
+    the state that is best on held-out rows is kept.
 
     Parameters
     ----------
     flow : str, zuko flow or callable, default="coupling"
-        "coupling": coupling flow of rational-quadratic splines, quick in both directions. With zuko
+        "coupling": coupling flow of rational-quadratic splines, quick in both directions;
+        "autoregressive": masked autoregressive flow, which draws column by column. With zuko
         installed also "nsf", "maf", "nice" and "gf" of its flows, or a flow of zuko without
         context, or a callable that makes one from n_features. It sees Gaussianised columns.
     generator_learning_rate : float, default=3e-4
@@ -119,8 +120,8 @@ class FlowContrastiveDensity(TiltedDensity):
         Held-out log-likelihood in nats per row, out of fold: of the ``flow`` fitted by maximum
         likelihood, the ``flow_after_game``, the ``energy_after_game``, the ``energy_refined`` (the
         better one of both energies), the ``energy_boosted`` (with trees, if these help) and the
-        ``flow_boosted`` (with trees on the base instead, if these are better still; only with early
-        stopping of the trees, up to 5,000 rows, and where the networks gained something). All
+        ``flow_boosted`` (with trees on the base instead, if these are better by .01; only with
+        early stopping of the trees, up to 5,000 rows, and where the networks gained something). All
         before recalibration.
     log_partition_ : ndarray of shape (n_members,)
         Measured log Z of every member, in nats; 0 where no tilt was accepted.
@@ -241,6 +242,7 @@ class FlowContrastiveDensity(TiltedDensity):
         return self._basic_recipe(
             train, flow=self.flow, finish=self._results,
             flow_batch_size=(network or Network()).batch_size,
+            flow_effort=1.0 if network is None else FLOW_EFFORT,
         )  # fmt: skip
 
     def _results(self, task, trained, model):

@@ -328,6 +328,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
         random_state: RandomState = None,
         *,
         output: Literal["auto", "array"] = "auto",
+        complete: bool = False,
     ) -> Any:
         """Draw new rows: z from the prior, x from p(x | z). Exact, and independent.
 
@@ -339,20 +340,29 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
         output : {"auto", "array"}, default="auto"
             "auto" is a frame where `fit` was given one, with its dtypes; "array" an array, of
             objects if there are categories.
+        complete : bool, default=False
+            Draw rows under the condition that no cell is missing: others are left out.
 
         Returns
         -------
         DataFrame or ndarray of shape (n_samples, n_features)
             Numbers lie where the columns can: integers and columns with ties on their grid, and not
             beyond bounds at which the rows pile up.
+
+        Raises
+        ------
+        ValueError
+            If hardly any row is complete, and complete ones are asked for.
         """
         rng = self._sampling_rng(random_state, n_samples=n_samples)
+
+        def draw(n):
+            sizes = [len(part) for part in torch.empty(n).split(DECODED_ROWS)]
+            return torch.cat([self.model_.sample(size, rng) for size in sizes])
+
         with torch.no_grad():
-            parts = [
-                self.model_.sample(len(part), rng)
-                for part in torch.empty(n_samples).split(DECODED_ROWS)
-            ]
-        return self._as_table(torch.cat(parts), output, rng)
+            x = self._complete(draw, n_samples) if complete else draw(n_samples)
+        return self._as_table(x, output, rng)
 
     # ------------------------------------------------------------------ transformer
 

@@ -45,9 +45,11 @@ class NCEDensity(MixedDensity, TiltedDensity):
         the loss); without a base, ``"auto"`` and the confining Gaussian, half and half.
     base : str, list of str, distribution or None, default="auto"
         "auto" stacks Gaussian mixtures on plain and on marginally Gaussianised columns and, for
-        small data, kernel densities, with weights learned on held-out rows. Single candidates:
-        "gaussian", "gmm", "gaussianized_gmm", "gaussianized_gmm_narrow", "kde",
-        "gaussianized_kde", "flow" (a coupling spline flow), "uniform"; a list of them is stacked. A
+        small data, kernel densities, with weights learned on held-out rows; and from 300 rows on
+        an autoregressive flow, where a look at few rows says that it is worth it. Single
+        candidates: "gaussian", "gmm", "gaussianized_gmm", "gaussianized_gmm_narrow", "kde",
+        "gaussianized_kde", "flow" (a coupling spline flow), "autoregressive",
+        "gaussianized_autoregressive", "uniform"; a list of them is stacked. A
         torch Distribution or a fitted density with `score_samples` and `sample` is taken as it is,
         in the units of X; an unfitted scikit-learn density is fitted to standardised columns. None
         is the pure energy-based model, exp(f) / Z with a confining Gaussian of three standard
@@ -85,6 +87,20 @@ class NCEDensity(MixedDensity, TiltedDensity):
     device : str, default="auto"
         "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Networks train, and the
         model scores and samples, on the device; all else is fitted on the CPU.
+    categorical_features : "from_dtype", array-like or None, default="from_dtype"
+        Columns that hold categories. "from_dtype", the default, takes those of a frame whose dtype
+        is of categories, booleans, strings or objects that are no numbers. Otherwise names, numbers
+        or a mask of columns, of an array, too; None for no column.
+    max_categories : int or None, default=None
+        Rare categories of a column share one probability, so that it has at most so many. Without
+        it a column with more than 255 categories, or with more than 10 and than a tenth of the
+        rows, is refused: it may be an identifier.
+    atoms : {"auto", "off"} or dict, default="auto"
+        Numbers that have a probability of their own, such as an amount of zero. "auto" finds values
+        that many rows share in a column that otherwise hardly repeats one, where bootstrap samples
+        agree. A dict gives them by column, ``{"amount": [0]}``.
+    handle_missing : {"state", "error"}, default="state"
+        Whether a missing cell is a state of its column with a probability of its own, or an error.
     n_jobs : int or None, default=None
         Candidates of the base, and members, that are fitted side by side by joblib: in threads, or
         where ``joblib.parallel_config`` says. None is as many as that says, one within a search
@@ -144,6 +160,9 @@ class NCEDensity(MixedDensity, TiltedDensity):
         This, and not `score_samples`, ranks the rows of the training table itself.
     out_of_fold_members_ : ndarray of shape (n_rows,), int
         Which member that is; -1 for rows that were never held out.
+    columns_ : list of ColumnReport
+        How every column was taken: its kind, categories, whether missing cells are a state, atoms,
+        grid and bounds.
     model_ : torch.nn.Module
         The fitted density on standardised columns.
     n_features_in_ : int
@@ -161,7 +180,9 @@ class NCEDensity(MixedDensity, TiltedDensity):
     Columns are standardised by median and interquartile range, so the units of X change the scores
     by a constant only. A column with ties (integers, rounding) is modelled at its own resolution:
     its values are spread evenly over the cells between them while fitting. A constant column has
-    two states, its constant and elsewhere. The user guide says what becomes of weights, copies of
+    two states, its constant and elsewhere. Categories, missing cells and atoms have probabilities,
+    other numbers a density, so that log-densities compare where the same columns show the same
+    states (:ref:`mixed`). The user guide says what becomes of weights, copies of
     rows, groups and far rows (:ref:`tables`).
 
     Large tables: bases are fitted on at most 20,000 rows per member, boosted trees on at most
@@ -178,6 +199,7 @@ class NCEDensity(MixedDensity, TiltedDensity):
 
     Examples
     --------
+    >>> import numpy as np
     >>> from skebm import NCEDensity
     >>> from skebm.datasets import make_two_moons
     >>> X = make_two_moons(n_samples=400, random_state=0)
@@ -186,6 +208,17 @@ class NCEDensity(MixedDensity, TiltedDensity):
     (2,)
     >>> density.sample(3, random_state=0).shape
     (3, 2)
+
+    A frame with categories and missing cells, and draws that look like it:
+
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"x": X[:, 0], "half": np.where(X[:, 1] > 0.2, "upper", "lower")})
+    >>> table.loc[::5, "x"] = np.nan
+    >>> density = NCEDensity(random_state=0).fit(table)
+    >>> [column.kind for column in density.columns_]
+    ['number', 'category']
+    >>> density.sample(3, random_state=0).dtypes.equals(table.dtypes)
+    True
     """
 
     objective: Literal["nce", "ranking", "self_normalized"] = "nce"

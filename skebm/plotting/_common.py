@@ -30,6 +30,49 @@ def to_array(X: ArrayLike) -> np.ndarray:
     return X
 
 
+def coded(*tables: Any) -> tuple[list[np.ndarray], list[list[Any] | None]]:
+    """Tables of the same columns as arrays of floats, categories as codes.
+
+    Parameters
+    ----------
+    *tables : array-like of shape (n_samples, n_features)
+
+    Returns
+    -------
+    arrays : list of ndarray
+        NaN where a cell is missing.
+    levels : list of (list or None), one per column
+        Categories in the order of their codes; None for columns of numbers.
+    """
+    parts = [[_cells(table, j) for j in range(np.shape(table)[1])] for table in tables]
+    arrays, levels = [np.empty(np.shape(table)) for table in tables], []
+    for j, columns in enumerate(zip(*parts, strict=True)):
+        try:
+            numbers = [np.array(column, dtype=np.float64) for column in columns]
+            levels.append(None)
+        except (TypeError, ValueError):
+            met = {value for column in columns for value in column if value == value}  # noqa: PLR0124
+            order = sorted(met - {None}, key=str)
+            places = {level: i for i, level in enumerate(order)}
+            numbers = [[places.get(value, np.nan) for value in column] for column in columns]
+            levels.append(order)
+        for array, column in zip(arrays, numbers, strict=True):
+            array[:, j] = column
+    return arrays, levels
+
+
+def _cells(table, j):
+    """Cells of column j, booleans as text, missing ones as NaN."""
+    column = table.iloc[:, j] if hasattr(table, "iloc") else table[:, j]
+    if hasattr(column, "isna"):
+        column = column.astype(object).where(~column.isna(), np.nan)
+    values = list(column)
+    booleans = any(isinstance(value, bool | np.bool_) for value in values)
+    if booleans:
+        return [value if value is None or value != value else str(value) for value in values]  # noqa: PLR0124
+    return [np.nan if value is None else value for value in values]
+
+
 def column_names(estimator: Any, X: Any = None, n_features: int | None = None) -> list:
     """Names of the columns: those of X, else those seen in ``fit``, else x0, x1, ..."""
     names = getattr(X, "columns", None)

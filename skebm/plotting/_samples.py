@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from skebm._typing import RandomState
 
-from ._common import DATA_COLOR, MODEL_COLOR, column_names, import_pyplot, tidy, to_array
+from ._common import DATA_COLOR, MODEL_COLOR, coded, column_names, import_pyplot, tidy
 
 
 class SamplesDisplay:
@@ -25,6 +25,8 @@ class SamplesDisplay:
         Rows of the model, the same columns.
     names : sequence of str
         The names of the columns.
+    levels : sequence of (sequence or None), default=None
+        The categories of each column whose numbers are their codes; None for columns of numbers.
 
     Attributes
     ----------
@@ -52,10 +54,18 @@ class SamplesDisplay:
     ax_: Any
     figure_: Any
 
-    def __init__(self, data: np.ndarray, samples: np.ndarray, *, names: Sequence[Any]):
+    def __init__(
+        self,
+        data: np.ndarray,
+        samples: np.ndarray,
+        *,
+        names: Sequence[Any],
+        levels: Sequence[Sequence[Any] | None] | None = None,
+    ):
         self.data = data
         self.samples = samples
         self.names = names
+        self.levels = [None] * len(names) if levels is None else levels
 
     @classmethod
     def from_estimator(
@@ -77,7 +87,7 @@ class SamplesDisplay:
         Parameters
         ----------
         estimator : object
-            Fitted, with ``sample(n_samples, random_state=...)`` returning one array.
+            Fitted, with ``sample(n_samples, random_state=...)`` returning one table.
         X : array-like of shape (n_samples, n_features)
             The data to compare with, best rows the estimator has not seen.
         columns : sequence of int or str, default=None
@@ -103,29 +113,35 @@ class SamplesDisplay:
         display : SamplesDisplay
             The computed display.
         """
-        data = to_array(X)
+        X = X if hasattr(X, "columns") else np.asarray(X)
+        drawn = estimator.sample(n_samples or np.shape(X)[0], random_state=random_state)
+        (data, samples), levels = coded(X, drawn)
         names = (
             column_names(estimator, X, data.shape[1])
             if feature_names is None
             else [str(name) for name in feature_names]
         )
-        samples = to_array(estimator.sample(n_samples or len(data), random_state=random_state))
         if projection == "pca":
             if columns is not None:
                 raise ValueError("columns and projection exclude each other; give one of them.")
+            if np.isnan(data).any() or any(levels):
+                raise ValueError("projection='pca' needs numbers in all cells.")
             data, samples = _principal_plane(data, samples)
+            levels = None
             names = ["first principal component", "second principal component"]
         elif projection is not None:
             raise ValueError(f"projection must be 'pca' or None, got {projection!r}.")
         else:
             chosen = _positions(columns, names)
             data, samples = data[:, chosen], samples[:, chosen]
-            names = [names[j] for j in chosen]
-        display = cls(data, samples, names=names)
+            names, levels = [names[j] for j in chosen], [levels[j] for j in chosen]
+        display = cls(data, samples, names=names, levels=levels)
         return display.plot(ax=ax, **plot_params) if plot else display
 
     def plot(self, ax: Any = None, *, max_points: int = 1000, bins: int = 30) -> Self:
         """Draw histograms for one column, a scatter for two, all pairs for more.
+
+        Categories are drawn as bars, and spread a little in a scatter; missing cells are left out.
 
         Parameters
         ----------
@@ -195,7 +211,13 @@ class SamplesDisplay:
         points = np.concatenate([rows[:, [first, second]] for rows, _ in kinds])
         colors = np.repeat([color for _, color in kinds], [len(rows) for rows, _ in kinds])
         # In mixed order: drawn one after the other, the model would hide the data.
-        order = np.random.default_rng(0).permutation(len(points))
+        rng = np.random.default_rng(0)
+        order = rng.permutation(len(points))
+        for axis, j in ((ax.xaxis, first), (ax.yaxis, second)):
+            levels = self.levels[j]
+            if levels is not None:
+                points[:, int(j == second)] += rng.uniform(-0.25, 0.25, len(points))
+                axis.set_ticks(range(len(levels)), labels=[str(level) for level in levels])
         ax.scatter(*points[order].T, s=7, c=colors[order], alpha=0.6, linewidths=0, rasterized=True)
         tidy(ax)
 
@@ -210,10 +232,13 @@ class SamplesDisplay:
 
     def _histogram(self, ax, column, bins):
         both = np.concatenate([self.data[:, column], self.samples[:, column]])
-        edges = np.histogram_bin_edges(both, bins=bins)
+        if self.levels[column] is not None:
+            self._bars(ax, column)
+            return
+        edges = np.histogram_bin_edges(both[~np.isnan(both)], bins=bins)
         for rows, color, _ in self._kinds():
             ax.hist(
-                rows[:, column],
+                rows[~np.isnan(rows[:, column]), column],
                 bins=edges,
                 density=True,
                 histtype="stepfilled",
@@ -221,6 +246,19 @@ class SamplesDisplay:
                 edgecolor=color,
                 linewidth=1.0,
             )
+        ax.set_yticks([])
+        tidy(ax)
+        ax.spines["left"].set_visible(False)
+
+    def _bars(self, ax, column):
+        """Shares of the categories of a column, side by side."""
+        levels: Any = self.levels[column]
+        for i, (rows, color, _) in enumerate(self._kinds()):
+            codes = rows[~np.isnan(rows[:, column]), column].astype(int)
+            shares = np.bincount(codes, minlength=len(levels)) / max(len(codes), 1)
+            places = np.arange(len(levels)) + 0.4 * (i - 0.5)
+            ax.bar(places, shares, width=0.4, facecolor=(color, 0.25), edgecolor=color)
+        ax.set_xticks(range(len(levels)), labels=[str(level) for level in levels])
         ax.set_yticks([])
         tidy(ax)
         ax.spines["left"].set_visible(False)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from skebm._engine import train
+from skebm._engine import Budget, train
 from skebm.bases import ImplicitGenerator
 from skebm.energies import Network
 from skebm.exceptions import DivergenceError
@@ -22,16 +22,23 @@ from .trained import Candidate, Trained
 
 LEARNING_RATE = 1e-3
 
+BUDGET = Budget(epochs=10, steps=400, patience_steps=200)
+"""``max_epochs="auto"``. In few rows 10 epochs are 30 steps, less than a game needs to take a turn:
+hence the least patience."""
+
 GENERATOR_LEARNING_RATE = {"flow": 5e-4, "implicit": 1e-3}
 
 BOUND_SAMPLES, BOUND_BLOCK = 20_480, 512
 """Samples of the generator, per member, behind the reported bound; those of a block share the
 candidates for the posterior of an implicit generator, so that few blocks make a poor error."""
 
-GENERATOR_STEPS, SETTLING_STEPS = 200, 250
+GENERATOR_STEPS, SETTLING_STEPS = 200, {"flow": 150, "implicit": 250}
 """Of a generator alone: an implicit one to the base before the game, all to the model after it."""
 
-SETTLING_SAMPLES, SETTLING_RATE = 1024, {"flow": 3e-4, "implicit": 2e-3}
+SETTLING_SAMPLES = {"flow": 256, "implicit": 1024}
+"""Per step of these. A flow is near the model when the game ends, and comes little nearer."""
+
+SETTLING_RATE = {"flow": 3e-4, "implicit": 2e-3}
 
 SETTLING_GRADIENT_NORM = 100.0
 """Where gradients are clipped in these steps. Energies of sharp distributions make heavy tails,
@@ -93,7 +100,7 @@ def train_adversarially(
 
     trained, _ = play(
         task, network, generator, loss, lambda n_steps: kind == "implicit" or n_steps > HEAD_START,
-        learning_rate=LEARNING_RATE,
+        learning_rate=LEARNING_RATE, budget=BUDGET,
         generator_learning_rate=(
             GENERATOR_LEARNING_RATE[kind] if automatic else generator_learning_rate
         ),
@@ -193,7 +200,9 @@ def _frozen(generator):
 
 def _settle(task, generator, model, kind, n_settled):
     with torch.enable_grad():
-        _follow(task, generator, model, SETTLING_STEPS, kind, "generator, settling", n_settled)
+        _follow(
+            task, generator, model, SETTLING_STEPS[kind], kind, "generator, settling", n_settled
+        )
 
 
 def _follow(task, generator, model, n_steps, kind, stage, n_settled):
@@ -207,7 +216,7 @@ def _follow(task, generator, model, n_steps, kind, stage, n_settled):
     samples = task.seeds.rng(stage, n_settled, task.device)
 
     def loss(generator, batch):
-        y, log_generator = generator.rsample(SETTLING_SAMPLES, samples)
+        y, log_generator = generator.rsample(SETTLING_SAMPLES[kind], samples)
         f = 0.0 if energy is None else factor * energy(features(y).clamp(-CLIP, CLIP))
         return -variational_bound_terms(f, log_base(y), log_generator).mean(1).sum()
 

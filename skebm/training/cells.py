@@ -25,9 +25,9 @@ N_BOOTSTRAPS = 50
 BOUND_ROWS, BOUND_SHARE = 3, 0.005
 """A lowest or highest value that so many rows, and such a share of them, have is a bound."""
 
-REPEATED, SPARSE = 0.5, 4.0
-"""A column with fewer distinct values than the first share of its rows, and so many times as many
-steps as these, is on no grid that means something, and shows no other values."""
+REPEATED, NEARBY = 0.5, 0.01
+"""A column with fewer distinct values than the first share of its rows repeats them; a draw is one
+of the values within the second share of the rows."""
 
 MAX_STEPS = 1e6
 """A column with more steps than this between its extremes is on no grid."""
@@ -122,7 +122,9 @@ class Grid:
     low, high : float
         Bounds at which the rows pile up; infinite where they do not.
     values : tuple of float
-        Sorted, of a column that shows few values on no grid; empty for others.
+        Sorted, of a column that repeats its values; empty for others.
+    shares : tuple of float
+        How often these are met.
     """
 
     step: float = 0.0
@@ -130,6 +132,7 @@ class Grid:
     low: float = -np.inf
     high: float = np.inf
     values: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
 
     @classmethod
     def learn(cls, column: FloatArray, weight: FloatArray, whole: bool, has_ties: bool) -> Self:
@@ -139,29 +142,42 @@ class Grid:
         if not has_ties:
             return cls(step=1.0) if whole else cls()
         step = grid_step(values) or (1.0 if whole else 0.0)
-        n_steps = np.ptp(values) / step if step else np.inf
-        if len(values) < REPEATED * there.sum() and n_steps > SPARSE * len(values):
-            return cls(values=tuple(values.tolist()))
         mass = np.bincount(which, weight[there])
-        least = max(BOUND_ROWS, BOUND_SHARE * mass.sum())
-        low, high = (end if m >= least else inf for end, m, inf in
-                     ((values[0], mass[0], -np.inf), (values[-1], mass[-1], np.inf)))  # fmt: skip
-        return cls(step, values[0] if step else 0.0, float(low), float(high))
+        mass /= mass.sum()
+        least = max(BOUND_ROWS / there.sum(), BOUND_SHARE)
+        low = values[0] if mass[0] >= least else -np.inf
+        high = values[-1] if mass[-1] >= least else np.inf
+        shown: Any = ()
+        if len(values) < REPEATED * there.sum():
+            shown = tuple(values.tolist()), tuple(mass.tolist())
+        return cls(step, values[0] if step else 0.0, float(low), float(high), *shown)
 
-    def nearest(self, values: FloatArray) -> FloatArray:
-        """The nearest values that can be drawn."""
-        if self.values:
-            shown = np.array(self.values)
-            right = np.searchsorted(shown, values).clip(1, len(shown) - 1)
-            middle = 0.5 * (shown[right - 1] + shown[right])
-            nearest = shown[np.where(values < middle, right - 1, right)]
-            return np.where(np.isnan(values), np.nan, nearest)
+    def shown(self, numbers: FloatArray, rng: np.random.RandomState) -> FloatArray:
+        """What the column shows for numbers that were drawn from its density, (n,) -> (n,).
+
+        Where it repeats its values, they may be heaped (at whole years, at round prices), and more
+        narrowly than a density is. So a number becomes one of the values that are met within a
+        per cent of the rows around it, by how often they are met. Other numbers, and those beyond
+        all values, are rounded to the grid, and moved to a bound if they are beyond it.
+        """
+        result = numbers
         if self.step:
             # in decimals, as tables are written: not .30000000000000004
             decimals = max(0, 9 - int(np.floor(np.log10(self.step))))
-            steps = np.round((values - self.origin) / self.step)
-            values = np.round(self.origin + self.step * steps, decimals)
-        return np.clip(values, self.low, self.high)
+            steps = np.round((numbers - self.origin) / self.step)
+            result = np.round(self.origin + self.step * steps, decimals)
+        result = np.clip(result, self.low, self.high)
+        if not self.values:
+            return result
+        values, above = np.array(self.values), np.cumsum(self.shares)
+        middle = above - 0.5 * np.array(self.shares)
+        edges = 0.5 * max(self.step, np.diff(values).min()) * np.array([-1.0, 1.0])
+        inside = (numbers >= values[0] + edges[0]) & (numbers <= values[-1] + edges[1])
+        rank = np.interp(numbers[inside], values, middle)
+        rank += NEARBY * rng.uniform(-1.0, 1.0, len(rank))
+        at = np.searchsorted(above, rank.clip(0.0, 1.0)).clip(max=len(values) - 1)
+        result[inside] = values[at]
+        return result
 
 
 def grid_step(values: FloatArray) -> float | None:

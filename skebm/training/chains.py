@@ -184,7 +184,8 @@ class Chains:
         self.step_size = step_size.to(self.device, dtype)
         self.target = CheapTarget(model, stand_in.to(self.device, dtype))
         self.record = []
-        self._reserve = torch.empty(model.n_members, 0, model.n_features, device=self.device)
+        nothing = torch.empty(model.n_members, 0, model.n_features, device=self.device)
+        self._reserve = Walkers(nothing, nothing[..., 0])
         # then jumps to the proposals are decided on by the energy alone
         self._energy_decides = len(model.mode_weights) == 0 and all(
             q is p for q, p in zip(model.bases, model.proposals, strict=True)
@@ -199,7 +200,7 @@ class Chains:
 
     def start(self, n: int) -> Walkers:
         """Walkers at draws of the proposals, n of every member."""
-        return self.at(self._draw(n))
+        return self._draw(n)
 
     def columns(self, walkers: Walkers) -> list[torch.Tensor]:
         """Rows on standardised columns, K tensors (n, d) where the model computes."""
@@ -229,12 +230,14 @@ class Chains:
         return self.model.features.transform.inverse(z.to(self.model.log_partition))
 
     def _draw(self, n):
-        """Points drawn from the proposals, never the same twice, (K, n, d)."""
-        if self._reserve.shape[1] < n:
+        """Walkers at draws of the proposals, never the same twice, n of every member."""
+        if self._reserve.z.shape[1] < n:
+            # with their weights: many rows at once cost a base little more than a few
             size = max(n, RESERVE)
             x = (p.sample(size, self._exact_rng) for p in self.model.proposals)
-            z = torch.stack([self.model.features.transform(rows)[0] for rows in x])
-            self._reserve = z.to(self.device, self.dtype)
+            self._reserve = self.at(
+                torch.stack([self.model.features.transform(rows)[0] for rows in x])
+            )
         drawn, self._reserve = self._reserve[:, :n], self._reserve[:, n:]
         return drawn
 
@@ -248,7 +251,7 @@ class Chains:
         walkers : Walkers
         acceptance_rate : Tensor of shape (K,)
         """
-        z = walkers.z
+        z, drawn = walkers.z, self._draw(walkers.z.shape[1])
 
         def log_weight(flat):
             ratio = self._log_ratio(flat.view_as(z)).flatten()
@@ -256,13 +259,11 @@ class Chains:
 
         state, info = independence.step(
             independence.init(z.flatten(0, 1), log_weight), log_weight, self.rng,
-            propose=lambda n, rng: self._draw(z.shape[1]).flatten(0, 1),
+            propose=lambda n, rng: drawn.z.flatten(0, 1),
         )  # fmt: skip
         accepted = info.accepted.view(z.shape[:2])
-        z, weight = state.position.view_as(z), walkers.log_weight.clone()
-        jumped = [points[mask] for points, mask in zip(z, accepted, strict=True)]
-        weight[accepted] = torch.cat(self._log_weights(jumped))
-        return Walkers(z, weight), accepted.float().mean(1)
+        weight = torch.where(accepted, drawn.log_weight, walkers.log_weight)
+        return Walkers(state.position.view_as(z), weight), accepted.float().mean(1)
 
     def _log_ratio(self, z):
         """log of base and modes to proposal, (K, n, d) -> (K, n)."""

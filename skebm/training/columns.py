@@ -301,6 +301,13 @@ class Columns:
         """
         return -(np.isnan(x[:, len(self.states) :]) @ np.log(self.scale))
 
+    def is_complete(self, x: np.ndarray) -> NDArray[np.bool_]:
+        """Which encoded rows have no missing cell in a column that has others, (n,)."""
+        complete = np.ones(len(x), dtype=bool)
+        for s, codes in zip(self.states, x.T, strict=False):
+            complete &= ~(s.missing & (codes == s.size - 1))
+        return complete
+
     def has_states_of(self, other: Self) -> bool:
         """Whether the same columns vary, and have the same states and constants."""
         return bool(
@@ -353,18 +360,17 @@ class Columns:
         """Return the columns with values, standardised."""
         return (X[:, self.varying] - self.center) / self.scale
 
-    def restore(self, x: np.ndarray, *, on_grid: bool = False) -> FloatArray:
+    def restore(self, x: np.ndarray, rng: np.random.RandomState | None = None) -> FloatArray:
         """Rows in the units of X, constant columns put back.
 
-        With `on_grid` numbers are those that the columns can show: on their grid, and not beyond a
-        bound at which the rows pile up.
+        With a random stream, numbers are those that the columns can show, see :meth:`Grid.shown`.
         """
         n_states = len(self.states)
         X = np.tile(self.constants, (len(x), 1))
         values = self.center + self.scale * x[:, n_states:]
-        if on_grid:
+        if rng is not None:
             for column, grid in zip(values.T, self.grids, strict=True):
-                column[:] = grid.nearest(column)
+                column[:] = grid.shown(column, rng)
         X[:, self.varying] = values
         for s, codes in zip(self.states, x.T[:n_states], strict=True):
             shown = s.cells(codes)

@@ -26,8 +26,8 @@ LEARNING_RATE = 1e-3
 BUFFER_SIZE = 256
 """Persistent chains per member."""
 
-MAX_COPIES, MAX_COPIED = 8, 400_000
-"""Of rows with fresh jitter, where columns have ties: so many copies, and rows in all of them."""
+MAX_COPIED = 400_000
+"""Rows in all copies with fresh jitter, where columns have ties."""
 
 
 def train_by_contrastive_divergence(
@@ -63,9 +63,8 @@ def train_by_contrastive_divergence(
             return z.float().to(task.device).expand(len(task), *z.shape), weight
         return *chains.at(z.expand(len(task), *z.shape)), weight
 
-    n_copies = max(1, min(MAX_COPIES, MAX_COPIED // len(task.x)))
     batches = task.batches(
-        data, "energy", batch_size=network.batch_size, copies=n_copies if task.changes else 1
+        data, "energy", batch_size=network.batch_size, copies=task.copies(MAX_COPIED)
     )
 
     def batch_loss(module, batch):

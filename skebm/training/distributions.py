@@ -1,5 +1,6 @@
 """From what a user writes for `base`, `noise` or `flow` to one distribution per member."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from skebm.bases import (
     TransformedBase,
     ValuesTransform,
     auto_candidates,
+    auto_flows,
     build_flow,
     fit_bases,
     train_flows,
@@ -78,7 +80,9 @@ def make_distributions(task: Task, base: Any, noise: Any) -> Distributions:
     return Distributions(bases, proposals, proposals)
 
 
-def make_flows(task: Task, flow: Any, base: str | None, batch_size: int) -> Distributions:
+def make_flows(
+    task: Task, flow: Any, base: str | None, batch_size: int, effort: float
+) -> Distributions:
     """Fit normalizing flows by maximum likelihood, member by member.
 
     Parameters
@@ -89,6 +93,8 @@ def make_flows(task: Task, flow: Any, base: str | None, batch_size: int) -> Dist
     base : "flow" or None
         Whether the flows are the bases, or only propose and make noise beside a confining Gaussian.
     batch_size : int
+    effort : float
+        As in :func:`skebm.bases.train_flows`.
 
     Returns
     -------
@@ -105,8 +111,8 @@ def make_flows(task: Task, flow: Any, base: str | None, batch_size: int) -> Dist
     rng = task.seeds.rng("flow")
     flow = build_flow(flow, task.n_features, len(task), rng=rng)
     train_flows(
-        flow, coordinates(task.x), task.weight, task.splits, rng=rng,
-        batch_size=batch_size, device=task.device, progress=partial(task.progress.stage, "flow"),
+        flow, coordinates(task.x), task.weight, task.splits, rng=rng, batch_size=batch_size,
+        effort=effort, device=task.device, progress=partial(task.progress.stage, "flow"),
     )  # fmt: skip
     return on_flows(task, flow.cpu(), coordinates, base)
 
@@ -166,11 +172,14 @@ def resolve(task: Task, given: Any, where: str) -> list[Any]:
     if candidates is None:
         distributions = [_fixed(given, where, task.columns)] * len(task)
     else:
-        done = iter(range(len(candidates)))
+        is_auto = isinstance(given, str) and given == "auto" and where == "base"
+        only_numbers = not task.layout.n_states
+        flows = auto_flows(*task.x.shape) if is_auto and only_numbers else ()
+        done, n_stages = itertools.count(), len(candidates) + 2 * bool(flows)
         distributions = fit_bases(
             task.x, task.weight, task.splits, candidates, task.seeds.rng(where),
-            lambda name: task.progress.stage(f"{where}: {name}", next(done), len(candidates)),
-            task.n_jobs, task.layout,
+            lambda name: task.progress.stage(f"{where}: {name}", next(done), n_stages),
+            task.n_jobs, task.layout, flows,
         )  # fmt: skip
     if candidates is None or hasattr(given, "fit"):  # not one of ours
         _check(task, distributions, given, where)

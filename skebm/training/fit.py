@@ -65,6 +65,8 @@ class Recipe:
         What the bases are made of where they are flows.
     flow_batch_size : int
         Rows per step, in the training of those.
+    flow_effort : float
+        Share of the usual steps that it takes.
     data_modes : bool
         Whether recalibration may weight modes of the data, because training hardly sees them.
     recalibrates : bool
@@ -83,6 +85,7 @@ class Recipe:
     own_energy: bool = False
     flow: Any = None
     flow_batch_size: int = 256
+    flow_effort: float = 1.0
     data_modes: bool = False
     recalibrates: bool = True
     n_partition_samples: Any = "auto"
@@ -153,13 +156,15 @@ def _key(task, recipe, *further):
     if task.memory is None or task.start is not None:
         return None
     rows = task.columns, task.given, task.x, task.weight, task.splits, task.changes
-    bases = recipe.base, recipe.noise, recipe.flow, recipe.flow_batch_size, _weights_modes(recipe)
+    flow = recipe.flow, recipe.flow_batch_size, recipe.flow_effort
+    bases = recipe.base, recipe.noise, *flow, _weights_modes(recipe)
     return key_of(*rows, task.seeds, task.device, *bases, *further)
 
 
 def _distributions(task, recipe):
     if recipe.flow is not None:
-        return make_flows(task, recipe.flow, recipe.base, recipe.flow_batch_size)
+        flow = recipe.flow, recipe.base, recipe.flow_batch_size, recipe.flow_effort
+        return make_flows(task, *flow)
     return make_distributions(task, recipe.base, recipe.noise)
 
 

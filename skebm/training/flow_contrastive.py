@@ -7,18 +7,37 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from skebm._engine import Budget
 from skebm.energies import Boosting, Network
 from skebm.models import CLIP, TiltedMixture
 from skebm.objectives import nce_losses
 
 from .classifiers import MANY_ROWS, train_classifiers
 from .distributions import halves
-from .games import BUDGET, HEAD_START, log_partition_to_go_on_from, play
+from .games import HEAD_START, MAX_COPIED, play
 from .noise_contrastive import train_against_noise
 from .tilted_task import TiltedTask
 from .trained import Candidate, Trained
 
 LEARNING_RATE = 3e-3
+
+FLOW_EFFORT = 0.4
+"""Of the training of flows by maximum likelihood: what they lack, the energy learns sooner."""
+
+GAME = Budget(epochs=7, steps=300, patience_steps=200)
+"""``max_epochs="auto"``. In few rows 7 epochs are 20 steps, less than a game needs to take a turn:
+hence the least patience."""
+
+FLOW_EVERY = 2
+"""Steps of the energy for one of the flow, which costs as much as two."""
+
+REFINEMENT = Budget(epochs=5, steps=600, patience_steps=200)
+"""The same of the stage after the game, which goes on from its energy. Against a flow at rest a
+step costs half as much, and brings more."""
+
+TIE = 0.01
+"""Nats by which trees on the base alone have to be better than those on the energy. A mean of
+members gains more from networks than from trees, and single members are what is judged."""
 
 ACCURACY_MEMORY = 0.9
 """Of the moving average of the discriminator's accuracy, per step."""
@@ -72,8 +91,8 @@ def train_by_flow_contrast(
         # where only the confining distribution has mass, f is learned, too
         noise = flows if task.tilts_its_proposal else halves(flows, task.bases)
         refined = train_against_noise(
-            task, network, noise=noise, budget=BUDGET, stage="refinement", embedding="periodic",
-            start=log_partition_to_go_on_from(task),
+            task, network, noise=noise, noise_ratio=1.0, start=best, budget=REFINEMENT,
+            stage="refinement", copies=task.copies(MAX_COPIED),
         )  # fmt: skip
         best, stages["energy_refined"] = _better(task, best, refined, keeps_best)
     if correction is not None:
@@ -86,7 +105,9 @@ def train_by_flow_contrast(
             boosted = train_classifiers(task, correction, stage=stage, start=first)
             # what the classifiers take for one is the integral of what they correct
             boosted = replace(boosted, log_partition=task.log_partition(first.pool))
-            best, stages[stage] = _better(task, best, boosted, correction.early_stopping)
+            margin = TIE if stage == "flow_boosted" else 0.0
+            keeps_best = correction.early_stopping
+            best, stages[stage] = _better(task, best, boosted, keeps_best, margin)
     candidates = ()
     if task.tilts_its_proposal:
         model = TiltedMixture(flows, flows, task.features, None)
@@ -112,27 +133,29 @@ def _play(task, network, flow, generator_learning_rate, accuracy_threshold):
         return ((weight * data).mean(1) + drawn_ones.mean(1)).sum()
 
     def plays(n_steps):
-        return n_steps > HEAD_START and bool(accuracy >= accuracy_threshold)
+        due = n_steps > HEAD_START and n_steps % FLOW_EVERY == 0
+        return due and bool(accuracy >= accuracy_threshold)
 
     trained, game = play(
         task, network, flow, loss, plays, learning_rate=LEARNING_RATE,
-        generator_learning_rate=generator_learning_rate,
+        generator_learning_rate=generator_learning_rate, budget=GAME,
     )  # fmt: skip
     losses = trained.history["train_loss"] / len(task)
     trained.history["jensen_shannon"] = math.log(2.0) - 0.5 * losses
     return replace(trained, log_partition=game.log_partition.detach().cpu().double())
 
 
-def _better(task, before, after, keeps_best):
+def _better(task, before, after, keeps_best, margin=0.0):
     """The better one of two energies (the second unless `keeps_best`), and its gain.
 
-    It has the history and the log of both.
+    The second has to be better by more than `margin`, in nats. It has the history and the log of
+    both.
     """
     history, n_before = _one_after_the_other(before.history, after.history)
     gain = task.mean_gain(after.held, after.pool).item()
     level = task.mean_gain(before.held, before.pool).item()
     whole = {"history": history, "log": before.log + after.log}
-    if keeps_best and gain <= level:
+    if keeps_best and gain <= level + margin:
         return replace(before, **whole), level
     return replace(after, n_iter=n_before + after.n_iter, **whole), gain
 

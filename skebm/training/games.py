@@ -22,18 +22,14 @@ from .networks import (
 from .tilted_task import TiltedTask
 from .trained import Trained
 
-BUDGET = Budget(epochs=20, steps=700, patience_steps=200)
-"""``max_epochs="auto"`` of every stage of training. In few rows 20 epochs are 60 steps, less than a
-game needs to take a turn: hence the least patience."""
-
 HEAD_START = 100
 """Steps that the energy takes before the generator takes its first."""
 
 STEP_COST = 20
 """Of a step of the game, in evaluations of the energy on its rows."""
 
-MAX_COPIES = 8
-"""Of rows with fresh jitter, where columns have ties."""
+MAX_COPIED = 20_000
+"""Rows in all copies with fresh jitter, where columns have ties: flows are dear to evaluate."""
 
 
 def views(
@@ -87,6 +83,7 @@ def play(
     *,
     learning_rate: float,
     generator_learning_rate: float,
+    budget: Budget,
 ) -> tuple[Trained, Any]:
     """Train energies against the generators of all members.
 
@@ -108,6 +105,8 @@ def play(
     learning_rate : float
         Of the energies, where the network leaves the choice to the method.
     generator_learning_rate : float
+    budget : Budget
+        ``max_epochs="auto"``.
 
     Returns
     -------
@@ -131,14 +130,16 @@ def play(
         return y, z.expand_as(y), torch.cat(logs, dim=1), weight
 
     batches = task.batches(
-        data, "game", batch_size=network.batch_size, copies=MAX_COPIES if task.changes else 1
+        data, "game", batch_size=network.batch_size, copies=task.copies(MAX_COPIED)
     )
     samples = task.seeds.rng("game, samples", device=device)
-    n_steps = 0
+    n_steps, moves = 0, False
 
     def batch_loss(game, batch):
-        nonlocal n_steps
+        nonlocal n_steps, moves
         n_steps += 1
+        moves = plays(n_steps)
+        generator.requires_grad_(moves)  # half of a step's time is the way back through it
 
         def drawn():
             y, log_generator = game.generator.rsample(batch[0].shape[1], samples)
@@ -148,8 +149,8 @@ def play(
 
     trained = train_networks(
         task, game, batch_loss, batches, network=network, learning_rate=learning_rate,
-        budget=BUDGET, evaluation_cost=task.n_judged / (STEP_COST * task.n_train),
-        opponent=Opponent(generator, generator_learning_rate, lambda: plays(n_steps)),
+        budget=budget, evaluation_cost=task.n_judged / (STEP_COST * task.n_train),
+        opponent=Opponent(generator, generator_learning_rate, lambda: moves),
     )  # fmt: skip
     generator.cpu().requires_grad_(False)
     return trained, game

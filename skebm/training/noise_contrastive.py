@@ -1,5 +1,6 @@
 """Noise-contrastive training of neural energies."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,10 +37,11 @@ def train_against_noise(
     objective: str = "nce",
     noise_ratio: float | str = "auto",
     noise: Sequence[Distribution] | None = None,
-    start: torch.Tensor | None = None,
+    start: Trained | None = None,
     budget: Budget = BUDGET,
     stage: str = "energy",
     embedding: str = "piecewise_linear",
+    copies: int | None = None,
 ) -> Trained:
     """Train a stack of K energies against samples of the noise.
 
@@ -52,13 +54,15 @@ def train_against_noise(
         Noise samples per row.
     noise : list of K distributions, optional
         The task's by default.
-    start : Tensor of shape (K,), optional
-        What the learned log Z starts from; 0 by default.
+    start : Trained, optional
+        Energies and their learned log Z that the training goes on from; f = 0 by default.
     budget : Budget
     stage : str, default="energy"
         Of the seeds.
     embedding : str, default="piecewise_linear"
         Where the network leaves the choice to the method.
+    copies : int, optional
+        Of rows with fresh jitter, as in `Task.batches`.
 
     Returns
     -------
@@ -66,8 +70,12 @@ def train_against_noise(
     """
     n_members, noise = len(task), task.noise if noise is None else noise
     noise_ratio = NOISE_RATIO if isinstance(noise_ratio, str) else noise_ratio
-    energy = build_energy(task, network, embedding, stage)
-    module = EnergyWithPartition(energy, start).to(task.device)
+    if start is None:
+        energy, log_partition = build_energy(task, network, embedding, stage), None
+    else:
+        energy, log_partition = copy.deepcopy(start.energy).float().train(), start.log_partition
+    energy.requires_grad_(True)
+    module = EnergyWithPartition(energy, log_partition).to(task.device)
     loss = {
         "nce": partial(nce_losses, noise_ratio=noise_ratio),
         "ranking": _ranking,
@@ -86,7 +94,7 @@ def train_against_noise(
     noise_z = torch.stack([task.features(rows) for rows in drawn]).float()
     noise_log_ratio = log_ratio(task.bases, noise, drawn).float()
     batches = task.batches(
-        data, stage, batch_size=network.batch_size, noise_ratio=noise_ratio,
+        data, stage, batch_size=network.batch_size, noise_ratio=noise_ratio, copies=copies,
         noise=(noise_z.to(task.device), noise_log_ratio.to(task.device)),
     )  # fmt: skip
 

@@ -22,6 +22,9 @@ from .progress import Progress
 MAX_HELD_OUT = 50_000
 """A member is judged on at most this many held-out rows."""
 
+MAX_COPIES = 8
+"""Of rows with fresh jitter, where it is dear to make what a method learns from."""
+
 SMOOTHED_ROWS = 4_000
 """Smoothing makes perturbed copies of few rows, until there are about this many."""
 
@@ -135,6 +138,10 @@ class Task:
     def fresh(self, rng: torch.Generator) -> torch.Tensor:
         """Rows like `x` with fresh jitter, where they have any."""
         return self.draw(draw_seed(rng)) if self.changes else self.x
+
+    def copies(self, max_rows: int) -> int:
+        """Copies of the rows, each with its own jitter, where all copies may have so many rows."""
+        return max(1, min(MAX_COPIES, max_rows // len(self.x))) if self.changes else 1
 
     def row_weight(self) -> torch.Tensor:
         """Weights as losses take them, float32 on the device, (n_copies * n_rows,)."""

@@ -9,15 +9,18 @@ from sklearn.mixture import GaussianMixture
 from skebm._engine import Budget
 from skebm.bases import (
     CANDIDATES,
+    FlowBase,
     GaussianMixtureBase,
     SklearnDensity,
     StackedBase,
     _fit,
     _flow_training,
     auto_candidates,
+    auto_flows,
     fit_bases,
     stacking_weights,
 )
+from skebm.bases._stacking import MAX_ADDED_WEIGHT, added, is_worth_it
 
 SINGLE = ["gaussian", "gmm", "gaussianized_gmm", "gaussianized_gmm_narrow", "kde",
           "gaussianized_kde", "uniform"]  # fmt: skip
@@ -134,11 +137,12 @@ def test_unfitted_sklearn_density():
         np.testing.assert_allclose(base.log_prob(x), expected, atol=0.02)
 
 
-def test_flow(monkeypatch):
+@pytest.mark.parametrize("name", ["flow", "autoregressive", "gaussianized_autoregressive"])
+def test_flow(name, monkeypatch):
     monkeypatch.setattr(_flow_training, "FLOW_BUDGET", Budget(30, 100, patience_steps=300))
     monkeypatch.setattr(_fit, "MAX_FIT_ROWS", 200)
     x, splits = rows(), folds(360)
-    bases = fit(["flow"], x, splits)
+    bases = fit([name], x, splits)
     assert len(bases) == len(splits)
     gaussian = held_out(fit(["gaussian"], x, splits), x, splits).mean()
     assert held_out(bases, x, splits).mean() > gaussian + 0.1
@@ -160,6 +164,75 @@ def test_flow_of_a_split_has_not_seen_its_held_out_rows(monkeypatch):
     other[train[0]] += 0.1
     (three,) = fit(["flow"], other, split)
     assert not torch.equal(one.log_prob(x), three.log_prob(x))
+
+
+def funnel(n=600):
+    x = torch.randn(n, 3, dtype=torch.float64, generator=rng(1))
+    x[:, 1:] *= x[:, :1].exp()
+    return (x - x.mean(0)) / x.std(0)
+
+
+def with_a_look(x, splits):
+    mixture, weight = {"gmm": CANDIDATES["gmm"]}, torch.ones(len(x), dtype=torch.float64)
+    return fit_bases(x, weight, splits, mixture, rng(), flows=auto_flows(*x.shape))
+
+
+def test_a_flow_joins_where_it_helps():
+    x, splits = funnel(), folds(600, 2)
+    mixtures, stacks = fit(["gmm"], x, splits), with_a_look(x, splits)
+    for mixture, stack in zip(mixtures, stacks, strict=True):
+        assert torch.equal(stack.components[0].log_prob(x), mixture.log_prob(x))
+        assert isinstance(stack.components[1].base, FlowBase)
+        assert torch.equal(stack.weights, stacks[0].weights)
+    gain = held_out(stacks, x, splits) - held_out(mixtures, x, splits)
+    assert gain.mean() > 0.1
+    fresh = funnel(3000)[600:]
+    assert (stacks[0].log_prob(fresh) - mixtures[0].log_prob(fresh)).mean() > 0.1
+
+
+def test_no_flow_joins_where_mixtures_are_right():
+    x = torch.randn(600, 3, dtype=torch.float64, generator=rng(3))
+    splits = folds(600, 2)
+    pairs = zip(with_a_look(x, splits), fit(["gmm"], x, splits), strict=True)
+    assert all(torch.equal(one.log_prob(x), two.log_prob(x)) for one, two in pairs)
+
+
+def test_flows_are_looked_at_in_several_columns_of_some_rows():
+    assert auto_flows(300, 2)
+    assert not auto_flows(299, 2)
+    assert not auto_flows(300, 1)
+    assert set(auto_flows(300, 2)) <= set(CANDIDATES)
+
+
+def test_weight_of_what_is_added():
+    logs = torch.randn(500, 2, dtype=torch.float64, generator=rng())
+    weight = torch.rand(500, dtype=torch.float64, generator=rng(1))
+
+    first, second = logs.numpy().T
+
+    def loss(own):
+        joint = np.logaddexp(np.log1p(-own) + first, np.log(own) + second)
+        return -np.average(joint, weights=weight)
+
+    best = optimize.minimize_scalar(loss, bounds=(1e-6, 1 - 1e-6), method="bounded")
+    own, gain = added(logs[:, 0], logs[:, 1], weight)
+    assert own.item() == pytest.approx(best.x, abs=1e-3)
+    mean = np.average(gain, weights=weight)
+    assert mean == pytest.approx(-best.fun - np.average(first, weights=weight), abs=1e-6)
+    # however much better it is, the stack stays
+    own, gain = added(logs[:, 0], logs[:, 0] + 9.0, weight)
+    assert own.item() == MAX_ADDED_WEIGHT
+    torch.testing.assert_close(gain, torch.full_like(gain, np.log(0.99 * np.exp(9.0) + 0.01)))
+
+
+def test_worth_it_is_more_than_its_error():
+    gain = torch.tensor([0.0, 0.2], dtype=torch.float64).repeat(50)
+    weight = torch.ones(100, dtype=torch.float64)  # mean 0.1, error 0.01
+    assert is_worth_it(gain, weight, n_errors=9.9)
+    assert not is_worth_it(gain, weight, n_errors=10.1)
+    assert not is_worth_it(0.02 * gain, weight, n_errors=2.0)
+    weight[::2] = 0.0  # nothing but gains of 0.2
+    assert is_worth_it(gain, weight, n_errors=1e6)
 
 
 def test_weights_count(monkeypatch):

@@ -133,3 +133,17 @@ def test_patience_is_of_many_steps_where_epochs_are_short(monkeypatch):
     monkeypatch.setattr(_flow_training, "FLOW_BUDGET", Budget(200, 1000, patience_steps=40))
     fit_flow(bent(570), rng=rng(), batch_size=128)  # of four
     assert lasted == [(20, 200), (10, 250)]
+
+
+@pytest.mark.parametrize(("effort", "epochs"), [(1.0, 250), (0.4, 100)])
+def test_effort_is_a_share_of_the_usual_length(effort, epochs, monkeypatch):
+    engine, lasted = _flow_training.train, []
+
+    def spy(*args, **options):
+        lasted.append(options["max_epochs"])
+        return engine(*args, **options | {"max_epochs": 1})
+
+    monkeypatch.setattr(_flow_training, "train", spy)
+    monkeypatch.setattr(_flow_training, "FLOW_BUDGET", Budget(200, 500, patience_steps=40))
+    fit_flow(bent(570), rng=rng(), effort=effort)  # epochs of two steps
+    assert lasted == [epochs]

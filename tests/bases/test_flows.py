@@ -12,15 +12,16 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 from skebm.bases import (
-    CouplingSplineFlow,
     FlowBase,
     ZukoFlows,
+    _stacked_flow,
     build_flow,
     fit_flow,
 )
 
 K = 3
-KINDS = ["coupling", "nsf", "maf", "nice"]
+OWN = ["coupling", "autoregressive"]
+KINDS = [*OWN, "nsf", "maf", "nice"]
 
 
 def rng(seed=0):
@@ -29,7 +30,7 @@ def rng(seed=0):
 
 def perturbed(kind="coupling", d=2, *, scale=0.1, seed=0, dtype=torch.float64, n_members=K):
     flow = build_flow(kind, d, n_members, rng=rng(seed)).to(dtype)
-    if kind == "coupling":  # zuko's start at random weights
+    if kind in OWN:  # zuko's start at random weights
         g = rng(seed + 1)
         with torch.no_grad():
             for p in flow.parameters():
@@ -41,15 +42,16 @@ def draw(*shape, seed=7, dtype=torch.float64):
     return torch.randn(*shape, generator=rng(seed), dtype=torch.float64).to(dtype)
 
 
+@pytest.mark.parametrize("kind", OWN)
 @pytest.mark.parametrize("d", [1, 2, 7])
-def test_starts_at_the_standard_normal_law(d):
-    flow = CouplingSplineFlow(d, K, rng=rng()).double()
+def test_starts_at_the_standard_normal_law(kind, d):
+    flow = build_flow(kind, d, K, rng=rng()).double()
     z = 3 * draw(K, 100, d)
     expected = MultivariateNormal(torch.zeros(d).double(), torch.eye(d).double()).log_prob(z)
     torch.testing.assert_close(flow.log_prob(z), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["coupling", "nsf"])
+@pytest.mark.parametrize("kind", [*OWN, "nsf"])
 @pytest.mark.parametrize("d", [1, 2])
 def test_integrates_to_one(kind, d):
     flow = perturbed(kind, d, n_members=2)
@@ -71,15 +73,16 @@ def test_density_along_the_way_is_the_density_there(kind, d, dtype):
     z, log_prob = flow.rsample(500, rng(1))
     assert z.shape == (K, 500, d)
     assert z.dtype == log_prob.dtype == dtype
-    exact = dtype == torch.float64 and kind == "coupling"
+    exact = dtype == torch.float64 and kind in OWN
     atol = 1e-8 if exact else 5e-3
     torch.testing.assert_close(flow.log_prob(z), log_prob, rtol=0, atol=atol)
     assert torch.equal(flow.sample(500, rng(1)), z)
     assert not flow.sample(5, rng(1)).requires_grad
 
 
-def test_samples_follow_the_density():
-    flow = perturbed(d=1, scale=0.3)
+@pytest.mark.parametrize("kind", OWN)
+def test_samples_follow_the_density(kind):
+    flow = perturbed(kind, d=1, scale=0.3)
     grid = torch.linspace(-16, 16, 40001, dtype=torch.float64)
     for k in range(K):
         law = flow.member(k)
@@ -88,10 +91,11 @@ def test_samples_follow_the_density():
         assert stats.kstest(u, "uniform").pvalue > 1e-4
 
 
+@pytest.mark.parametrize("kind", OWN)
 @pytest.mark.parametrize("d", [1, 2, 5])
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
-def test_layers_invert(d, dtype, atol):
-    flow = perturbed(d=d, dtype=dtype, scale=0.1 if dtype == torch.float64 else 0.05)
+def test_layers_invert(kind, d, dtype, atol):
+    flow = perturbed(kind, d, dtype=dtype, scale=0.1 if dtype == torch.float64 else 0.05)
     bound = flow.layers[0].bound
     x = 2 * draw(K, d, 1000, dtype=dtype)
     x[:, :, :3] = torch.tensor([-bound, bound, 0.0], dtype=dtype)  # ends of the spline
@@ -104,9 +108,10 @@ def test_layers_invert(d, dtype, atol):
         assert y.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", OWN)
 @pytest.mark.parametrize("d", [1, 2, 5])
-def test_log_determinant_is_that_of_the_jacobian(d):
-    flow = perturbed(d=d, n_members=1)
+def test_log_determinant_is_that_of_the_jacobian(kind, d):
+    flow = perturbed(kind, d, n_members=1)
 
     def towards_normal(z):
         u = z[None, :, None]
@@ -121,9 +126,10 @@ def test_log_determinant_is_that_of_the_jacobian(d):
         torch.testing.assert_close(flow.log_prob(z[None, None])[0, 0], expected)
 
 
+@pytest.mark.parametrize("kind", OWN)
 @pytest.mark.parametrize("d", [1, 2, 5])
-def test_gradients_against_finite_differences(d):
-    flow = perturbed(d=d, n_members=2)
+def test_gradients_against_finite_differences(kind, d):
+    flow = perturbed(kind, d, n_members=2)
     a = draw(d, seed=3)
 
     def value():
@@ -181,8 +187,8 @@ def test_members_are_independent(kind):
     before, draws = flow.log_prob(z), flow.sample(20, rng())
     alone = [flow.alone(k) for k in range(K)]
     with torch.no_grad():
-        for p in flow.flows[0].parameters() if kind != "coupling" else flow.parameters():
-            (p if kind != "coupling" else p[0]).mul_(1.5)
+        for p in flow.flows[0].parameters() if kind not in OWN else flow.parameters():
+            (p if kind not in OWN else p[0]).mul_(1.5)
     after, again = flow.log_prob(z), flow.sample(20, rng())
     assert not torch.equal(after[0], before[0])
     torch.testing.assert_close(after[1:], before[1:], rtol=0, atol=0)
@@ -238,6 +244,36 @@ def test_reproducible_and_global_state_as_found(kind):
     assert torch.equal(b.sample(20, rng(5)), x)
     assert not torch.equal(b.sample(20, rng(6)), x)
     assert not torch.equal(other.sample(20, rng(5)), x)
+
+
+def test_autoregressive_flow_of_shears_and_funnels():
+    """One layer whose networks give shifts and scales that are known."""
+    flow = build_flow("autoregressive", 3, n_layers=1, hidden=(2,), rng=rng()).double()
+    layer = flow.layers[0]
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        layer.weights[0].fill_(1.0)  # units: the first column; the sum of the first two
+        layer.weights[1][0, 2, 0] = 0.7  # shift of the second column
+        layer.weights[1][0, 5] = 0.4  # log-scale of the third
+    x = draw(200, 3)
+    silu = torch.nn.functional.silu
+    unit = silu(x[:, 0]), silu(x[:, 0] + x[:, 1])
+    log_scale = 0.4 * (unit[0] + unit[1])
+    log_scale = log_scale / (1 + log_scale.abs() / 7)
+    u = torch.stack([x[:, 0], x[:, 1] + 0.7 * unit[0], x[:, 2] * log_scale.exp()], dim=1)
+    expected = torch.distributions.Normal(0.0, 1.0).log_prob(u).sum(1) + log_scale
+    torch.testing.assert_close(flow.log_prob(x[None])[0], expected)
+
+
+def test_columns_depend_on_those_before_alone():
+    layer = perturbed("autoregressive", 5, scale=0.3, n_members=1).layers[0]
+    z = draw(5)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda z: layer(z[None, :, None])[0][0, :, 0].flip(0), z
+    )
+    assert torch.equal(jacobian, jacobian.tril())
+    assert (jacobian.tril() != 0).sum() == 15
 
 
 def test_zuko_flows_from_instances_and_factories():
@@ -324,3 +360,13 @@ def test_without_zuko_only_the_coupling_flow_is_there(monkeypatch):
     fit_flow(x, rng=rng(), max_epochs=1)
     with pytest.raises(ImportError, match=r'pip install "skebm\[flows\]"'):
         build_flow("nsf", 2, rng=rng())
+
+
+def test_many_rows_are_evaluated_and_drawn_in_blocks_as_at_once(monkeypatch):
+    base, z = FlowBase(perturbed(d=3, n_members=1)), draw(100, 3)
+    whole = base.log_prob(z)
+    monkeypatch.setattr(_stacked_flow, "BLOCK", 32)
+    torch.testing.assert_close(base.log_prob(z), whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(base.log_prob(z[:0]), whole[:0])
+    for n in (0, 1, 32, 70):
+        assert base.sample(n, rng()).shape == (n, 3)

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from skebm.bases import (
+    AffineTransform,
+    FlowBase,
     GaussianMixtureBase,
     KernelDensityBase,
     MarginalGaussianization,
@@ -13,14 +15,25 @@ from skebm.bases import (
     TransformedBase,
     UniformBase,
     _together,
+    build_flow,
 )
 from skebm.bases._marginal import TogetherMapped
-from skebm.bases._together import TOLERANCE, log_components
+from skebm.bases._together import TOLERANCE
 
 RNG = np.random.default_rng(0)
 COLUMNS = np.stack(
     [RNG.normal(size=900), RNG.standard_t(2, size=900), np.exp(RNG.normal(size=900))], axis=1
 )
+
+
+def log_components(q, x):
+    """What `Together` returns of one distribution, by itself, (n, d) -> (n, n_components)."""
+    if isinstance(q, StackedBase | GaussianMixtureBase):
+        return q._joint(x)
+    if isinstance(q, TransformedBase) and isinstance(q.base, GaussianMixtureBase):
+        z, log_det = q.transform(x)
+        return q.base._joint(z) + log_det[:, None]
+    return q.log_prob(x)[:, None]
 
 
 def maps():
@@ -57,6 +70,28 @@ def members():
         TransformedBase(three, mixture(2, 6)),
         TransformedBase(three, KernelDensityBase(COLUMNS[:20], 0.5)),
     ]
+
+
+def flow(kind, transform, seed):
+    made = build_flow(kind, 3, rng=torch.Generator().manual_seed(seed))
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
+    return TransformedBase(transform, FlowBase(made))
+
+
+def test_flows_together_as_apart(monkeypatch):
+    monkeypatch.setattr(_together, "_FLOW_ROWS", 50)
+    one, two, three = maps()
+    units = AffineTransform([1.0, 0.0, -1.0], [0.5, 2.0, 1.0])
+    first = [flow("autoregressive", one, 1), flow("coupling", two, 2), mixture(2, 1)]
+    second = [flow("autoregressive", three, 3), flow("coupling", units, 4), mixture(2, 2)]
+    distributions, x = [StackedBase(q, [0.5, 0.3, 0.2]) for q in (first, second)], points()
+    joints, mapped = Together(distributions)(x)
+    assert mapped is None
+    for q, joint in zip(distributions, joints, strict=True):
+        torch.testing.assert_close(joint, q._joint(x).mT, rtol=1e-11, atol=1e-9)
 
 
 def points():

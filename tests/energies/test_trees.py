@@ -1,4 +1,5 @@
 import copy
+import math
 import pickle
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from skebm._sklearn_compat import TreeBooster, hist_gradient_boosting_nodes
-from skebm.energies import MemberEnergies, _trees
+from skebm.energies import MemberEnergies, _forest
 from skebm.energies._trees import MIN_SPACING, SoftTrees
 
 SETTINGS = dict(early_stopping=False, max_features=0.5, random_state=0)
@@ -44,7 +45,9 @@ def literal(clf, z, softness, n_trees=None):
         if nodes.is_leaf[i]:
             return weight * nodes.value[i]
         j, t = nodes.feature[i], nodes.threshold[i]
-        s = torch.sigmoid((t - z[:, j]) / (softness * spacing[j, t]))
+        # the biweight kernel is a beta distribution, whose distribution function is a binomial sum
+        p = ((t - z[:, j]) / (softness * spacing[j, t]) / 8 + 0.5).clamp(0, 1)
+        s = sum(math.comb(5, k) * p**k * (1 - p) ** (5 - k) for k in (3, 4, 5))
         return descend(nodes.left[i], weight * s) + descend(nodes.right[i], weight * (1 - s))
 
     for root in nodes.roots:
@@ -169,10 +172,10 @@ def test_members_in_one_sweep_are_those_apart(fitted, monkeypatch):
     apart = torch.stack([f(rows) for f, rows in zip(members, z, strict=True)])
     (slope,) = torch.autograd.grad((weights * apart).sum(), z)
     sweeps = []
-    monkeypatch.setattr(_trees, "BLOCK", 16)  # blocks that end within a member
-    monkeypatch.setattr(_trees, "CELLS", 5000)  # and rows in several parts
-    call = _trees.Forest.__call__
-    monkeypatch.setattr(_trees.Forest, "__call__", lambda *a: sweeps.append(a[0]) or call(*a))
+    monkeypatch.setattr(_forest, "BLOCK", 16)  # blocks that end within a member
+    monkeypatch.setattr(_forest, "CELLS", 5000)  # and rows in several parts
+    call = _forest.Forest.__call__
+    monkeypatch.setattr(_forest.Forest, "__call__", lambda *a: sweeps.append(a[0]) or call(*a))
     energy = MemberEnergies(members)
     together = energy(z)
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-12)

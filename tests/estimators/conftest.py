@@ -22,6 +22,8 @@ def small_flows():
         patch.setattr(_flow_training, "FLOW_BUDGET", budget)
         for module in (adversarial, flow_contrastive):
             patch.setattr(module, "HEAD_START", 20)
-        patch.setattr(adversarial, "SETTLING_STEPS", 30)
-        patch.setattr(adversarial, "SETTLING_SAMPLES", 128)
+        patch.setattr(adversarial, "SETTLING_STEPS", dict.fromkeys(adversarial.SETTLING_STEPS, 30))
+        patch.setattr(
+            adversarial, "SETTLING_SAMPLES", dict.fromkeys(adversarial.SETTLING_SAMPLES, 128)
+        )
         yield

@@ -319,6 +319,18 @@ def test_draws_as_arrays(fitted):
         fitted.sample(2, output="table")
 
 
+def test_complete_rows_may_be_asked_for(fitted):
+    drawn = fitted.sample(3_000, random_state=0, complete=True)
+    assert len(drawn) == 3_000
+    assert drawn["age"].notna().all()
+    # under the condition, not filled in: members say their age more often
+    share = people(20_000, seed=7).dropna()["member"].mean()
+    assert drawn["member"].mean() == pytest.approx(share, abs=0.05)
+    frame = people(300).assign(rare=np.where(np.arange(300) < 1, 1.0, np.nan))
+    never = NCEDensity(**QUICK | {"energy_model": None}).fit(frame.iloc[1:].assign(rare=np.nan))
+    assert len(never.sample(5, random_state=0, complete=True)) == 5  # a column of nothing is none
+
+
 @both
 def test_numbers_of_arrays_lie_on_their_grid_and_within_their_bounds(Estimator):
     rng = np.random.default_rng(0)

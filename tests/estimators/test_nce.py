@@ -22,8 +22,8 @@ from torch import nn
 from torch.distributions import Independent, Normal, Uniform
 
 from skebm import Boosting, NCEDensity, Network
-from skebm.bases import MarginalGaussianization
-from skebm.datasets import make_two_moons
+from skebm.bases import FlowBase, MarginalGaussianization
+from skebm.datasets import Funnel, make_two_moons
 from skebm.exceptions import DivergenceError
 from skebm.models import FeatureMap, TiltedMixture
 from skebm.training import Trained, automatic
@@ -687,6 +687,34 @@ def test_multiscale_is_a_geometric_mean(moons, new_moons):
     expected = stats.norm(x.mean(), precision**-0.5).logpdf(new[:, 0])
     np.testing.assert_allclose(estimator.score_samples(new), expected, atol=0.1)
     assert abs(np.mean(estimator.score_samples(new) - expected)) < 0.05
+
+
+def test_multiscale_of_gaussianised_columns(moons, new_moons):
+    estimator = NCEDensity(
+        base="gaussianized_gmm", n_members=1, smoothing="multiscale", random_state=0
+    ).fit(moons)  # fmt: skip
+    x = torch.as_tensor(estimator._columns.standardize(new_moons))
+    logs = torch.stack([q.log_prob(x) for q in estimator.model_.bases[0].components])
+    expected = logs.mean(0).numpy() + estimator._columns.log_factor - estimator.log_partition_
+    np.testing.assert_allclose(estimator.score_samples(new_moons), expected, atol=1e-7)
+
+
+def test_a_flow_in_the_base():
+    truth = Funnel(n_features=3)
+    X, new = truth.sample(600, random_state=0), truth.sample(2000, random_state=1)
+    settings = {"energy_model": None, "n_members": 2, "random_state": 0}
+    mixtures = NCEDensity(base=["gmm", "gaussianized_gmm"], **settings).fit(X)
+    estimator = NCEDensity(**settings).fit(X)
+    *mixed, flow = estimator.model_.bases[0].components
+    assert isinstance(flow.base, FlowBase)
+    assert mixed
+    scores, exact = estimator.score_samples(new), truth.log_density(new)
+    assert np.mean(exact - scores) < 0.7 * np.mean(exact - mixtures.score_samples(new))
+    one_by_one = np.concatenate([estimator.score_samples(row[None]) for row in new[:20]])
+    np.testing.assert_allclose(one_by_one, scores[:20], atol=1e-7)
+    drawn = estimator.sample(2000, random_state=0)
+    assert stats.ks_2samp(drawn[:, 0], new[:, 0]).pvalue > 1e-3
+    assert np.isfinite(estimator.stein_score(new[:5])).all()
 
 
 def test_multiscale_is_of_bases():

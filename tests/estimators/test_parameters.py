@@ -45,7 +45,7 @@ def short_fits(small_flows):
             patch.setattr(module, "HEAD_START", 1)
         patch.setattr(task, "SMOOTHED_ROWS", 100)
         patch.setattr(adversarial, "GENERATOR_STEPS", 3)
-        patch.setattr(adversarial, "SETTLING_STEPS", 3)
+        patch.setattr(adversarial, "SETTLING_STEPS", dict.fromkeys(adversarial.SETTLING_STEPS, 3))
         patch.setattr(adversarial, "MAX_SETTLINGS", 1)
         patch.setattr(adversarial, "BOUND_SAMPLES", 1024)
         yield
@@ -58,7 +58,7 @@ X, NEW = (make_two_moons(n, random_state=s) / 8.0 + 0.5 for s, n in enumerate((1
 def mixed(rows):
     """With kinds 0 to 3, and amounts that often are zero."""
     kinds, amounts = np.digitize(rows[:, 0], [0.4, 0.5, 0.6]), rows[:, 1] ** 2
-    return np.c_[rows, kinds, np.where(rows[:, 0] < 0.6, 0.0, amounts)]
+    return np.c_[rows, kinds, np.where(rows[:, 0] < 0.55, 0.0, amounts)]
 
 
 OF_TABLES = {"categorical_features", "max_categories", "atoms"}

@@ -319,3 +319,27 @@ def test_missing_matplotlib_is_named_with_the_remedy(X, monkeypatch):
     )
     with pytest.raises(ImportError, match=r"DensityDisplay.plot needs.*skebm\[plot\]"):
         display.plot()
+
+
+def test_samples_of_categories_are_bars_and_missing_cells_are_left_out():
+    pandas = pytest.importorskip("pandas")
+    rng = np.random.default_rng(0)
+    frame = pandas.DataFrame(
+        {"kind": rng.choice(["a", "b", "c"], 60), "yes": rng.random(60) < 0.5,
+         "x": np.where(rng.random(60) < 0.3, np.nan, rng.normal(size=60))}
+    )  # fmt: skip
+
+    class Copies:
+        def sample(self, n_samples, random_state):
+            return frame.sample(n_samples, random_state=random_state)
+
+    display = SamplesDisplay.from_estimator(Copies(), frame, random_state=0)
+    assert [None if own is None else list(own) for own in display.levels] == [
+        ["a", "b", "c"], ["False", "True"], None]  # fmt: skip
+    heights = [bar.get_height() for bar in display.ax_[0, 0].patches[:3]]
+    shares = frame["kind"].value_counts(normalize=True).sort_index()
+    np.testing.assert_allclose(heights, shares)
+    ticks = [tick.get_text() for tick in display.ax_[2, 0].get_xticklabels()]
+    assert ticks == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="needs numbers in all cells"):
+        SamplesDisplay.from_estimator(Copies(), frame, projection="pca")

@@ -35,8 +35,10 @@ def quick_parts():
         patch.setattr(_flow_training, "FLOW_BUDGET", Budget(epochs=10, steps=1))
         patch.setattr(adversarial, "HEAD_START", 40)
         patch.setattr(adversarial, "GENERATOR_STEPS", 50)
-        patch.setattr(adversarial, "SETTLING_STEPS", 100)
-        patch.setattr(adversarial, "SETTLING_SAMPLES", 128)
+        patch.setattr(adversarial, "SETTLING_STEPS", dict.fromkeys(adversarial.SETTLING_STEPS, 100))
+        patch.setattr(
+            adversarial, "SETTLING_SAMPLES", dict.fromkeys(adversarial.SETTLING_SAMPLES, 128)
+        )
         yield
 
 
