@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from skebm import ImplicitVAE
+from skebm._layout import Layout
 from skebm._random import Seeds
 from skebm.training import Task
 from skebm.training.latent import LatentSettings, train_latent
@@ -64,7 +65,7 @@ def fit(x, encoder, kl_weight_start, epochs, seed):
     n, n_train = len(x), round(0.9 * len(x))
     task = Task(
         columns=None, given=x, x=x, weight=torch.ones(n, dtype=torch.float64),
-        splits=[(torch.arange(n_train), torch.arange(n_train, n))], n_rows=n, draw=lambda _: x,
+        splits=[(torch.arange(n_train), torch.arange(n_train, n))], draw=lambda _: x,
         changes=False, seeds=Seeds(seed), device=torch.device("cpu"),
     )  # fmt: skip
     settings = LatentSettings(
@@ -73,7 +74,7 @@ def fit(x, encoder, kl_weight_start, epochs, seed):
         hidden_layer_sizes=(64, 64), learning_rate=2e-3, weight_decay=1e-3, batch_size=128,
         max_epochs=epochs, patience=None, callbacks=None,
     )  # fmt: skip
-    model = build_model(x, task.weight, 1, settings, task.seeds)
+    model = build_model(x, task.weight, 1, settings, task.seeds, Layout((), (), x.shape[1]))
     log_variance = model.likelihood.log_variance
     log_variance.data.fill_(math.log(NOISE**2))
     log_variance.requires_grad_(False)

@@ -111,10 +111,32 @@ class Layout(nn.Module):
         Tensor of shape (..., n_numbers)
         """
         rows = z.reshape(-1, self.n_features)
-        numbers = torch.cat([self.one_hot(rows), self.values(rows).nan_to_num(nan=0.0)], dim=1)
+        values = self.values(rows).nan_to_num(0.0, torch.inf, -torch.inf)
+        numbers = torch.cat([self.one_hot(rows), values], dim=1)
         return numbers.view(*z.shape[:-1], self.n_numbers)
 
     @property
     def n_numbers(self) -> int:
         """Number of columns that `as_numbers` returns."""
         return sum(self.sizes) + self.n_values
+
+    def likeliest(self, means: Tensor) -> Tensor:
+        """Rows with the likeliest states, and the mean values given these.
+
+        Parameters
+        ----------
+        means : Tensor of shape (n, n_numbers)
+            Means of `as_numbers`: probabilities of the states, and means of values that are 0 where
+            there is none.
+
+        Returns
+        -------
+        Tensor of shape (n, n_features)
+        """
+        *masses, values = means.split([*self.sizes, self.n_values], dim=1)
+        values = values.clone()
+        for mass, j in zip(masses, self.value_of, strict=True):
+            if j >= 0:
+                values[:, j] /= mass[:, 0]
+        codes = [mass.argmax(1) for mass in masses]
+        return self.join(torch.stack(codes, dim=1), values) if codes else values

@@ -31,7 +31,7 @@ from skebm.bases._flow_training import JUDGED_AT_ONCE, fit_flow, train_flows
 from skebm.bases._flows import build_flow
 from skebm.bases._implicit import ImplicitGenerator
 from skebm.bases._marginal import MarginalGaussianization
-from skebm.bases._mixed import MixedKernelBase, MixedMixtureBase, ValuesTransform
+from skebm.bases._mixed import MixedKernelBase, MixedMixtureBase, ValuesTransform, draw_states
 from skebm.bases._mixed_em import fit_mixed_mixture
 from skebm.bases._mixtures import ConfiningGaussian, GaussianMixtureBase, KernelDensityBase
 from skebm.bases._stacked_flow import FlowBase, StackedFlow
@@ -70,6 +70,7 @@ __all__ = [
     "auto_flows",
     "build_flow",
     "draw_from",
+    "draw_states",
     "fit_bases",
     "fit_flow",
     "fit_gaussian_mixture",

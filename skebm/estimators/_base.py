@@ -87,6 +87,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
     out_of_fold_scores_: FloatArray = field(init=False)
     out_of_fold_members_: NDArray[np.int_] = field(init=False)
     out_of_fold_offset_: float = field(init=False)
+    out_of_fold_decision_function_: FloatArray = field(init=False)
     _columns: Columns = field(init=False)
     _schema: Schema = field(init=False)
     _seed: int = field(init=False)
@@ -260,6 +261,8 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
                 self._keep(fitted, columns, seeds, copy_of)
                 self.offset_ = self._threshold(rows, weight, fitted.scores)
                 self.out_of_fold_offset_ = self._out_of_fold_threshold(rows, weight, fitted.scores)
+                decision = self._comparable(fitted.scores, rows) - self.out_of_fold_offset_
+                self.out_of_fold_decision_function_ = decision[copy_of]
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
@@ -447,9 +450,9 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
 
     def _warn_of_other_state(self, j, what, n):
         warn(
-            f"column {self._columns.names[j]!r} shows {what}, which fit has not met there, and so "
-            f"do {n} of these rows (or something else that is new). Their log-density has the "
-            "probability of anything new there, and the density of the other cells."
+            f"column {self._columns.names[j]!r} shows {what}, which fit has not met there; what is "
+            f"new there is in {n} of these rows. Their log-density has the probability of anything "
+            "new in the column, and the density of the other cells."
         )
 
     @property

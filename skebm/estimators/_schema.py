@@ -58,7 +58,16 @@ class CellColumn:
     @property
     def is_whole(self) -> bool:
         """Whether its dtype holds whole numbers alone."""
-        return not self.is_category and self.dtype.lower().startswith(("int", "uint"))
+        return not self.is_category and self.dtype.lower().startswith(("int", "uint", "bool"))
+
+    def numbers(self, values: FloatArray) -> FloatArray:
+        """Numbers that its dtype can hold: whole ones, none beyond its range."""
+        if not self.is_whole:
+            return values
+        name = self.dtype.lower().partition("[")[0]
+        bits = 1 if name.startswith("bool") else int(name.removeprefix("u").removeprefix("int"))
+        low = -(2.0 ** (bits - 1)) if name.startswith("int") else 0.0
+        return np.round(values).clip(low, low + 2.0**bits - 1)
 
     def codes(self, X: Any, j: int) -> FloatArray:
         """Codes of column j of X, NaN where it is missing, -1 where a category was not met."""
@@ -75,14 +84,19 @@ class CellColumn:
             dtype=float,
         )
 
-    def cells(self, codes: FloatArray, rng: np.random.RandomState) -> np.ndarray:
-        """Categories of codes, None where they are missing; one of the rare ones by its share."""
+    def cells(self, codes: FloatArray, rng: np.random.RandomState | None) -> np.ndarray:
+        """Categories of codes, None where they are missing; one of the rare ones by its share.
+
+        Without a random stream it is the most frequent of them.
+        """
         shown = np.empty(len(self.levels) + len(self.pooled) + 1, dtype=object)  # None at the end
         shown[:-1] = [*self.levels, *(level for level, _ in self.pooled)]
         at = np.where(np.isnan(codes), -1.0, codes).astype(int)
         rare = np.flatnonzero(at == len(self.levels)) if self.pooled else []
         if len(rare):
-            at[rare] += rng.choice(len(self.pooled), len(rare), p=[p for _, p in self.pooled])
+            shares = [share for _, share in self.pooled]
+            own = np.argmax(shares) if rng is None else rng.choice(len(shares), len(rare), p=shares)
+            at[rare] += own
         return shown[at]
 
 
@@ -191,7 +205,7 @@ class Schema:
                     'out, or take handle_missing="state".'
                 )
 
-    def decode(self, rows: FloatArray, output: str, rng: np.random.RandomState) -> Any:
+    def decode(self, rows: FloatArray, output: str, rng: np.random.RandomState | None) -> Any:
         """Rows of numbers as cells.
 
         Parameters
@@ -200,8 +214,8 @@ class Schema:
             As of `encode`.
         output : {"auto", "array"}
             A table like the one that was fitted, or an array.
-        rng : RandomState
-            Draws one of the rare categories that share a code.
+        rng : RandomState or None
+            Draws one of the rare categories that share a code; None is the most frequent one.
 
         Returns
         -------
@@ -212,7 +226,11 @@ class Schema:
         if not as_frame and not self.has_categories:
             return rows
         cells = [
-            column.cells(values, rng) if column.is_category else values
+            column.cells(values, rng)
+            if column.is_category
+            else column.numbers(values)
+            if as_frame
+            else values
             for column, values in zip(self.columns, rows.T, strict=True)
         ]
         if as_frame:
@@ -392,7 +410,7 @@ def _pandas(columns, cells):
                 dtype = pd.CategoricalDtype(list(column.dtype_levels or ()), column.ordered)
             series.append(pd.Series(values, dtype=dtype))
         elif column.is_whole:  # by way of integers that may be missing
-            series.append(pd.Series(values).round().astype("Int64").astype(dtype))
+            series.append(pd.Series(values).astype("Int64").astype(dtype))
         else:
             series.append(pd.Series(values).astype(dtype))
     frame = pd.concat(series, axis=1)

@@ -166,6 +166,9 @@ class FlowContrastiveDensity(TiltedDensity):
         This, and not `score_samples`, ranks the rows of the training table itself.
     out_of_fold_members_ : ndarray of shape (n_rows,), int
         Which member that is; -1 for rows that were never held out.
+    out_of_fold_decision_function_ : ndarray of shape (n_rows,)
+        `out_of_fold_scores_` above `out_of_fold_offset_`, negative for what `fit_predict` calls an
+        outlier, and comparable between rows that have values in different columns.
     model_ : torch.nn.Module
         The fitted density on standardised columns.
     n_features_in_ : int

@@ -22,7 +22,8 @@ from skebm.models import antithetic_noise
 from skebm.training import Columns, make_task
 from skebm.training.latent import LatentSettings, fit_latent
 
-from ._base import BaseDensity, parameters
+from ._base import parameters
+from ._mixed import MixedDensity
 
 COMPARED_ROWS = 500
 """Rows on which the model that a warm start keeps is compared with a Gaussian."""
@@ -37,7 +38,7 @@ DECODED_ROWS, ENCODED = 8192, 2**16
 
 
 @parameters
-class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity):
+class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensity):
     r"""Variational autoencoder: density and transformer, with an implicit encoder.
 
     Rows are made from latent variables, z ~ N(0, I) and x ~ p(x | z), by a decoder network. Its
@@ -49,6 +50,9 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     Training starts from factor analysis and its exact posterior, and falls back on it unless it
     gains on held-out rows. `score_samples` is log p(x) itself, not a bound: an integral over z
     by importance sampling with a proposal adapted to each row, with a standard error for each row.
+
+    Columns may hold categories, missing cells and atoms: given z, columns are independent, and each
+    has probabilities of its states, and a density of its numbers.
 
     Parameters
     ----------
@@ -66,7 +70,8 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         "gaussian": normal columns with learned variances. "bernoulli": for columns in [0, 1]; a
         probability where all values are 0 or 1, otherwise the density of the continuous Bernoulli
         distribution. New rows with other values have log-density -inf: after a ``MinMaxScaler``,
-        take ``MinMaxScaler(clip=True)``.
+        take ``MinMaxScaler(clip=True)``. Categories, missing cells and atoms have probabilities
+        under both.
     kl_weight_start : float, default=1.0
         Weight of the divergence between encoder and prior at the first step; it goes geometrically
         to one in the first 60 % of the steps. A small weight (.1) is the warm-up that some decoders
@@ -82,11 +87,12 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         "mlp": a linear map and a perceptron. A module (instance, or a class or factory called with
         (n_features, 2 * n_components)) maps rows to location and log-scale of z,
         (n, n_features) -> (n, 2 * n_components). It is copied and never trained itself. Rows are on
-        standardised columns (median, interquartile range), without the constant ones.
+        standardised columns (median, interquartile range), without the constant ones; indicators of
+        all states come first, and values that are not there are 0.
     decoder_model : "mlp", torch.nn.Module or callable, default="mlp"
         "mlp": a linear map and a perceptron. A module (instance, or a class or factory called with
         (n_components, n_features)) maps z to the mean of standardised columns, or to logits,
-        (n, n_components) -> (n, n_features).
+        (n, n_components) -> (n, n_features); logits of all states come first.
     hidden_layer_sizes : int or sequence of int, default=(128, 128)
         Of every perceptron; an int is one hidden layer.
     learning_rate : float or "auto", default="auto"
@@ -113,13 +119,28 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         distribution fall below it.
     callbacks : list of skorch callbacks, default=None
         Called in training, as those of :class:`~skebm.Network`.
+    categorical_features : "from_dtype", array-like or None, default="from_dtype"
+        Columns that hold categories. "from_dtype", the default, takes those of a frame whose dtype
+        is of categories, booleans, strings or objects that are no numbers. Otherwise names, numbers
+        or a mask of columns, of an array, too; None for no column.
+    max_categories : int or None, default=None
+        Rare categories of a column share one probability, so that it has at most so many. Without
+        it a column with more than 255 categories, or with more than 10 and than a tenth of the
+        rows, is refused: it may be an identifier.
+    atoms : {"auto", "off"} or dict, default="auto"
+        Numbers that have a probability of their own, such as an amount of zero. "auto" finds values
+        that many rows share in a column that otherwise hardly repeats one, where bootstrap samples
+        agree. A dict gives them by column, ``{"amount": [0]}``.
+    handle_missing : {"state", "error"}, default="state"
+        Whether a missing cell is a state of its column with a probability of its own, or an error.
     device : str, default="auto"
         "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Networks train, and the
         model scores and samples, on the device; all else is fitted on the CPU.
     random_state : int, RandomState instance or None, default=None
         An int makes fits bit-identical on one machine.
     warm_start : bool, default=False
-        Whether a second `fit` keeps the columns, and goes on from the trained networks.
+        Whether a second `fit` keeps the columns, and goes on from the trained networks; of tables
+        of numbers alone.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -128,7 +149,8 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     n_components_ : int
         Latent variables.
     noise_variance_ : ndarray of shape (`n_features_in_`,)
-        Variances of the Gaussian likelihood, in the squared units of X; 0 for constant columns.
+        Variances of the Gaussian likelihood, in the squared units of X; 0 for columns without
+        numbers, or of one.
     history_ : dict of ndarrays
         ``n_iter``, ``held_out_log_likelihood`` (nats per row, from 32 draws for each, which err to
         the low side; the first entry is the start, NaN where an epoch was not judged) and
@@ -158,8 +180,14 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         Log-density of the training rows (of positive weight) that were held out; NaN for the rest.
     out_of_fold_members_ : ndarray of shape (n_rows,), int
         0 for rows that were held out, -1 for the rest.
+    out_of_fold_decision_function_ : ndarray of shape (n_rows,)
+        `out_of_fold_scores_` above `out_of_fold_offset_`, negative for what `fit_predict` calls an
+        outlier, and comparable between rows that have values in different columns.
+    columns_ : list of ColumnReport
+        How every column was taken: its kind, categories, whether missing cells are a state, atoms,
+        grid and bounds.
     model_ : torch.nn.Module
-        The fitted decoder, likelihood and encoder, on standardised columns.
+        The fitted decoder, likelihood and encoder, on states and standardised values.
     n_features_in_ : int
         Number of columns seen in `fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -180,6 +208,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
 
     Examples
     --------
+    >>> import numpy as np
     >>> from skebm import ImplicitVAE
     >>> from skebm.datasets import make_two_moons
     >>> X = make_two_moons(n_samples=400, random_state=0)
@@ -191,6 +220,15 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     (3, 2)
     >>> vae.reconstruct(X[:3]).shape
     (3, 2)
+
+    A frame with categories and missing cells, and draws that look like it:
+
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"x": X[:, 0], "half": np.where(X[:, 1] > 0.2, "upper", "lower")})
+    >>> table.loc[::5, "x"] = np.nan
+    >>> vae = ImplicitVAE(n_components=2, max_epochs=5, random_state=0).fit(table)
+    >>> vae.sample(3, random_state=0).dtypes.equals(table.dtypes)
+    True
     """
 
     n_components: int | Literal["auto"] = "auto"
@@ -215,7 +253,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
     noise_variance_: FloatArray = field(init=False)
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **BaseDensity._parameter_constraints,
+        **MixedDensity._parameter_constraints,
         "n_components": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "encoder": [StrOptions({"implicit", "stein", "gaussian"})],
         "likelihood": [StrOptions(set(LIKELIHOODS))],
@@ -258,9 +296,10 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
 
     def _fit(self, rows, weight, columns, context):
         if columns.unit_interval:
-            outside = ((rows < 0.0) | (rows > 1.0)).any(axis=0)
+            values = columns.encode(rows)[:, len(columns.states) :]
+            outside = ((values < 0.0) | (values > 1.0)).any(axis=0)
             if outside.any():
-                column = self._names(rows)[outside.argmax()]
+                column = columns.names[np.flatnonzero(columns.varying)[outside.argmax()]]
                 raise ValueError(
                     f'likelihood="bernoulli" needs values in [0, 1], but column {column!r} has '
                     "others; scale it, or take the gaussian one."
@@ -286,7 +325,14 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
 
     # ------------------------------------------------------------------ sampling
 
-    def sample(self, n_samples: int = 1, random_state: RandomState = None) -> FloatArray:
+    def sample(
+        self,
+        n_samples: int = 1,
+        random_state: RandomState = None,
+        *,
+        output: Literal["auto", "array"] = "auto",
+        complete: bool = False,
+    ) -> Any:
         """Draw new rows: z from the prior, x from p(x | z). Exact, and independent.
 
         Parameters
@@ -294,18 +340,32 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         n_samples : int, default=1
         random_state : int, RandomState instance or None, default=None
             An int gives the same rows at every call.
+        output : {"auto", "array"}, default="auto"
+            "auto" is a frame where `fit` was given one, with its dtypes; "array" an array, of
+            objects if there are categories.
+        complete : bool, default=False
+            Draw rows under the condition that no cell is missing: others are left out.
 
         Returns
         -------
-        ndarray of shape (n_samples, n_features), float64
+        DataFrame or ndarray of shape (n_samples, n_features)
+            Numbers lie where the columns can: integers and columns with ties on their grid, and not
+            beyond bounds at which the rows pile up.
+
+        Raises
+        ------
+        ValueError
+            If hardly any row is complete, and complete ones are asked for.
         """
         rng = self._sampling_rng(random_state, n_samples=n_samples)
+
+        def draw(n):
+            sizes = [len(part) for part in torch.empty(n).split(DECODED_ROWS)]
+            return torch.cat([self.model_.sample(size, rng) for size in sizes])
+
         with torch.no_grad():
-            parts = [
-                self.model_.sample(len(part), rng)
-                for part in torch.empty(n_samples).split(DECODED_ROWS)
-            ]
-        return self._columns.restore(torch.cat(parts).cpu().numpy())
+            x = self._complete(draw, n_samples) if complete else draw(n_samples)
+        return self._as_table(x, output, rng)
 
     # ------------------------------------------------------------------ transformer
 
@@ -323,9 +383,10 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         """
         x = self._tensor(self._validate(X))
         moments = self.model_.encoder.moments
-        return results_like(X)(self._encode(x, lambda rows, noise: moments(rows, noise)[0]))
+        means = self._encode(x, lambda rows, noise: moments(rows, noise)[0])
+        return results_like(X)(means.cpu().numpy())
 
-    def reconstruct(self, X: ArrayLike) -> FloatArray:
+    def reconstruct(self, X: ArrayLike) -> Any:
         """Rows as the latent variables remember them: means of p(x | z) over the encoder's z.
 
         Parameters
@@ -334,17 +395,20 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
 
         Returns
         -------
-        ndarray of shape (n_samples, n_features), float64
-            In the units of X.
+        DataFrame or ndarray of shape (n_samples, n_features)
+            In the units of X, a table like the one that was fitted. A cell has the likeliest of its
+            categories, of its atoms, of missing and of a number, which is then their mean; in a
+            frame this lies within bounds at which the rows pile up, and is rounded if the dtype
+            holds integers.
         """
         x = self._tensor(self._validate(X))
 
         def means(rows, noise):
             return self.model_.mean(self.model_.encoder.draw(rows, noise)).mean(1)
 
-        return results_like(X)(self._columns.restore(self._encode(x, means)))
+        return self._means_as_table(self._encode(x, means), X)
 
-    def inverse_transform(self, X: ArrayLike) -> FloatArray:
+    def inverse_transform(self, X: ArrayLike) -> Any:
         """Mean of p(x | z) for latent variables.
 
         Parameters
@@ -354,8 +418,8 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
 
         Returns
         -------
-        ndarray of shape (n_samples, n_features), float64
-            In the units of the rows that were fitted.
+        DataFrame or ndarray of shape (n_samples, n_features)
+            In the units of the rows that were fitted, as of `reconstruct`.
         """
         check_is_fitted(self)
         z = check_array(without_tensors(X), dtype=np.float64)  # pyright: ignore[reportArgumentType]
@@ -366,7 +430,15 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         z = torch.tensor(z, device=self._device)
         with torch.no_grad():
             parts = [self.model_.mean(rows) for rows in z.split(DECODED_ROWS)]
-        return results_like(X)(self._columns.restore(torch.cat(parts).cpu().numpy()))
+        return self._means_as_table(torch.cat(parts), X)
+
+    def _means_as_table(self, means, X):
+        """Rows of likeliest states and mean values, as a table like the one that was fitted."""
+        schema, columns = self._schema, self._columns
+        x = columns.layout.likeliest(means).cpu().numpy()
+        if schema.container in ("pandas", "polars"):
+            return schema.decode(columns.restore(columns.bounded(x)), "auto", None)
+        return results_like(X)(schema.decode(columns.restore(x), "array", None))
 
     def _encode(self, x, function):
         """``function(rows, noise)`` over all rows, with one noise for all of them."""
@@ -375,4 +447,4 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseDensity
         noise = antithetic_noise(encoder, n, rng, x.dtype)
         with torch.no_grad():
             parts = [function(rows, noise) for rows in x.split(max(1, ENCODED // n))]
-        return torch.cat(parts).cpu().numpy()
+        return torch.cat(parts)

@@ -87,7 +87,7 @@ class NCEDensity(MixedDensity, TiltedDensity):
     device : str, default="auto"
         "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Networks train, and the
         model scores and samples, on the device; all else is fitted on the CPU.
-    categorical_features : "from_dtype", array-like of str, int or bool, or None
+    categorical_features : "from_dtype", array-like or None, default="from_dtype"
         Columns that hold categories. "from_dtype", the default, takes those of a frame whose dtype
         is of categories, booleans, strings or objects that are no numbers. Otherwise names, numbers
         or a mask of columns, of an array, too; None for no column.
@@ -160,11 +160,14 @@ class NCEDensity(MixedDensity, TiltedDensity):
         This, and not `score_samples`, ranks the rows of the training table itself.
     out_of_fold_members_ : ndarray of shape (n_rows,), int
         Which member that is; -1 for rows that were never held out.
+    out_of_fold_decision_function_ : ndarray of shape (n_rows,)
+        `out_of_fold_scores_` above `out_of_fold_offset_`, negative for what `fit_predict` calls an
+        outlier, and comparable between rows that have values in different columns.
     columns_ : list of ColumnReport
         How every column was taken: its kind, categories, whether missing cells are a state, atoms,
         grid and bounds.
     model_ : torch.nn.Module
-        The fitted density, on states and standardised values.
+        The fitted density on standardised columns.
     n_features_in_ : int
         Number of columns seen in `fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)

@@ -2,7 +2,12 @@
 
 from skebm.latents._encoders import GaussianEncoder, ImplicitEncoder
 from skebm.latents._factors import FULL_NOISE_SHARE, AffinePlus, FactorModel, factor_analysis
-from skebm.latents._likelihoods import BernoulliLikelihood, GaussianLikelihood
+from skebm.latents._likelihoods import (
+    BernoulliLikelihood,
+    GaussianLikelihood,
+    MixedLikelihood,
+    WithLogMasses,
+)
 from skebm.latents._networks import perceptron, user_network
 
 __all__ = [
@@ -13,6 +18,8 @@ __all__ = [
     "GaussianEncoder",
     "GaussianLikelihood",
     "ImplicitEncoder",
+    "MixedLikelihood",
+    "WithLogMasses",
     "factor_analysis",
     "perceptron",
     "user_network",

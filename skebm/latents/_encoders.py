@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from skebm._layout import Layout
+
 __all__ = ["GaussianEncoder", "ImplicitEncoder"]
 
 MIN_LOG_SCALE, MAX_LOG_SCALE = -10.0, 3.0
@@ -18,14 +20,18 @@ class GaussianEncoder(nn.Module):
         (..., d) -> (..., 2 k): m and log s.
     n_components : int
         k.
+    layout : Layout or None, default=None
+        What the columns of a row are: networks see ``layout.as_numbers(x)``, of d columns. None is
+        for rows of numbers that are all known.
     """
 
     network: nn.Module
     n_components: int
+    layout: Layout | None
 
-    def __init__(self, network: nn.Module, n_components: int):
+    def __init__(self, network: nn.Module, n_components: int, layout: Layout | None = None):
         super().__init__()
-        self.network, self.n_components = network, n_components
+        self.network, self.n_components, self.layout = network, n_components, layout
 
     @property
     def n_noise(self) -> int:
@@ -34,8 +40,12 @@ class GaussianEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Location m and log s, (..., d) -> (..., k), (..., k)."""
-        location, log_scale = self.network(x).chunk(2, dim=-1)
+        location, log_scale = self.network(self._numbers(x)).chunk(2, dim=-1)
         return location, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
+
+    def _numbers(self, x):
+        """Rows as the networks see them."""
+        return x if self.layout is None else self.layout.as_numbers(x)
 
     def noise(
         self, *shape: int, rng: torch.Generator, dtype: torch.dtype = torch.float32
@@ -78,7 +88,7 @@ class ImplicitEncoder(GaussianEncoder):
 
     Parameters
     ----------
-    network, n_components
+    network, n_components, layout
         As of :class:`GaussianEncoder`.
     residual : nn.Module
         g, (..., d + 2 k) -> (..., k), of rows, normal noise and signs.
@@ -95,8 +105,9 @@ class ImplicitEncoder(GaussianEncoder):
         n_components: int,
         residual: nn.Module,
         score_network: nn.Module | None,
+        layout: Layout | None = None,
     ):
-        super().__init__(network, n_components)
+        super().__init__(network, n_components, layout)
         self.residual, self.score_network = residual, score_network
 
     @property
@@ -133,6 +144,6 @@ class ImplicitEncoder(GaussianEncoder):
         """Learned score of u given rows, (n, d) and (n, M, k) -> (n, M, k)."""
         return self.score_network(self._beside(x, u)) - u
 
-    @staticmethod
-    def _beside(x, values):
-        return torch.cat([x[:, None].expand(-1, values.shape[1], -1), values], dim=-1)
+    def _beside(self, x, values):
+        x = self._numbers(x)[:, None]
+        return torch.cat([x.expand(-1, values.shape[1], -1), values], dim=-1)

@@ -1,4 +1,8 @@
-"""Distributions of a row given the output of a decoder."""
+"""Distributions of a row given the output of a decoder.
+
+Columns are independent given that. A value that is NaN is not there, or not known, and is left out,
+which integrates over it.
+"""
 
 import math
 
@@ -6,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["BernoulliLikelihood", "GaussianLikelihood"]
+from skebm._layout import Layout
+from skebm.bases import draw_states
+
+__all__ = ["BernoulliLikelihood", "GaussianLikelihood", "MixedLikelihood", "WithLogMasses"]
 
 MIN_NOISE = 1e-3
 """Least standard deviation of the noise, in standard deviations of the column."""
@@ -40,16 +47,22 @@ class GaussianLikelihood(nn.Module):
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
         """Log-density of rows, (..., d) and (..., d) -> (...)."""
         variance = self.variance
-        constant = 0.5 * (2 * math.pi * variance).log().sum()
-        return -0.5 * ((x - output).square() @ variance.reciprocal()) - constant
+        log_norm, absent = (2 * math.pi * variance).log(), x.isnan()
+        if not absent.any():
+            return -0.5 * ((x - output).square() @ variance.reciprocal()) - 0.5 * log_norm.sum()
+        square = torch.where(absent, 0.0, x - output).square()
+        return -0.5 * (square @ variance.reciprocal() + (~absent).to(square) @ log_norm)
 
     def slope(self, x: Tensor, output: Tensor) -> Tensor:
         """Derivatives of `log_prob` in the output, (..., d)."""
-        return (x - output) / self.variance
+        return torch.where(x.isnan(), 0.0, (x - output) / self.variance)
 
-    def information(self, output: Tensor) -> Tensor:
-        """Fisher information of rows about the output, (..., d): minus the mean curvature."""
-        return self.variance.reciprocal().expand_as(output)
+    def information(self, x: Tensor, output: Tensor) -> Tensor:
+        """Fisher information about the output, (..., d): minus the mean curvature.
+
+        Of columns that rows have no value of, zero.
+        """
+        return torch.where(x.isnan(), 0.0, self.variance.reciprocal().expand_as(output))
 
     def mean(self, output: Tensor) -> Tensor:
         """Mean of the rows, (..., d)."""
@@ -86,14 +99,18 @@ class BernoulliLikelihood(nn.Module):
     def supports(self, x: Tensor) -> Tensor:
         """Whether rows have a probability or density above zero, (n, d) -> (n,)."""
         inside = (x == 0) | (x == 1) if self.binary else (x >= 0) & (x <= 1)
-        return inside.all(-1)
+        return (inside | x.isnan()).all(-1)
 
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
         """Log-probability or log-density of rows, (..., d) and (..., d) -> (...)."""
         x, output = torch.broadcast_tensors(x, output)
-        if not self.binary:
-            return (output * x - _log_normalizer(output)).sum(-1)
-        return -functional.binary_cross_entropy_with_logits(output, x, reduction="none").sum(-1)
+        absent = x.isnan()
+        x = torch.where(absent, 0.0, x)
+        if self.binary:
+            logs = -functional.binary_cross_entropy_with_logits(output, x, reduction="none")
+        else:
+            logs = output * x - _log_normalizer(output)
+        return torch.where(absent, 0.0, logs).sum(-1)
 
     def mean(self, output: Tensor) -> Tensor:
         """Mean of the rows, (..., d)."""
@@ -101,12 +118,16 @@ class BernoulliLikelihood(nn.Module):
 
     def slope(self, x: Tensor, output: Tensor) -> Tensor:
         """Derivatives of `log_prob` in the output, (..., d)."""
-        return x - self.mean(output)
+        return torch.where(x.isnan(), 0.0, x - self.mean(output))
 
-    def information(self, output: Tensor) -> Tensor:
-        """Fisher information of rows about the output, (..., d): the variance of a column."""
+    def information(self, x: Tensor, output: Tensor) -> Tensor:
+        """Fisher information about the output, (..., d): the variance of a column.
+
+        Of columns that rows have no value of, zero.
+        """
         p = output.sigmoid()
-        return p * (1 - p) if self.binary else _curvature(output)
+        information = p * (1 - p) if self.binary else _curvature(output)
+        return torch.where(x.isnan(), 0.0, information)
 
     def sample(self, output: Tensor, rng: torch.Generator) -> Tensor:
         """One row for each output, (..., d)."""
@@ -115,6 +136,100 @@ class BernoulliLikelihood(nn.Module):
         if self.binary:
             return (uniform < output.sigmoid()).to(output)
         return _quantile(output, uniform)
+
+
+class MixedLikelihood(nn.Module):
+    """Independent columns of states, and of values where the states say that there is one.
+
+    An output has the log-probabilities of all states, as :class:`WithLogMasses` makes them, and
+    then what `of_values` takes.
+
+    Parameters
+    ----------
+    layout : Layout
+    of_values : GaussianLikelihood or BernoulliLikelihood
+    """
+
+    layout: Layout
+    of_values: GaussianLikelihood | BernoulliLikelihood
+
+    def __init__(self, layout: Layout, of_values: GaussianLikelihood | BernoulliLikelihood):
+        super().__init__()
+        self.layout, self.of_values = layout, of_values
+
+    def _split(self, x, output):
+        """Indicators of the states of rows, their values, log-masses, and the values' output."""
+        n_masses, n_states = sum(self.layout.sizes), self.layout.n_states
+        shown = self.layout.as_numbers(x)[..., :n_masses]
+        return shown, x[..., n_states:], output[..., :n_masses], output[..., n_masses:]
+
+    def supports(self, x: Tensor) -> Tensor:
+        """Whether rows have a density above zero, (n, n_features) -> (n,)."""
+        return self.of_values.supports(self.layout.values(x))
+
+    def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
+        """Log-density of rows, mass for states, (..., n_features) and (..., d) -> (...)."""
+        shown, values, log_masses, of_values = self._split(x, output)
+        return (shown * log_masses).sum(-1) + self.of_values.log_prob(values, of_values)
+
+    def slope(self, x: Tensor, output: Tensor) -> Tensor:
+        """Derivatives of `log_prob` in the output, (..., d)."""
+        shown, values, log_masses, of_values = self._split(x, output)
+        slope = self.of_values.slope(values, of_values)
+        return torch.cat([shown.expand_as(log_masses), slope], dim=-1)
+
+    def information(self, x: Tensor, output: Tensor) -> Tensor:
+        """Fisher information about the output, (..., d): minus the mean curvature.
+
+        Of the cells that rows have. It is diagonal because log-masses are normalised.
+        """
+        shown, values, log_masses, of_values = self._split(x, output)
+        known = [
+            part.sum(-1, keepdim=True).expand_as(part)
+            for part in shown.split(self.layout.sizes, dim=-1)
+        ]
+        information = self.of_values.information(values, of_values)
+        return torch.cat([torch.cat(known, dim=-1) * log_masses.exp(), information], dim=-1)
+
+    def mean(self, output: Tensor) -> Tensor:
+        """Mean of ``layout.as_numbers`` of the rows, (..., d)."""
+        *parts, of_values = output.split([*self.layout.sizes, self.layout.n_values], dim=-1)
+        masses, means = [part.exp() for part in parts], self.of_values.mean(of_values).clone()
+        for mass, j in zip(masses, self.layout.value_of, strict=True):
+            if j >= 0:
+                means[..., j] *= mass[..., 0]
+        return torch.cat([*masses, means], dim=-1)
+
+    def sample(self, output: Tensor, rng: torch.Generator) -> Tensor:
+        """One row for each output, (n, d) -> (n, n_features)."""
+        *parts, of_values = output.split([*self.layout.sizes, self.layout.n_values], dim=-1)
+        each = torch.arange(len(output), device=output.device)
+        codes = draw_states([part.exp() for part in parts], each, rng)
+        return self.layout.join(codes, self.of_values.sample(of_values, rng))
+
+
+class WithLogMasses(nn.Module):
+    """A decoder whose logits of states are made log-probabilities, (..., k) -> (..., d).
+
+    Parameters
+    ----------
+    network : nn.Module
+        Returns logits of all states, and then what stands for the values.
+    layout : Layout
+    """
+
+    network: nn.Module
+    layout: Layout
+
+    def __init__(self, network: nn.Module, layout: Layout):
+        super().__init__()
+        self.network, self.layout = network, layout
+
+    def forward(self, z: Tensor) -> Tensor:
+        *parts, of_values = self.network(z).split(
+            [*self.layout.sizes, self.layout.n_values], dim=-1
+        )
+        return torch.cat([*(part.log_softmax(-1) for part in parts), of_values], dim=-1)
 
 
 # Not torch's ContinuousBernoulli, whose probabilities are clamped: at large logits its density has

@@ -138,7 +138,7 @@ class LatentVariableModel(nn.Module):
         for n_done in range(NEWTON_STEPS + 1):
             output, above, below = self.decoder(z[:, None] + around).split([1, k, k], dim=1)
             slopes = (above - below) / (2 * DIFFERENCE)
-            precision = eye + self.likelihood.information(output) * slopes @ slopes.mT
+            precision = eye + self.likelihood.information(x[:, None], output) * slopes @ slopes.mT
             gradient = slopes @ self.likelihood.slope(x[:, None], output).mT - z[..., None]
             # where the decoder overflows nothing is known but the prior
             known = precision.isfinite().all(-1).all(-1) & gradient.isfinite().all(-1).all(-1)

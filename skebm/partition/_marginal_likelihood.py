@@ -109,6 +109,7 @@ class RowStreams:
         self._generator = np.random.Generator(np.random.Philox(key=0))
         self._state: Any = self._generator.bit_generator.state
         rounded = np.round(x.double().cpu().numpy(), 6) + 0.0  # no negative zeros
+        rounded[np.isnan(rounded)] = np.nan  # of all that have other bytes
         self.keys = [
             int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "little")
             for row in rounded

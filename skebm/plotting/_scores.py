@@ -117,13 +117,17 @@ class AnomalyScoreDisplay:
         labels = None if y is None else np.asarray(y)
         relative = response_method == "decision_function"
         if X is None:
-            offset, scores = estimator.out_of_fold_offset_, estimator.out_of_fold_scores_
+            offset = estimator.out_of_fold_offset_
+            scores = estimator.out_of_fold_decision_function_
             held = ~np.isnan(scores)
-            scores = scores[held] - (offset if relative else 0.0)
+            scores = scores[held] + (0.0 if relative else offset)
             labels = None if labels is None else labels[held]
         else:
             offset = getattr(estimator, "offset_", None)
-            scores = np.asarray(getattr(estimator, response_method)(X))
+            if relative or offset is None:
+                scores = np.asarray(getattr(estimator, response_method)(X))
+            else:  # a log-density as thresholds take it, where rows lack values
+                scores = np.asarray(estimator.decision_function(X)) + offset
         display = cls(
             scores,
             threshold=0.0 if relative else offset,

@@ -378,6 +378,15 @@ class Columns:
             X[:, s.column] = np.where(is_number, X[:, s.column], shown)
         return X
 
+    def bounded(self, x: np.ndarray) -> FloatArray:
+        """Encoded rows whose values lie within the bounds at which the rows pile up."""
+        n_states = len(self.states)
+        low, high = np.reshape([(grid.low, grid.high) for grid in self.grids], (-1, 2)).T
+        values = np.clip(
+            x[:, n_states:], (low - self.center) / self.scale, (high - self.center) / self.scale
+        )
+        return np.concatenate([x[:, :n_states], values], axis=1)
+
     def perturb(self, x: np.ndarray, smoothing: float, rng: np.random.RandomState) -> FloatArray:
         """Rows spread over the resolution of their columns, plus `smoothing` standard deviations.
 

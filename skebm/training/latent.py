@@ -129,11 +129,13 @@ def _start(task, settings):
     n_components = settings.n_components
     if isinstance(n_components, str):
         n_components = (
-            choose_n_components(task.x, task.weight, split) if start is None else start.n_components
+            choose_n_components(task.x, task.weight, split, task.layout)
+            if start is None
+            else start.n_components
         )
     train_rows = split[0]
     model = build_model(
-        task.x[train_rows], task.weight[train_rows], n_components, settings, task.seeds
+        task.x[train_rows], task.weight[train_rows], n_components, settings, task.seeds, task.layout
     )
     if start is None:
         return model, False
@@ -177,7 +179,8 @@ def _finished(task, settings, model, history, n_iter, decision):
         attributes["training_log_"] = history["log"]
     if settings.likelihood == "gaussian":
         variance = np.zeros(len(columns.varying))
-        learned = model.likelihood.variance.cpu().numpy()
+        likelihood = model.likelihood.of_values if columns.states else model.likelihood
+        learned = likelihood.variance.cpu().numpy()
         variance[columns.varying] = learned * columns.scale**2
         attributes["noise_variance_"] = variance
     scores = np.full(task.n_rows, np.nan)

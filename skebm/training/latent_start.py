@@ -2,10 +2,11 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from skebm._layout import Layout
 from skebm._modules import layer_sizes
 from skebm._random import Seeds
 from skebm.latents import (
@@ -15,6 +16,8 @@ from skebm.latents import (
     GaussianEncoder,
     GaussianLikelihood,
     ImplicitEncoder,
+    MixedLikelihood,
+    WithLogMasses,
     factor_analysis,
     perceptron,
     user_network,
@@ -28,11 +31,90 @@ PLANES = 4
 """Fewest of them, where there are as many columns: a curved surface needs more than a plane."""
 
 
+START_DRAWS, START_STEPS = 500, 30
+"""Pairs of latent vectors, and steps, by which states have their shares at the start."""
+
+LEAST = 0.01
+"""Probability of a state, or of zero and of one, at the start, at least."""
+
+
+class FactorColumns(NamedTuple):
+    """What factor analysis sees of rows: linear functions of ``layout.as_numbers(x)``.
+
+    Of each column of states the indicators of all states but the likeliest, since together they sum
+    to one; and the values, as distances from their mean if there are rows without.
+
+    Attributes
+    ----------
+    contrasts : Tensor of shape (m, layout.n_numbers)
+        The functions.
+    back : Tensor of shape (layout.n_numbers, m)
+    offset : Tensor of shape (layout.n_numbers,)
+        The numbers, of rows that have all values, are ``back @ columns + offset``.
+    """
+
+    contrasts: torch.Tensor
+    back: torch.Tensor
+    offset: torch.Tensor
+
+    @classmethod
+    def of_rows(cls, layout: Layout, x: torch.Tensor, weight: torch.Tensor) -> "FactorColumns":
+        """The functions that rows (n, layout.n_features) suggest."""
+        mean = weight.to(x) @ layout.as_numbers(x) / weight.sum()
+        contrasts, offset = torch.eye(len(mean), dtype=x.dtype), torch.zeros_like(mean)
+        back, dropped = contrasts.clone(), []
+        first, first_value = 0, sum(layout.sizes)
+        for size, value in zip(layout.sizes, layout.value_of, strict=True):
+            if value >= 0:
+                j = first_value + value
+                offset[j] = mean[j] / mean[first].clamp_min(1e-300)
+                contrasts[j, first] = -offset[j]
+            likeliest = first + int(mean[first : first + size].argmax())
+            back[likeliest, first : first + size] = -1.0
+            offset[likeliest] = 1.0
+            dropped.append(likeliest)
+            first += size
+        kept = [i for i in range(len(mean)) if i not in dropped]
+        return cls(contrasts[kept], back[:, kept], offset)
+
+
+def logits(
+    masses: torch.Tensor, slopes: torch.Tensor, rng: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that are linear in z, of states whose probabilities have a mean and slopes in z.
+
+    Parameters
+    ----------
+    masses : Tensor of shape (size,)
+        Mean probabilities over z ~ N(0, I).
+    slopes : Tensor of shape (size, k)
+        Of the probabilities where all have these means.
+    rng : torch.Generator
+
+    Returns
+    -------
+    bias : Tensor of shape (size,)
+    weight : Tensor of shape (size, k)
+    """
+    masses = masses / masses.sum()
+    bias, weight = masses.log(), slopes / masses[:, None]
+    z = torch.randn(START_DRAWS, slopes.shape[1], generator=rng, dtype=slopes.dtype)
+    for _ in range(START_STEPS):
+        found = (bias + torch.cat([z, -z]) @ weight.mT).softmax(1).mean(0)
+        bias += masses.log() - found.log()
+    return bias, weight
+
+
 def choose_n_components(
-    x: torch.Tensor, weight: torch.Tensor, split: tuple[torch.Tensor, torch.Tensor]
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    split: tuple[torch.Tensor, torch.Tensor],
+    layout: Layout,
 ) -> int:
     """Number of factors whose factor analysis has the best held-out likelihood."""
     train_rows, held = split
+    columns = FactorColumns.of_rows(layout, x[train_rows], weight[train_rows])
+    x = layout.as_numbers(x) @ columns.contrasts.mT
     d, best, chosen = x.shape[1], -math.inf, 1
     for k in CANDIDATES:
         if k > d or k >= len(train_rows):
@@ -45,7 +127,12 @@ def choose_n_components(
 
 
 def build_model(
-    x: torch.Tensor, weight: torch.Tensor, n_components: int, settings: Any, seeds: Seeds
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    n_components: int,
+    settings: Any,
+    seeds: Seeds,
+    layout: Layout,
 ) -> LatentVariableModel:
     """Networks that start as factor analysis, with its exact posterior as the encoder.
 
@@ -53,31 +140,46 @@ def build_model(
 
     Parameters
     ----------
-    x : Tensor of shape (n, d)
+    x : Tensor of shape (n, layout.n_features)
         Rows to start from.
     weight : Tensor of shape (n,)
     n_components : int
     settings : LatentSettings
     seeds : Seeds
+    layout : Layout
+        What the columns of a row are.
 
     Returns
     -------
     LatentVariableModel
     """
-    d, k = x.shape[1], n_components
-    factors = factor_analysis(x, weight, k)
-    center, loadings = factors.center, factors.loadings
+    d, k, n_masses = layout.n_numbers, n_components, sum(layout.sizes)
+    columns = FactorColumns.of_rows(layout, x, weight)
+    factors = factor_analysis(layout.as_numbers(x) @ columns.contrasts.mT, weight, k)
     posterior_weight, posterior_bias, posterior_scale = factors.posterior()
+    posterior_weight = posterior_weight @ columns.contrasts
+    center = columns.back @ factors.center + columns.offset
+    loadings = columns.back @ factors.loadings
+    variance = factors.variance[len(factors.variance) - layout.n_values :]
+    first, rng = 0, seeds.rng("states of the start")
+    for size in layout.sizes:
+        own = slice(first, first + size)
+        center[own], loadings[own] = logits(center[own].clamp_min(LEAST), loadings[own], rng)
+        first += size
     if settings.likelihood == "bernoulli":
-        p = center.clamp(0.01, 0.99)
-        center, loadings = p.logit(), loadings / (p * (1 - p))[:, None]
-        binary = bool(((x == 0) | (x == 1)).all())  # a probability then, and no density
+        p = center[n_masses:].clamp(LEAST, 1.0 - LEAST)
+        center[n_masses:], loadings[n_masses:] = (
+            p.logit(), loadings[n_masses:] / (p * (1 - p))[:, None],
+        )  # fmt: skip
+        values = layout.values(x)
+        # a probability then, and no density
+        binary = bool(((values == 0) | (values == 1) | values.isnan()).all())
         likelihood = BernoulliLikelihood(binary)
     elif isinstance(settings.decoder_model, str):
-        likelihood = GaussianLikelihood(factors.variance.float())
+        likelihood = GaussianLikelihood(variance.float())
     else:
         # little noise: with much of it z is of no use at first, and may stay so
-        total = factors.variance + loadings.square().sum(1)
+        total = variance + loadings[n_masses:].square().sum(1)
         likelihood = GaussianLikelihood((FULL_NOISE_SHARE * total).float())
     make = partial(perceptron, hidden_layer_sizes=layer_sizes(settings.hidden_layer_sizes))
     if isinstance(settings.decoder_model, str):
@@ -89,6 +191,8 @@ def build_model(
         # nothing is known of what its components mean
         posterior_weight, posterior_bias = torch.zeros(k, d), torch.zeros(k)
         posterior_scale = torch.ones(k)
+    if layout.n_states:
+        likelihood, decoder = MixedLikelihood(layout, likelihood), WithLogMasses(decoder, layout)
     if isinstance(settings.encoder_model, str):
         network = AffinePlus(
             torch.cat([posterior_weight, torch.zeros(k, d)]),
@@ -100,7 +204,7 @@ def build_model(
             settings.encoder_model, "encoder_model", d, 2 * k, seed=seeds.of("encoder")
         )
     if settings.encoder == "gaussian":
-        coder = GaussianEncoder(network, k)
+        coder = GaussianEncoder(network, k, layout)
     else:
         score = (
             make(d + k, k, seed=seeds.of("score network"))
@@ -108,6 +212,6 @@ def build_model(
             else None
         )
         coder = ImplicitEncoder(
-            network, k, make(d + 2 * k, k, seed=seeds.of("encoder, bent")), score
+            network, k, make(d + 2 * k, k, seed=seeds.of("encoder, bent")), score, layout
         )
     return LatentVariableModel(decoder, likelihood, k, coder)

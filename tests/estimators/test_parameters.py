@@ -34,6 +34,7 @@ EXEMPT = {
     "device",  # decides where, not what
     "n_jobs",
     "memory",  # decide how quickly, not what
+    "handle_missing",  # decides what is refused, not what is made of the rest
 }
 
 
@@ -52,6 +53,16 @@ def short_fits(small_flows):
 
 # In the unit interval, where every likelihood is at home.
 X, NEW = (make_two_moons(n, random_state=s) / 8.0 + 0.5 for s, n in enumerate((100, 20)))
+
+
+def mixed(rows):
+    """With kinds 0 to 3, and amounts that often are zero."""
+    kinds, amounts = np.digitize(rows[:, 0], [0.4, 0.5, 0.6]), rows[:, 1] ** 2
+    return np.c_[rows, kinds, np.where(rows[:, 0] < 0.55, 0.0, amounts)]
+
+
+OF_TABLES = {"categorical_features", "max_categories", "atoms"}
+"""Parameters that act on `mixed` rows."""
 
 
 class Shift(Callback):
@@ -106,6 +117,10 @@ BOOSTING = {
     "early_stopping": Where(False, {"max_iter": 60}),
 }  # fmt: skip
 TILTED_FOR_SURE = {"base": None, "energy_model__patience": None}
+MIXED = {
+    "categorical_features": [2], "max_categories": Where(2, {"categorical_features": [2]}),
+    "atoms": "off",
+}  # fmt: skip
 DENSITY = {
     "smoothing": 0.3, "contamination": 0.2, "random_state": 1,
 }  # fmt: skip
@@ -115,7 +130,7 @@ TILTED = DENSITY | {
     "recalibration": Where(False, TILTED_FOR_SURE), "warm_start": Where(True, TILTED_FOR_SURE),
 }  # fmt: skip
 OTHER = {
-    NCEDensity: TILTED | {
+    NCEDensity: TILTED | MIXED | {
         "base": "uniform", "objective": "ranking", "noise_ratio": 4.0, "noise": "uniform",
         "n_partition_samples": Where(500, TILTED_FOR_SURE | {"noise": "gaussian"}),
         "recalibration": Where(False, TILTED_FOR_SURE | {"noise": "gaussian"}),
@@ -144,7 +159,7 @@ OTHER = {
             },  # fmt: skip
         ),
     },
-    ImplicitVAE: DENSITY | TRAINING | {
+    ImplicitVAE: DENSITY | TRAINING | MIXED | {
         "n_components": 1, "encoder": "gaussian", "likelihood": "bernoulli",
         "kl_weight_start": 0.1, "n_importance_samples": 20,
         "n_posterior_samples": Where(8, {"patience": None}),
@@ -202,13 +217,14 @@ def cases():
                 yield pytest.param(cls, settings, path, entry, id=f"{cls.__name__}-{kind}-{name}")
 
 
-def outcome(estimator, n_fits=1):
+def outcome(estimator, n_fits=1, of=np.asarray):
     """All that a fit leaves behind, by name, as arrays."""
     for _ in range(n_fits):
-        estimator.fit(X)
-    found = {"scores": estimator.score_samples(NEW), "draws": estimator.sample(20, random_state=0)}
+        estimator.fit(of(X))
+    new = of(NEW)
+    found = {"scores": estimator.score_samples(new), "draws": estimator.sample(20, random_state=0)}
     if isinstance(estimator, ImplicitVAE):
-        found["means"] = estimator.transform(NEW)
+        found["means"] = estimator.transform(new)
     for name, value in vars(estimator).items():
         if isinstance(value, dict) and name.endswith("_"):
             found |= {f"{name}{key}": one for key, one in value.items()}
@@ -220,10 +236,10 @@ def outcome(estimator, n_fits=1):
 
 
 @cache
-def reference(cls, settings, neighbours, n_fits):
+def reference(cls, settings, neighbours, n_fits, of):
     """The outcome that others are compared with, one fit for all parameters that share it."""
     estimator = REFERENCES[cls](**{name: make() for name, make in settings})
-    return outcome(estimator.set_params(**dict(neighbours)), n_fits)
+    return outcome(estimator.set_params(**dict(neighbours)), n_fits, of)
 
 
 def differs(one, other):
@@ -237,15 +253,16 @@ def differs(one, other):
 def test_a_parameter_exists_only_where_it_acts(cls, settings, name, entry):
     assert entry is not MISSING, f"{name} of {cls.__name__}: add another value, one that acts."
     value, neighbours = entry if isinstance(entry, Where) else (entry, {})
-    n_fits = 2 if name == "warm_start" else 1
+    n_fits, of = 2 if name == "warm_start" else 1, mixed if name in OF_TABLES else np.asarray
     estimator = REFERENCES[cls](**{key: make() for key, make in settings.items()})
     estimator.set_params(**neighbours)
     *path, leaf = name.split("__", 1)
     owner = getattr(estimator, path[0]) if path else estimator
     for other in (owner, type(owner)()):  # neither as in the reference nor the default
         assert repr(other.get_params().get(leaf)) != repr(value)
-    found = outcome(estimator.set_params(**{name: value}), n_fits)
-    expected = reference(cls, tuple(settings.items()), tuple(neighbours.items()), n_fits)
+    found = outcome(estimator.set_params(**{name: value}), n_fits, of)
+    near = tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in neighbours.items())
+    expected = reference(cls, tuple(settings.items()), near, n_fits, of)
     assert differs(found, expected), f"{name}={value!r} of {cls.__name__} changes nothing."
 
 

@@ -471,6 +471,10 @@ SAID_ALIKE = [
          "held_out_gain_std_error_"],
     ),
     ([NCEDensity, ScoreMatchingEBM, ContrastiveDivergenceEBM], ["warm_start"], []),
+    (
+        [NCEDensity, ImplicitVAE],
+        ["categorical_features", "max_categories", "atoms", "handle_missing"], ["columns_"],
+    ),
     ([ScoreMatchingEBM, ContrastiveDivergenceEBM], ["base"], ["n_iter_"]),
     ([FlowContrastiveDensity, AdversarialEBM], ["energy_model"], []),
 ]  # fmt: skip

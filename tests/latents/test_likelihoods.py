@@ -9,7 +9,13 @@ import torch
 from scipy import stats
 from torch.distributions import Bernoulli, Normal
 
-from skebm.latents import BernoulliLikelihood, GaussianLikelihood
+from skebm._layout import Layout
+from skebm.latents import (
+    BernoulliLikelihood,
+    GaussianLikelihood,
+    MixedLikelihood,
+    WithLogMasses,
+)
 from skebm.latents._likelihoods import _quantile
 
 
@@ -157,4 +163,98 @@ def test_slope_and_information_are_derivatives(likelihood):
     # the mean of these exponential families is the derivative of the normalising constant, and the
     # information that of the mean, over the variance of normal noise
     (information,) = torch.autograd.grad(module.slope(x, output).sum(), output)
-    torch.testing.assert_close(module.information(output), -information, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(module.information(x, output), -information, rtol=1e-6, atol=1e-8)
+
+
+# ---------------------------------------------------------------------- states, and values
+
+# three categories; a number, missing or zero; and a number that all rows have
+LAYOUT = Layout((3, 3), (-1, 0), 2)
+
+
+def mixed(kind="gaussian"):
+    of_values = {
+        "gaussian": GaussianLikelihood(torch.tensor([0.5, 2.0])),
+        "continuous": BernoulliLikelihood(binary=False),
+    }[kind]
+    return MixedLikelihood(LAYOUT, of_values.double().requires_grad_(False))
+
+
+def mixed_output(n, rng, scale=1.0):
+    """As a decoder makes it."""
+    return WithLogMasses(torch.nn.Identity(), LAYOUT)(scale * randn(n, 8, rng=rng))
+
+
+def test_log_masses_are_normalised(rng):
+    output = mixed_output(20, rng, scale=30.0)
+    for masses in output[:, :6].exp().split(3, dim=1):
+        torch.testing.assert_close(masses.sum(1), torch.ones(20).double())
+
+
+def test_mixed_log_prob_is_that_of_its_parts(rng):
+    output = mixed_output(1, rng)[0]
+    likelihood = mixed()
+    normal = Normal(output[6:], likelihood.of_values.variance.sqrt())
+    x = torch.tensor([[2.0, 0.0, 0.3, -1.0], [0.0, 2.0, math.nan, 0.5], [1.0, 1.0, math.nan, 4.0]])
+    x = x.double()
+    logs = normal.log_prob(x[:, 2:].nan_to_num(0.0))
+    states = [output[2] + output[3], output[0] + output[5], output[1] + output[4]]
+    expected = torch.stack(states) + logs[:, 1] + torch.where(x[:, 1] == 0, logs[:, 0], 0.0)
+    torch.testing.assert_close(likelihood.log_prob(x, output.expand(3, -1)), expected)
+    # a state that is not known takes its value with it
+    x[0, :3] = torch.tensor([-1.0, -1.0, math.nan])
+    torch.testing.assert_close(likelihood.log_prob(x[:1], output[None]), logs[:1, 1])
+
+
+def test_values_that_are_not_there_are_left_out(rng):
+    x, output = randn(5, 3, rng=rng).sigmoid(), randn(5, 3, rng=rng)
+    x[:, 1] = math.nan
+    for make in (
+        lambda d: GaussianLikelihood(torch.ones(d)), lambda _: BernoulliLikelihood(binary=False)
+    ):  # fmt: skip
+        kept = make(2).double().log_prob(x[:, [0, 2]], output[:, [0, 2]])
+        torch.testing.assert_close(make(3).double().log_prob(x, output), kept)
+        assert make(3).supports(x).all()
+    on = (x > 0.5).double()
+    on[:, 1] = math.nan
+    kept = BernoulliLikelihood(binary=True).log_prob(on[:, [0, 2]], output[:, [0, 2]])
+    torch.testing.assert_close(BernoulliLikelihood(binary=True).log_prob(on, output), kept)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "continuous"])
+def test_mixed_slope_and_information_are_derivatives(kind, rng):
+    """Through the logits, of which log-masses are functions."""
+    likelihood, decoder = mixed(kind), WithLogMasses(torch.nn.Identity(), LAYOUT)
+    logits = randn(8, rng=rng).requires_grad_()
+    x = torch.tensor([1.0, 0.0, 0.3, 0.8]).double()
+    (expected,) = torch.autograd.grad(likelihood.log_prob(x, decoder(logits)), logits)
+    jacobian = torch.autograd.functional.jacobian(decoder, logits.detach())
+    output = decoder(logits).detach()
+    torch.testing.assert_close(likelihood.slope(x, output) @ jacobian, expected)
+    information = likelihood.information(x, output)
+    assert (information >= 0).all()
+    hessian = torch.autograd.functional.hessian(
+        lambda v: likelihood.log_prob(x, decoder(v)), logits.detach()
+    )
+    torch.testing.assert_close(jacobian.mT @ information.diag() @ jacobian, -hessian)
+    # of what is not known nothing is known
+    lost = torch.tensor([-1.0, -1.0, math.nan, math.nan]).double()
+    assert not likelihood.information(lost, output).any()
+    assert not likelihood.slope(lost, output).any()
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "continuous"])
+def test_mixed_samples_have_the_means(kind, rng):
+    likelihood, output = mixed(kind), mixed_output(1, rng)
+    drawn = LAYOUT.as_numbers(likelihood.sample(output.expand(20_000, -1), rng))
+    error = drawn.std(0) / math.sqrt(20_000)
+    assert ((drawn.mean(0) - likelihood.mean(output)[0]).abs() < 4 * error).all()
+
+
+def test_the_likeliest_rows():
+    means = torch.tensor([[0.1, 0.5, 0.4, 0.4, 0.3, 0.3, 0.8, 3.0],
+                          [0.7, 0.1, 0.2, 0.1, 0.3, 0.6, 0.2, -1.0]])  # fmt: skip
+    found = LAYOUT.likeliest(means)
+    # given that there is a number, its mean is .8 / .4
+    expected = torch.tensor([[1.0, 0.0, 2.0, 3.0], [0.0, 2.0, math.nan, -1.0]])
+    torch.testing.assert_close(found, expected, equal_nan=True)

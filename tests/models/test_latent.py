@@ -7,7 +7,8 @@ import torch
 from scipy import stats
 from torch.distributions import MultivariateNormal, Normal
 
-from skebm.latents import GaussianEncoder, GaussianLikelihood
+from skebm._layout import Layout
+from skebm.latents import GaussianEncoder, GaussianLikelihood, MixedLikelihood, WithLogMasses
 from skebm.models import LatentVariableModel, antithetic_noise
 from skebm.models.latent import in_blocks
 
@@ -134,3 +135,29 @@ def test_bent_posteriors_against_quadrature(model, at_modes):
     assert 0.5 < errors.std() < 1 + 4 / math.sqrt(120)
     if at_modes:
         assert found.std_error.median() < 0.08
+
+
+class Logits(torch.nn.Module):
+    """A curve: two categories, whether there is a number, and the number."""
+
+    def forward(self, z):
+        a, b = z.unbind(-1)
+        return torch.stack([2 * a, 0 * a, a + b, 0 * a, b + 0.3 * a.square()], dim=-1)
+
+
+def test_states_and_values_against_quadrature(model):
+    layout = Layout((2, 2), (-1, 0), 1)
+    model.encoder.network = torch.nn.Linear(5, 4).requires_grad_(False)
+    model.encoder.layout = layout
+    model.decoder = WithLogMasses(Logits(), layout)
+    of_values = GaussianLikelihood(torch.full((1,), 0.04)).double().requires_grad_(False)
+    model.likelihood = MixedLikelihood(layout, of_values)
+    x = model.sample(40, torch.Generator().manual_seed(0))
+    x[:5, 0] = -1.0  # not known
+    axis = torch.linspace(-7.0, 7.0, 401, dtype=torch.float64)
+    z, cell = torch.cartesian_prod(axis, axis), 2 * math.log(axis[1] - axis[0])
+    exact = model.log_joint(x[:, None], z).logsumexp(1) + cell
+    found = model.log_likelihoods(x, 0, n_samples=180)
+    errors = (found.value - exact) / found.std_error
+    assert errors.abs().max() < stats.norm.isf(1e-4 / 40) + 2 * found.std_error.max()
+    assert found.std_error.max() < 0.15

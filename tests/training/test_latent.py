@@ -57,7 +57,9 @@ def task_of(X, weight=None, *, smoothing=0.0, validation_fraction=0.1, seed=0):
 
 def start_of(task, **options):
     settings, rows = LatentSettings(**SETTINGS | options), task.train[0]
-    return build_model(task.x[rows], task.weight[rows], settings.n_components, settings, task.seeds)
+    return build_model(
+        task.x[rows], task.weight[rows], settings.n_components, settings, task.seeds, task.layout
+    )
 
 
 def trained(task, *, stops_early=False, **options):

@@ -6,10 +6,16 @@ import torch
 from sklearn.decomposition import FactorAnalysis
 from torch import nn
 
+from skebm._layout import Layout
 from skebm._random import Seeds
 from skebm.latents import factor_analysis
 from skebm.training.latent import LatentSettings
-from skebm.training.latent_start import build_model, choose_n_components
+from skebm.training.latent_start import (
+    FactorColumns,
+    build_model,
+    choose_n_components,
+    logits,
+)
 from skebm.training.task import make_splits
 
 SETTINGS = {
@@ -29,7 +35,8 @@ def linear_rows(n=200, d=5, k=2):
 def build(x, weight=None, **options):
     weight = torch.ones(len(x)) if weight is None else weight
     settings = LatentSettings(**SETTINGS | options)
-    return build_model(x, weight, settings.n_components, settings, Seeds(0)).double()
+    layout = Layout((), (), x.shape[1])
+    return build_model(x, weight, settings.n_components, settings, Seeds(0), layout).double()
 
 
 @pytest.mark.parametrize("encoder", ["implicit", "stein", "gaussian"])
@@ -60,7 +67,7 @@ def test_auto_components_are_those_of_the_best_held_out_likelihood(d, k):
         for n in (1, 2, 3, 4, 6, 8)
         if n < max(d, 2)
     }
-    found = choose_n_components(x, torch.as_tensor(weight).double(), split)
+    found = choose_n_components(x, torch.as_tensor(weight).double(), split, Layout((), (), d))
     assert found == max(max(levels, key=levels.get), min(d, 4))
 
 
@@ -114,3 +121,67 @@ def test_factories_get_the_sizes():
 def test_modules_of_the_wrong_shape(options, message):
     with pytest.raises(ValueError, match=message):
         build(linear_rows(), **options)
+
+
+# ---------------------------------------------------------------------- states, and values
+
+
+def mixed_rows(n=500):
+    """Three categories, a number or missing, and a number that all rows have."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=n)
+    kind = np.digitize(z + 0.5 * rng.normal(size=n), [-0.5, 1.0])
+    missing = rng.random(n) < 0.3
+    value = np.where(missing, np.nan, 2.0 + z + rng.normal(size=n))
+    x = np.c_[kind, missing, value, z + 0.3 * rng.normal(size=n)]
+    return torch.as_tensor(x), Layout((3, 2), (-1, 0), 2)
+
+
+def test_columns_of_factor_analysis():
+    x, layout = mixed_rows()
+    weight = torch.as_tensor(np.random.default_rng(1).integers(1, 4, len(x)))
+    columns = FactorColumns.of_rows(layout, x, weight)
+    numbers = layout.as_numbers(x)
+    found = numbers @ columns.contrasts.mT
+    assert found.shape == (500, 2 + 1 + 2)
+    assert torch.linalg.matrix_rank(found - found.mean(0)) == 5
+    there = x[:, 1] == 0
+    torch.testing.assert_close((found @ columns.back.mT + columns.offset)[there], numbers[there])
+    # where there is no value it is at the mean, which says nothing
+    mean = weight[there].double() @ x[there, 2] / weight[there].sum()
+    torch.testing.assert_close(found[there, 3], x[there, 2] - mean)
+    assert not found[~there, 3].any()
+    plain = FactorColumns.of_rows(Layout((), (), 3), torch.randn(9, 3), torch.ones(9))
+    assert torch.equal(plain.contrasts, torch.eye(3))
+    assert not plain.offset.any()
+
+
+def test_logits_have_the_masses():
+    masses = torch.tensor([0.6, 0.3, 0.1]).double()
+    slopes = torch.tensor([[0.2, 0.0], [-0.1, 0.15], [-0.1, -0.15]]).double()
+    bias, weight = logits(masses, slopes, torch.Generator().manual_seed(0))
+    axis = torch.linspace(-7, 7, 281).double()
+    z = torch.cartesian_prod(axis, axis)
+    density = (-0.5 * z.square().sum(1)).softmax(0)
+    found = density @ (bias + z @ weight.mT).softmax(1)
+    torch.testing.assert_close(found, masses, atol=0.02, rtol=0)
+    # small slopes are those of the probabilities
+    _, weight = logits(masses, 1e-3 * slopes, torch.Generator().manual_seed(0))
+    change = masses * (weight - masses @ weight).mT
+    torch.testing.assert_close(change.mT, 1e-3 * slopes)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_mixed_rows_start_with_their_shares(likelihood):
+    x, layout = mixed_rows()
+    if likelihood == "bernoulli":
+        x[:, 2:] = x[:, 2:].sigmoid()
+    settings = LatentSettings(**SETTINGS | {"likelihood": likelihood})
+    model = build_model(x, torch.ones(len(x)), 2, settings, Seeds(0), layout).double()
+    drawn = model.sample(20_000, torch.Generator().manual_seed(0))
+    means = layout.as_numbers(drawn)[:, :5].mean(0)
+    torch.testing.assert_close(means, layout.as_numbers(x)[:, :5].mean(0), atol=0.02, rtol=0)
+    # rows that differ in z are told apart by all columns
+    location, _ = model.encoder(x)
+    together = torch.corrcoef(torch.cat([location, x[:, [0, 3]]], dim=1).mT).abs()
+    assert together[:2, 2:].max() > 0.8
