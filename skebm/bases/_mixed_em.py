@@ -64,8 +64,8 @@ def fit_mixed_mixture(
     start : MixedMixtureBase, default=None
         Mixture to start from, in place of k-means++ centres.
     prior_strength : float, default=1.0
-        Number of pseudo-rows per component. They show the states as often as all rows do; for the
-        covariances see :func:`fit_gaussian_mixture`.
+        Number of pseudo-rows per component, for the covariances, see :func:`fit_gaussian_mixture`.
+        For the masses of states it is one, which shows them as often as all rows do.
     reg_covar : float, default=1e-6
     max_iter : int, default=80
     tol : float, default=1e-3
@@ -106,7 +106,7 @@ def fit_mixed_mixture(
         """Probabilities of the states, (n_components, sum of sizes)."""
         joint = shares.mT @ states
         total = shares.sum(0)[:, None]
-        return (joint + strength * usual) / (total + strength)
+        return (joint + usual / n) / (total + 1.0 / n)
 
     def expect(weights, masses, means, covariances):
         """Log-density of every row under every component, with its weight."""

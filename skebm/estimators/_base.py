@@ -618,17 +618,16 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
             +1 for inliers, -1 for outliers.
         """
         self.fit(X, sample_weight=sample_weight, groups=groups)
-        scores = self.out_of_fold_scores_.copy()
+        decision = self.out_of_fold_decision_function_
         if sample_weight is not None and np.ndim(sample_weight) == 1:
             used = np.asarray(without_tensors(sample_weight), dtype=np.float64) > 0
-            scores = np.full(len(used), np.nan)
-            scores[used] = self.out_of_fold_scores_
-        if np.isnan(scores).any() or self._columns.states:
+            decision = np.full(len(used), np.nan)
+            decision[used] = self.out_of_fold_decision_function_
+        if np.isnan(decision).any():
             rows = self._validate(X)
-            seen = np.isnan(scores)
-            scores[seen] = self._log_density(rows[seen]) if seen.any() else ()
-            scores = self._comparable(scores, rows)
-        return results_like(X)(np.where(scores < self.out_of_fold_offset_, -1, 1))
+            seen = self._comparable(self._log_density(rows), rows) - self.out_of_fold_offset_
+            decision = np.where(np.isnan(decision), seen, decision)
+        return results_like(X)(np.where(decision < 0, -1, 1))
 
     # ------------------------------------------------------------------ pickling
 

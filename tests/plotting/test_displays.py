@@ -258,9 +258,10 @@ def test_anomaly_scores_count_what_lies_below_the_threshold(X):
 def test_anomaly_scores_of_training_rows_are_out_of_fold(X):
     est, y = StandardNormal().fit(X), np.arange(len(X)) % 3
     # as with one member: a third of the rows has been held out
-    est.out_of_fold_scores_ = np.where(y == 0, est.score_samples(X) - 1.0, np.nan)
+    scores = np.where(y == 0, est.score_samples(X) - 1.0, np.nan)
     est.out_of_fold_offset_ = -3.5
-    held = est.out_of_fold_scores_[y == 0]
+    est.out_of_fold_decision_function_ = scores + 3.5
+    held = scores[y == 0]
     for method, threshold in [("score_samples", -3.5), ("decision_function", 0.0)]:
         display = AnomalyScoreDisplay.from_estimator(est, None, y, response_method=method)
         np.testing.assert_allclose(display.scores, held + 3.5 + threshold)
