@@ -50,8 +50,8 @@ def refuse_what_would_be_read_through(X: Any, what: str = "X") -> None:
 class Remedies(NamedTuple):
     """What an estimator offers for cells that are no numbers, in words."""
 
-    missing: str = "NCEDensity models missing cells"
-    category: str = "NCEDensity models the categories of a DataFrame"
+    missing: str = "NCEDensity and ImplicitVAE model missing cells"
+    category: str = "NCEDensity and ImplicitVAE model the categories of a DataFrame"
 
 
 def bad_cell(X: Any, remedies: Remedies, *, takes_missing: bool) -> str | None:

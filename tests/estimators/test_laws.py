@@ -1190,7 +1190,7 @@ def bad_inputs():
         "nan",
         with_nan,
         None,
-        "^column 1 contains NaN, .* row 3: .*SimpleImputer .* models missing cells",
+        "^column 1 contains NaN, .* row 3: .*SimpleImputer .* models? missing cells",
     )
     yield "nan in a list", with_nan.tolist(), None, "^column 1 contains NaN"
     yield "nan in a tensor", torch.as_tensor(with_nan), None, "^column 1 contains NaN"
