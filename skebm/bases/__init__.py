@@ -21,6 +21,7 @@ from skebm.bases._em import fit_gaussian_mixture
 from skebm.bases._fit import (
     CANDIDATES,
     MAX_FIT_ROWS,
+    MAX_PATTERNS,
     WITH_STATES,
     SklearnDensity,
     auto_candidates,
@@ -31,7 +32,13 @@ from skebm.bases._flow_training import JUDGED_AT_ONCE, fit_flow, train_flows
 from skebm.bases._flows import build_flow
 from skebm.bases._implicit import ImplicitGenerator
 from skebm.bases._marginal import MarginalGaussianization
-from skebm.bases._mixed import MixedKernelBase, MixedMixtureBase, ValuesTransform, draw_states
+from skebm.bases._mixed import (
+    MixedKernelBase,
+    MixedMixtureBase,
+    ValuesTransform,
+    draw_states,
+    patterns,
+)
 from skebm.bases._mixed_em import fit_mixed_mixture
 from skebm.bases._mixtures import ConfiningGaussian, GaussianMixtureBase, KernelDensityBase
 from skebm.bases._stacked_flow import FlowBase, StackedFlow
@@ -43,6 +50,7 @@ __all__ = [
     "CANDIDATES",
     "JUDGED_AT_ONCE",
     "MAX_FIT_ROWS",
+    "MAX_PATTERNS",
     "WITH_STATES",
     "AffineTransform",
     "AutoregressiveFlow",
@@ -76,6 +84,7 @@ __all__ = [
     "fit_gaussian_mixture",
     "fit_mixed_mixture",
     "marginal",
+    "patterns",
     "stacking_weights",
     "train_flows",
 ]

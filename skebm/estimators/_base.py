@@ -335,7 +335,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         """X as doubles, categories as codes; an error names the column that has something else."""
         refuse_what_would_be_read_through(X)
         reset = options.get("reset", True)
-        if schema.is_read_cell_by_cell:
+        if schema.has_categories or (self._takes_missing and schema.has_objects):
             validate_data(self, X, reset=reset, skip_check_array=True)
             least = options.get("ensure_min_samples", 1)
             if len(X) < least:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -154,10 +155,9 @@ class Schema:
         return cls(container, tuple(columns))
 
     @property
-    def is_read_cell_by_cell(self) -> bool:
-        """Whether scikit-learn cannot make an array of such a table."""
-        objects = self.container == "pandas" and any(c.dtype == "object" for c in self.columns)
-        return objects or self.has_categories
+    def has_objects(self) -> bool:
+        """Whether a column of a frame holds objects that are numbers, or missing."""
+        return self.container == "pandas" and any(c.dtype == "object" for c in self.columns)
 
     @property
     def has_categories(self) -> bool:
@@ -289,7 +289,7 @@ def numbers_of(X: Any, j: int, name: Any) -> FloatArray:
     except (TypeError, ValueError) as error:
         bad = next(v for v in values if not is_missing(v) and not _is_number(v))
         raise ValueError(
-            f"column {name!r} was a column of numbers in fit, and holds {bad!r}: name it in "
+            f"column {name!r} is taken for numbers, and holds {bad!r}: name it in "
             "categorical_features, or leave such rows out."
         ) from error
 
@@ -326,7 +326,7 @@ def _holds_categories(X, j):
     name = str(dtype).lower()
     if name == "object":  # which may also be of numbers
         found = (v for v in values_of(X, j) if not is_missing(v))
-        return not all(isinstance(v, Real) and not isinstance(v, bool | np.bool_) for v in found)
+        return not all(isinstance(v, Real | Decimal) and not isinstance(v, bool) for v in found)
     return name.startswith(("category", "bool", "str", "large_string", "dictionary"))
 
 

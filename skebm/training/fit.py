@@ -14,7 +14,7 @@ from skebm._memory import key_of, remembered
 from skebm._parallel import side_by_side
 from skebm._typing import FloatArray
 from skebm._warnings import warn
-from skebm.bases import Coordinates, StackedBase
+from skebm.bases import MAX_PATTERNS, Coordinates, StackedBase, patterns
 from skebm.exceptions import LowEffectiveSampleSizeWarning
 from skebm.models import FeatureMap, ScaleAverage, TiltedMixture
 from skebm.partition import MIN_ESS_SHARE, LogPartition, adaptive_importance_sampling, estimate
@@ -373,7 +373,7 @@ def finished(
         "accepted_": decision.accepted,
         "held_out_gain_": decision.gain,
         "held_out_gain_std_error_": decision.std_error,
-        "_summary": decision.text,
+        "_summary": decision.text + _diagonal_for(task),
         "log_partition_": partition.value.numpy(),
         "log_partition_std_error_": partition.std_error.numpy(),
         "effective_sample_size_": partition.ess.numpy(),
@@ -394,6 +394,18 @@ def finished(
             )
     model = model.to(task.model_device)
     return Fitted(model, held_out_scores(task, model), task.judges, attributes | left)
+
+
+def _diagonal_for(task):
+    """Why mixtures have diagonal covariances, in words; nothing where they need not."""
+    layout = task.layout
+    n_patterns = len(patterns(layout.values(task.given))) if layout.n_states else 1
+    if n_patterns <= MAX_PATTERNS:
+        return ""
+    return (
+        f"; mixtures have diagonal covariances, because rows have values in {n_patterns} different "
+        "sets of columns"
+    )
 
 
 def held_out_scores(task: TiltedTask, model: TiltedMixture) -> FloatArray:

@@ -576,3 +576,20 @@ def test_all_missing_and_constant_columns(Estimator):
     with pytest.warns(UserWarning, match="'nothing' was constant in fit"):
         scores = estimator.score_samples(rows)
     assert scores[0] < estimator.score_samples(frame.iloc[:1])[0] - 5
+
+
+def test_many_sets_of_values_are_told():
+    rng = np.random.default_rng(0)
+    X = rng.multivariate_normal(np.zeros(6), 0.5 + 0.5 * np.eye(6), 600)
+    X[rng.random(X.shape) < 0.3] = np.nan
+    estimator = NCEDensity(**QUICK).fit(X)
+    assert "diagonal covariances, because rows have values in" in estimator.summary()
+    assert "diagonal" not in NCEDensity(**QUICK).fit(people(200)).summary()
+
+
+def test_text_that_is_not_named_says_what_to_do():
+    frame = people(60)[["region", "age"]].astype({"region": object})
+    with pytest.raises(ValueError, match="'region' is taken for numbers, .*categorical_features"):
+        NCEDensity(**QUICK, categorical_features=None).fit(frame)
+    with pytest.raises(ValueError, match="'region' holds text .*NCEDensity"):
+        ScoreMatchingEBM().fit(frame)
