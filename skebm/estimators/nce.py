@@ -64,7 +64,9 @@ class NCEDensity(MixedDensity, TiltedDensity):
         takes the place of trees that have found something, unless they are better on held-out rows
         by more than two standard errors. None: no f, the base alone. Settings such as
         ``energy_model__learning_rate`` are searched where a `Network` or `Boosting` is given.
-        Energies see Gaussianised columns clipped to five standard deviations.
+        Energies see Gaussianised columns clipped to five standard deviations. Of rows with states,
+        trees see codes and NaN; networks, modules and other classifiers see an indicator of every
+        state, and after them the values, 0 where a row has none.
     n_members : int, default=4
         Members of the cross-fitted ensemble. 1 is the plain model with a validation split.
     n_partition_samples : int or "auto", default="auto"
