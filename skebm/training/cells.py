@@ -135,22 +135,39 @@ class Grid:
     shares: tuple[float, ...] = ()
 
     @classmethod
-    def learn(cls, column: FloatArray, weight: FloatArray, whole: bool, has_ties: bool) -> Self:
-        """Read grid and bounds off the values of a column; NaN is left out."""
+    def learn(
+        cls,
+        column: FloatArray,
+        weight: FloatArray,
+        *,
+        whole: bool,
+        has_ties: bool,
+        atoms: FloatArray,
+    ) -> Self:
+        """Read grid and bounds off the values of a column; NaN is left out.
+
+        An atom that all values are above, or below, is a bound, too.
+        """
         there = ~np.isnan(column)
         values, which = np.unique(column[there], return_inverse=True)
+        ends: dict[str, Any] = {}
+        if len(atoms) and atoms[0] <= values[0]:
+            ends["low"] = float(atoms[0])
+        if len(atoms) and atoms[-1] >= values[-1]:
+            ends["high"] = float(atoms[-1])
         if not has_ties:
-            return cls(step=1.0) if whole else cls()
+            return cls(step=1.0 if whole else 0.0, **ends)
         step = grid_step(values) or (1.0 if whole else 0.0)
         mass = np.bincount(which, weight[there])
         mass /= mass.sum()
         least = max(BOUND_ROWS / there.sum(), BOUND_SHARE)
-        low = values[0] if mass[0] >= least else -np.inf
-        high = values[-1] if mass[-1] >= least else np.inf
-        shown: Any = ()
+        if mass[0] >= least:
+            ends.setdefault("low", float(values[0]))
+        if mass[-1] >= least:
+            ends.setdefault("high", float(values[-1]))
         if len(values) < REPEATED * there.sum():
-            shown = tuple(values.tolist()), tuple(mass.tolist())
-        return cls(step, values[0] if step else 0.0, float(low), float(high), *shown)
+            ends |= {"values": tuple(values.tolist()), "shares": tuple(mass.tolist())}
+        return cls(step, values[0] if step else 0.0, **ends)
 
     def shown(self, numbers: FloatArray, rng: np.random.RandomState) -> FloatArray:
         """What the column shows for numbers that were drawn from its density, (n,) -> (n,).

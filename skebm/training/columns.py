@@ -187,11 +187,13 @@ class Columns:
             raise ValueError(f"column {column!r} varies by less than {tiny:g}; rescale it.")
         x = (kept - center) / scale
         half_steps = _resolutions(x)
-        of_integers = kinds.integers[varying]
         grids = [
-            Grid.learn(column, weight, bool(whole), steps is not None)
-            for column, whole, steps in zip(kept.T, of_integers, half_steps, strict=True)
-        ]
+            Grid.learn(
+                numbers[:, j], weight, whole=bool(kinds.integers[j]), has_ties=steps is not None,
+                atoms=atoms[j],
+            )
+            for j, steps in zip(np.flatnonzero(varying), half_steps, strict=True)
+        ]  # fmt: skip
         return cls(
             varying=varying,
             constants=X[0].copy(),

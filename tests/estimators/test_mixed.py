@@ -311,6 +311,7 @@ def test_draws_have_the_states_and_values_of_the_rows(fitted):
     assert drawn["age"].isna().mean() == pytest.approx(frame["age"].isna().mean(), abs=0.05)
     assert (drawn["amount"] == 0).mean() == pytest.approx((frame["amount"] == 0).mean(), abs=0.05)
     assert drawn["visits"].min() >= 0
+    assert drawn["amount"].min() == 0  # an atom at the end is a bound
     together = drawn.groupby("member")["age"].mean()
     # few continuous latent variables do not tell the two groups apart altogether
     tolerance = 3.0 if isinstance(fitted, ImplicitVAE) else 2.0
