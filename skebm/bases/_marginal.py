@@ -15,6 +15,8 @@ from ._tails import fit_tail, tail_distance, tail_share, tail_value
 
 _MIN_SLOPE = 0.2
 
+_CELLS = 1 << 20  # values that are mapped at a time, of which there are some twenty arrays
+
 
 class MarginalGaussianization(nn.Module):
     r"""Bijection G that makes every column nearly standard normal.
@@ -167,6 +169,15 @@ class MarginalGaussianization(nn.Module):
 
     def columns(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map columns, (d, n), and return log dz/dx as well, of the same shape; NaN stays NaN."""
+        size = max(64, _CELLS // max(1, len(x)) // 64 * 64)  # whole vectors of the processor
+        if x.shape[1] <= size:
+            return self._columns(x)
+        parts = [self._columns(part) for part in x.split(size, dim=1)]
+        z, log_slope = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        return z, log_slope
+
+    def _columns(self, x):
+        """The same, for all rows at once."""
         piece = self._piece(x.detach(), self.knots)
         raw = (x - piece.left) / piece.width
         t = raw.clamp(0.0, 1.0)

@@ -52,6 +52,10 @@ from ._schema import Schema, is_missing, values_of
 AUTO_CONTAMINATION = 0.05
 """``contamination="auto"``: share of new rows of the same kind that `predict` calls outliers."""
 
+MAX_ROWS = 400_000
+"""Rows of a table that a fit looks at, where members learn from few of them anyway: with two
+members each is left 200,000 to learn from, and with eight 50,000 to be judged on."""
+
 MIN_DRAWN, MAX_DRAWN, MIN_COMPLETE = 64, 100_000, 1e-3
 """Rows that are drawn at once where incomplete ones are left out, and the least share of others."""
 
@@ -136,6 +140,11 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
     def _n_folds(self) -> int:
         """Folds that the rows are held out in, at least two."""
         return 2
+
+    @property
+    def _looks_at_all_rows(self) -> bool:
+        """Whether a fit learns from every row, or from a few of many, so that some will do."""
+        return True
 
     def _cannot_go_on_from(self, model: Any, n_units: int) -> str | None:
         """Why a warm start on so many rows, or groups of them, would be another model; or None."""
@@ -229,8 +238,10 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
                 Progress(self.verbose) as progress,
             ):
                 self._check_parameters()
-                rows, weight, groups, precision, schema = self._read(X, sample_weight, groups)
-                self._schema = schema
+                seeds = Seeds(self._draw_seed(self.random_state))
+                rows, weight, groups, looked_at, precision, self._schema = self._read(
+                    X, sample_weight, groups, seeds.rng("rows")
+                )
                 rows = merge_near_ties(rows, precision)
                 kept, copy_of = merge_copies(rows, weight, self._n_folds)
                 rows, weight = rows[kept], np.bincount(copy_of, weight)
@@ -252,13 +263,12 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
                     columns = before["_columns"].relearned(rows, weight)
                 warn_of_degenerate_columns(rows, names, precision, kinds.n_categories == 0)
                 rows = columns.snap(rows, precision)
-                seeds = Seeds(self._draw_seed(self.random_state))
                 context = {
                     "seeds": seeds, "device": resolve_device(self.device), "groups": groups,
                     "n_threads": n_threads, "progress": progress, "start": start,
                 }  # fmt: skip
                 fitted = self._fit(rows, weight, columns, context)
-                self._keep(fitted, columns, seeds, copy_of)
+                self._keep(fitted, columns, seeds, copy_of, looked_at)
                 self.offset_ = self._threshold(rows, weight, fitted.scores)
                 self.out_of_fold_offset_ = self._out_of_fold_threshold(rows, weight, fitted.scores)
                 decision = self._comparable(fitted.scores, rows) - self.out_of_fold_offset_
@@ -269,8 +279,19 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
             raise
         return self
 
-    def _read(self, X, sample_weight, groups):
-        """Rows of positive weight, their weights and groups, the precision of X and its schema."""
+    def _read(self, X, sample_weight, groups, rng):
+        """What a fit looks at: all rows of positive weight, or some of many, drawn at random.
+
+        Returns
+        -------
+        rows, weight, groups
+            Of those that are looked at.
+        looked_at : ndarray of bool
+            Which of the rows of positive weight they are.
+        precision
+            Of X.
+        schema : Schema
+        """
         precision, X = relative_precision(X), without_tensors(X)
         refuse_what_would_be_read_through(sample_weight, "sample_weight")
         schema = self._read_schema(X)
@@ -278,19 +299,26 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         weight = _check_sample_weight(
             without_tensors(sample_weight), X, dtype=np.float64, ensure_non_negative=True
         )
-        used = weight > 0
-        if used.sum() < 2:
+        used = np.flatnonzero(weight)
+        if len(used) < 2:
             raise ValueError("sample_weight must be positive for at least 2 samples.")
+        looked_at = np.ones(len(used), dtype=bool)
+        if len(used) > MAX_ROWS and not self._looks_at_all_rows:
+            looked_at[torch.randperm(len(used), generator=rng)[MAX_ROWS:].numpy()] = False
+            used = used[looked_at]
         if groups is not None:
             groups = column_or_1d(groups)
             check_consistent_length(X, groups)
             groups = groups[used]
             if len(np.unique(groups)) < 2:
+                which = "of positive weight"
+                if not looked_at.all():
+                    which = f"that fit looks at ({MAX_ROWS} of {len(looked_at)}, at random)"
                 raise ValueError(
-                    "all samples of positive weight have one label in groups: give at least two, "
-                    "so that one can be held out, or groups=None."
+                    f"all samples {which} have one label in groups: give at least two, so that "
+                    "one can be held out, or groups=None."
                 )
-        return X[used], weight[used], groups, precision, schema
+        return X[used], weight[used], groups, looked_at, precision, schema
 
     def _start(self, before, rows, weight, columns, n_units):
         """The model that a warm start goes on from, on the CPU, or None for a cold one."""
@@ -359,7 +387,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         """Names of the columns of X, for messages."""
         return getattr(self, "feature_names_in_", range(rows.shape[1]))
 
-    def _keep(self, fitted, columns, seeds, copy_of):
+    def _keep(self, fitted, columns, seeds, copy_of, looked_at):
         """Set what a fit has learned, and forget an earlier one."""
         for name in [name for name in vars(self) if name.endswith("_") and name not in _OF_X]:
             delattr(self, name)
@@ -367,8 +395,10 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         if report is not None:
             self.columns_ = report
         self._columns, self._seed, self.model_ = columns, seeds.seed, fitted.model
-        self.out_of_fold_scores_ = fitted.scores[copy_of]
-        self.out_of_fold_members_ = fitted.judges[copy_of]
+        self.out_of_fold_scores_ = np.full(len(looked_at), np.nan)
+        self.out_of_fold_scores_[looked_at] = fitted.scores[copy_of]
+        self.out_of_fold_members_ = np.full(len(looked_at), -1)
+        self.out_of_fold_members_[looked_at] = fitted.judges[copy_of]
         for name, value in fitted.attributes.items():
             setattr(self, name, value)
 
@@ -599,9 +629,9 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         The density of a training row is flattered by the row itself. So the labels come from
         `out_of_fold_scores_`, and not from `predict`, which is for new rows: with
         ``contamination="auto"`` the rows below `offset_` are outliers, with a number the share with
-        the lowest out-of-fold scores. Rows that were never held out (with one member, or beyond
-        50,000 per member) are judged by `score_samples`, and so are rows of weight zero, which
-        were left out of the fit.
+        the lowest out-of-fold scores. Rows that were never held out (with one member, beyond 50,000
+        per member, or not looked at in a large table) are judged by `score_samples`, and so are
+        rows of weight zero, which were left out of the fit.
 
         Parameters
         ----------

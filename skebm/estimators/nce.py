@@ -158,7 +158,8 @@ class NCEDensity(MixedDensity, TiltedDensity):
         a number, what that share of these scores lies below.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
         Log-density of every training row (of positive weight) under the member that has not seen
-        it; NaN for rows that were never held out (with one member, or beyond 50,000 per member).
+        it; NaN for rows that were never held out (with one member, beyond 50,000 per member, or
+        not among those that `fit` looks at in a large table).
         This, and not `score_samples`, ranks the rows of the training table itself.
     out_of_fold_members_ : ndarray of shape (n_rows,), int
         Which member that is; -1 for rows that were never held out.
@@ -190,8 +191,12 @@ class NCEDensity(MixedDensity, TiltedDensity):
     states (:ref:`mixed`). The user guide says what becomes of weights, copies of
     rows, groups and far rows (:ref:`tables`).
 
-    Large tables: bases are fitted on at most 20,000 rows per member, boosted trees on at most
-    200,000, and a member is judged on at most 50,000; networks see every row.
+    Large tables: bases are fitted on at most 20,000 rows per member, boosted trees and classifiers
+    on at most 200,000, and a member is judged on at most 50,000. So of more than 400,000 rows of
+    positive weight all are checked, but `fit` looks at so many, which the seed draws with equal
+    chances; the model, the threshold and out-of-fold scores are about these. A network by
+    `energy_model`, or by default where ``base=None`` or `noise` is given, learns from every row
+    (:ref:`large`).
 
     References
     ----------
@@ -241,9 +246,16 @@ class NCEDensity(MixedDensity, TiltedDensity):
         "noise": [*DISTRIBUTION, None],
     }
 
-    def _recipe(self) -> Recipe:
+    def _energy(self) -> Any:
         default = Network() if self.base is None or self.noise is not None else Boosting()
-        model = self._resolve_energy_model(default)
+        return self._resolve_energy_model(default)
+
+    @property
+    def _looks_at_all_rows(self) -> bool:
+        return isinstance(self._energy(), Network)
+
+    def _recipe(self) -> Recipe:
+        model = self._energy()
         if model is None:
             train = None
             if self.noise is not None or self.objective != "nce":

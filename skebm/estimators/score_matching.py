@@ -138,7 +138,8 @@ class ScoreMatchingEBM(TiltedDensity):
         a number, what that share of these scores lies below.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
         Log-density of every training row (of positive weight) under the member that has not seen
-        it; NaN for rows that were never held out (with one member, or beyond 50,000 per member).
+        it; NaN for rows that were never held out (with one member, beyond 50,000 per member, or
+        not among those that `fit` looks at in a large table).
         This, and not `score_samples`, ranks the rows of the training table itself.
     out_of_fold_members_ : ndarray of shape (n_rows,), int
         Which member that is; -1 for rows that were never held out.
@@ -169,7 +170,9 @@ class ScoreMatchingEBM(TiltedDensity):
     log-density, its noise the rows themselves. Where the base is far from the data it learns
     faster than noise-contrastive estimation.
 
-    Large tables: networks see at most 200,000 rows, because the base is differentiated at each.
+    Large tables: networks see at most 200,000 rows, because the base is differentiated at each. So
+    of more than 400,000 rows of positive weight all are checked, but `fit` looks at so many, which
+    the seed draws with equal chances (:ref:`large`).
 
     References
     ----------
@@ -211,6 +214,10 @@ class ScoreMatchingEBM(TiltedDensity):
         levels = noise_levels(self.sigma, 2, 1)
         if self.method == "denoising" and (levels == 0).any():
             raise ValueError('sigma=0 leaves method="denoising" no noise to predict; raise it.')
+
+    @property
+    def _looks_at_all_rows(self) -> bool:
+        return False
 
     def _recipe(self) -> Recipe:
         network = self._resolve_energy_model(Network(), network_only=True)
