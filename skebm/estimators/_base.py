@@ -272,7 +272,8 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
                 self.offset_ = self._threshold(rows, weight, fitted.scores)
                 self.out_of_fold_offset_ = self._out_of_fold_threshold(rows, weight, fitted.scores)
                 decision = self._comparable(fitted.scores, rows) - self.out_of_fold_offset_
-                self.out_of_fold_decision_function_ = decision[copy_of]
+                self.out_of_fold_decision_function_ = np.full(len(looked_at), np.nan)
+                self.out_of_fold_decision_function_[looked_at] = decision[copy_of]
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
