@@ -260,39 +260,9 @@ def imports(args):
     )  # fmt: skip
 
 
-MEMORY = """
-import resource, sys, time, warnings
-import numpy as np, torch
-from skebm import NCEDensity
-torch.set_num_threads(1)
-X = np.load(sys.argv[1], mmap_mode="r")
-start = time.process_time()
-NCEDensity(random_state=0).fit(X)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(time.process_time() - start, peak / 2**20)
-"""
-
-
-def memory(args):
-    """Fits to tables on disk: time and peak memory against the number of rows."""
-    with tempfile.TemporaryDirectory() as folder:
-        rows = table(args.data, "magic_gamma", 10_000)[0]
-        for n in (10_000, 100_000, 1_000_000, 10_000_000)[: args.sizes]:
-            path = f"{folder}/{n}.npy"
-            X = np.lib.format.open_memmap(path, "w+", np.float64, (n, rows.shape[1]))
-            for start in range(0, n, 1_000_000):
-                X[start : start + 1_000_000] = enlarged(rows, min(n, 1_000_000))
-            del X
-            output = subprocess.run(
-                [sys.executable, "-c", MEMORY, path], check=True, capture_output=True, text=True
-            ).stdout.split()
-            print(f"memory: {n} rows: {float(output[0]):.1f} s, {float(output[1]):.2f} GiB peak")
-            os.remove(path)
-
-
 ROWS = {
     function.__name__: function
-    for function in (fit, threads, score, search, methods, earlier, imports, memory)
+    for function in (fit, threads, score, search, methods, earlier, imports)
 }
 
 
@@ -308,7 +278,6 @@ def main():
         default=["NCEDensity", "ContrastiveDivergenceEBM", "FlowContrastiveDensity",
                  "AdversarialEBM", "ImplicitVAE"],
     )  # fmt: skip
-    parser.add_argument("--sizes", type=int, default=4, help="how many tables `memory` fits")
     args = parser.parse_args()
     import torch
 
