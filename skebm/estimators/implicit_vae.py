@@ -437,7 +437,11 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
         schema, columns = self._schema, self._columns
         x = columns.layout.likeliest(means).cpu().numpy()
         if schema.container in ("pandas", "polars"):
-            return schema.decode(columns.restore(columns.bounded(x)), "auto", None)
+            table = schema.decode(columns.restore(columns.bounded(x)), "auto", None)
+            # row by row these belong to those that were given
+            return (
+                table.set_axis(X.index) if hasattr(table, "iloc") and hasattr(X, "iloc") else table
+            )
         return results_like(X)(schema.decode(columns.restore(x), "array", None))
 
     def _encode(self, x, function):
