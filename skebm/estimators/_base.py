@@ -47,7 +47,7 @@ from skebm.training.columns import Precision
 from skebm.training.degenerate import warn_of_degenerate_columns
 
 from ._cells import Remedies, bad_cell, refuse_what_would_be_read_through
-from ._schema import Schema, is_missing, values_of
+from ._schema import Schema, as_table, is_missing, values_of
 
 AUTO_CONTAMINATION = 0.05
 """``contamination="auto"``: share of new rows of the same kind that `predict` calls outliers."""
@@ -293,7 +293,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
             Of X.
         schema : Schema
         """
-        precision, X = relative_precision(X), without_tensors(X)
+        precision, X = relative_precision(X), as_table(without_tensors(X))
         refuse_what_would_be_read_through(sample_weight, "sample_weight")
         schema = self._read_schema(X)
         X = self._checked(X, schema, ensure_min_samples=2)
@@ -449,9 +449,10 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
 
     def _validate(self, X: Any) -> FloatArray:
         check_is_fitted(self)
-        checked = self._checked(without_tensors(X), self._schema, reset=False)
+        table = as_table(without_tensors(X))
+        checked = self._checked(table, self._schema, reset=False)
         rows = self._columns.snap(checked, relative_precision(X))
-        self._warn_of_other_states(rows, X)
+        self._warn_of_other_states(rows, table)
         elsewhere = self._columns.elsewhere(rows)
         if elsewhere.any():
             j = int(elsewhere.any(axis=0).argmax())
@@ -471,7 +472,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
             other = np.flatnonzero(codes[:, i] < 0)
             if not len(other):
                 continue
-            cell = values_of(without_tensors(X), s.column)[other[0]]
+            cell = values_of(X, s.column)[other[0]]
             what = "a missing cell" if is_missing(cell) else repr(cell)
             self._warn_of_other_state(s.column, what, len(other))
         lost = np.isnan(rows) & columns.varying

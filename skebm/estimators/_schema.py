@@ -241,6 +241,17 @@ class Schema:
         return array
 
 
+def as_table(X: Any) -> Any:
+    """Lists of rows as an array of their cells; any other table as it is."""
+    if not isinstance(X, list | tuple):
+        return X
+    try:
+        cells = np.array(X, dtype=object)
+    except ValueError:  # ragged, of which scikit-learn says what is wrong
+        return X
+    return cells if cells.ndim == 2 else X
+
+
 def container_of(X: Any) -> str:
     """What kind of table X is: "pandas", "polars", "array", or "none" for what is no table."""
     if hasattr(X, "columns") and hasattr(X, "dtypes"):

@@ -594,3 +594,11 @@ def test_text_that_is_not_named_says_what_to_do():
         NCEDensity(**QUICK, categorical_features=None).fit(frame)
     with pytest.raises(ValueError, match="'region' holds text .*NCEDensity"):
         ScoreMatchingEBM().fit(frame)
+
+
+def test_lists_of_rows():
+    cells = people(200)[["region", "age", "visits"]].astype(object).to_numpy()
+    estimator = NCEDensity(**QUICK, categorical_features=[0]).fit(cells.tolist())
+    assert [c.kind for c in estimator.columns_] == ["category", "number", "number"]
+    expected = estimator.score_samples(cells)
+    np.testing.assert_array_equal(estimator.score_samples(cells.tolist()), expected)
