@@ -162,7 +162,8 @@ class FlowContrastiveDensity(TiltedDensity):
         a number, what that share of these scores lies below.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
         Log-density of every training row (of positive weight) under the member that has not seen
-        it; NaN for rows that were never held out (with one member, or beyond 50,000 per member).
+        it; NaN for rows that were never held out (with one member, beyond 50,000 per member, or in
+        a large table of which `fit` looks at a sample).
         This, and not `score_samples`, ranks the rows of the training table itself.
     out_of_fold_members_ : ndarray of shape (n_rows,), int
         Which member that is; -1 for rows that were never held out.

@@ -121,6 +121,8 @@ class Grid:
         Multiples of the step from the origin; a step of 0 for any number.
     low, high : float
         Bounds at which the rows pile up; infinite where they do not.
+    mirrors : (bool, bool)
+        Whether these are atoms: numbers beyond them are mirrored, because they are none.
     values : tuple of float
         Sorted, of a column that repeats its values; empty for others.
     shares : tuple of float
@@ -131,6 +133,7 @@ class Grid:
     origin: float = 0.0
     low: float = -np.inf
     high: float = np.inf
+    mirrors: tuple[bool, bool] = (False, False)
     values: tuple[float, ...] = ()
     shares: tuple[float, ...] = ()
 
@@ -150,10 +153,12 @@ class Grid:
         """
         there = ~np.isnan(column)
         values, which = np.unique(column[there], return_inverse=True)
-        ends: dict[str, Any] = {}
-        if len(atoms) and atoms[0] <= values[0]:
+        below = len(atoms) > 0 and atoms[0] <= values[0]
+        above = len(atoms) > 0 and atoms[-1] >= values[-1]
+        ends: dict[str, Any] = {"mirrors": (bool(below), bool(above))}
+        if below:
             ends["low"] = float(atoms[0])
-        if len(atoms) and atoms[-1] >= values[-1]:
+        if above:
             ends["high"] = float(atoms[-1])
         if not has_ties:
             return cls(step=1.0 if whole else 0.0, **ends)
@@ -177,6 +182,10 @@ class Grid:
         per cent of the rows around it, by how often they are met. Other numbers, and those beyond
         all values, are rounded to the grid, and moved to a bound if they are beyond it.
         """
+        if self.mirrors[0]:
+            numbers = np.where(numbers < self.low, 2.0 * self.low - numbers, numbers)
+        if self.mirrors[1]:
+            numbers = np.where(numbers > self.high, 2.0 * self.high - numbers, numbers)
         result = numbers
         if self.step:
             # in decimals, as tables are written: not .30000000000000004
