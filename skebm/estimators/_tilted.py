@@ -316,7 +316,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
             transform = getattr(base, "transform", None)
             uneven = isinstance(base, StackedBase) or isinstance(transform, MarginalGaussianization)
             uneven = uneven or hasattr(self.model_.energy, "softness")
-            return len(self.out_of_fold_scores_) ** (-1 / 6) if few and uneven else 0.0
+            return self._columns.n_rows ** (-1 / 6) if few and uneven else 0.0
         if not isinstance(smoothing, Real) or not 0 <= float(smoothing) < np.inf:
             raise ValueError(f'smoothing={smoothing!r} must be "auto" or a number of at least 0.')
         if smoothing and not few:
