@@ -10,12 +10,12 @@ from torch.nn import functional
 from skebm._random import spawn
 from skebm._typing import Modules
 
-from ._stacked_flow import REACH, StackedFlow, log_normal
+from ._stacked_flow import REACH, LayeredFlow
 
 _MAX_LOG_SCALE = 7.0
 
 
-class AutoregressiveFlow(StackedFlow):
+class AutoregressiveFlow(LayeredFlow):
     """K masked autoregressive flows [1]_, evaluated and trained together.
 
     A layer shifts and scales every column by amounts that are a function of the columns before it,
@@ -62,20 +62,6 @@ class AutoregressiveFlow(StackedFlow):
         self.layers = nn.ModuleList(
             _AutoregressiveLayer(n_features, hidden, bound, rngs) for _ in range(n_layers)
         )
-
-    def log_prob(self, z: torch.Tensor) -> torch.Tensor:
-        u, log_det = z.mT, 0.0
-        for layer in self.layers:
-            u, change = layer(u)
-            log_det = log_det + change
-        return log_normal(u) + log_det
-
-    def rsample(self, n: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        z, log_prob = self._noise(n, rng)
-        for layer in reversed(self.layers):
-            z, change = layer.inverse(z)
-            log_prob = log_prob + change
-        return z.mT, log_prob
 
 
 class _AutoregressiveLayer(nn.Module):

@@ -11,13 +11,13 @@ from skebm._random import spawn
 from skebm._typing import Modules
 
 from ._spline import Piece
-from ._stacked_flow import REACH, StackedFlow, log_normal
+from ._stacked_flow import REACH, LayeredFlow
 
 _MIN_SIZE = 1e-3  # of a bin, relative to the spline's range; bounds the slopes, too
 _MAX_LOG_SLOPE = math.log(1e3)
 
 
-class CouplingSplineFlow(StackedFlow):
+class CouplingSplineFlow(LayeredFlow):
     """K coupling flows of rational-quadratic splines [1]_, evaluated and trained together.
 
     A layer mixes the coordinates linearly (a learned triangular factorisation that starts as a
@@ -68,20 +68,6 @@ class CouplingSplineFlow(StackedFlow):
             _CouplingLayer(n_features, hidden, n_bins, bound, i % 2 == 1, rngs)
             for i in range(n_layers)
         )
-
-    def log_prob(self, z: torch.Tensor) -> torch.Tensor:
-        u, log_det = z.mT, 0.0
-        for layer in self.layers:
-            u, change = layer(u)
-            log_det = log_det + change
-        return log_normal(u) + log_det
-
-    def rsample(self, n: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        z, log_prob = self._noise(n, rng)
-        for layer in reversed(self.layers):
-            z, change = layer.inverse(z)
-            log_prob = log_prob + change
-        return z.mT, log_prob
 
 
 class _CouplingLayer(nn.Module):

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from skebm._typing import Modules
+
 REACH = 5.0
 """What flows learn from lies within so many standard deviations."""
 
@@ -76,14 +78,6 @@ class StackedFlow(nn.Module, ABC):
                 part._buffers[name] = torch.cat([p._buffers[name] for p in parts])
         return whole
 
-    def _noise(self, n, rng):
-        """Standard normal columns, (K, d, n), and their log-density."""
-        place = next(self.parameters())
-        shape = self.n_members, self.n_features, n
-        u = torch.randn(shape, generator=rng, device=rng.device, dtype=place.dtype)
-        u = u.to(place.device)
-        return u, log_normal(u)
-
     @torch.no_grad()
     def sample(self, n: int, rng: torch.Generator) -> torch.Tensor:
         """Draw (K, n, d) points, n from each flow."""
@@ -92,6 +86,38 @@ class StackedFlow(nn.Module, ABC):
     def member(self, k: int) -> "FlowBase":
         """Flow k as a distribution, a `FlowBase`: float64, frozen."""
         return FlowBase(self.alone(k))
+
+
+class LayeredFlow(StackedFlow):
+    """K flows of layers, each of which returns what it makes of columns, and the log-determinant.
+
+    A layer maps (K, d, n) towards the normal distribution, and `inverse` back; both return the
+    log-determinant of the first, (K, n).
+    """
+
+    layers: Modules
+
+    def log_prob(self, z: torch.Tensor) -> torch.Tensor:
+        u, log_det = z.mT, 0.0
+        for layer in self.layers:
+            u, change = layer(u)
+            log_det = log_det + change
+        return log_normal(u) + log_det
+
+    def rsample(self, n: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        z, log_prob = self._noise(n, rng)
+        for layer in reversed(self.layers):
+            z, change = layer.inverse(z)
+            log_prob = log_prob + change
+        return z.mT, log_prob
+
+    def _noise(self, n, rng):
+        """Standard normal columns, (K, d, n), and their log-density."""
+        place = next(self.parameters())
+        shape = self.n_members, self.n_features, n
+        u = torch.randn(shape, generator=rng, device=rng.device, dtype=place.dtype)
+        u = u.to(place.device)
+        return u, log_normal(u)
 
 
 class FlowBase(nn.Module):
