@@ -310,7 +310,7 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
 
     def _score_smoothing(self, smoothing):
         """Noise for `stein_score`, in standard deviations of the columns."""
-        few = self.model_.n_features <= SMOOTHED_COLUMNS
+        few = self.model_.n_features <= SMOOTHED_COLUMNS and not self._columns.states
         if isinstance(smoothing, str) and smoothing == "auto":
             base: Any = self.model_.bases[0]
             transform = getattr(base, "transform", None)
@@ -321,8 +321,9 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
             raise ValueError(f'smoothing={smoothing!r} must be "auto" or a number of at least 0.')
         if smoothing and not few:
             raise ValueError(
-                f"smoothing={smoothing!r} needs at most {SMOOTHED_COLUMNS} columns that vary, and "
-                f"there are {self.model_.n_features}; take smoothing=0."
+                f"smoothing={smoothing!r} needs at most {SMOOTHED_COLUMNS} columns that vary, all "
+                f"of numbers alone, and there are {self.model_.n_features}, or states among them; "
+                "take smoothing=0."
             )
         return float(smoothing)
 

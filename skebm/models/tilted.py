@@ -221,12 +221,6 @@ class TiltedMixture(nn.Module):
         return self.bases[0].n_features
 
     @property
-    def layout(self) -> Layout:
-        """What the columns of a row are."""
-        known = getattr(self.features, "layout", None)
-        return Layout((), (), self.n_features) if known is None else known
-
-    @property
     def is_untilted(self) -> bool:
         """Whether the model is its base: log Z is then exactly 0."""
         return self.energy is None
@@ -333,7 +327,8 @@ class TiltedMixture(nn.Module):
 
     def _where_known(self, function, x, elsewhere=None):
         """`function` of rows whose cells are all known, and of others what they have without."""
-        unknown = self.layout.unknown(x)
+        layout = getattr(self.features, "layout", None)
+        unknown = x.isnan() if layout is None else layout.unknown(x)
         partial = unknown.any(1)
         if not partial.any():
             return function(x)

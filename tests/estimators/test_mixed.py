@@ -602,3 +602,16 @@ def test_lists_of_rows():
     assert [c.kind for c in estimator.columns_] == ["category", "number", "number"]
     expected = estimator.score_samples(cells)
     np.testing.assert_array_equal(estimator.score_samples(cells.tolist()), expected)
+
+
+def test_scores_in_few_columns_are_not_smoothed_over_states():
+    frame = people(300)[["region", "visits"]]
+    estimator = NCEDensity(n_members=2, energy_model=None, random_state=0).fit(frame)
+    gradient = estimator.stein_score(frame)
+    assert np.isnan(gradient[:, 0]).all()
+    step = 1e-5
+    up, down = (frame.assign(visits=frame["visits"] + h) for h in (step, -step))
+    slope = (estimator.score_samples(up) - estimator.score_samples(down)) / (2 * step)
+    np.testing.assert_allclose(gradient[:, 1], slope, atol=1e-3)
+    with pytest.raises(ValueError, match="all of numbers alone"):
+        estimator.stein_score(frame, smoothing=0.1)
