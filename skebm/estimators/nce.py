@@ -28,8 +28,8 @@ class NCEDensity(MixedDensity, TiltedDensity):
     distribution (by default q itself), and log Z is measured by importance sampling. The estimator
     is the mean of `n_members` such densities, each trained on the other folds and judged on its
     own; f is kept only if the held-out likelihood gains by more than two standard errors. That is a
-    test and no guarantee; in 228 fits of the benchmarks, before flows were part of the default base,
-    the smallest gain over the base on new rows was -0.0000 nats per row.
+    test and no guarantee; in 228 fits of the benchmarks, before flows were part of the default
+    base, the smallest gain over the base on new rows was -0.0000 nats per row.
 
     Parameters
     ----------
