@@ -16,6 +16,7 @@ from skebm.bases._combine import (
     TransformedBase,
     marginal,
 )
+from skebm.bases._conditional import Conditional, condition, mixture_part
 from skebm.bases._coupling import CouplingSplineFlow
 from skebm.bases._em import fit_gaussian_mixture
 from skebm.bases._fit import (
@@ -54,6 +55,7 @@ __all__ = [
     "WITH_STATES",
     "AffineTransform",
     "AutoregressiveFlow",
+    "Conditional",
     "ConfiningGaussian",
     "Coordinates",
     "CouplingSplineFlow",
@@ -77,6 +79,7 @@ __all__ = [
     "auto_candidates",
     "auto_flows",
     "build_flow",
+    "condition",
     "draw_from",
     "draw_states",
     "fit_bases",
@@ -84,6 +87,7 @@ __all__ = [
     "fit_gaussian_mixture",
     "fit_mixed_mixture",
     "marginal",
+    "mixture_part",
     "patterns",
     "stacking_weights",
     "train_flows",

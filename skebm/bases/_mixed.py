@@ -128,14 +128,16 @@ class MixedMixtureBase(nn.Module):
         for j in which.unique().tolist():
             rows = which == j
             v[rows] = self.means[j] + v[rows] @ tril[j].mT
-        return self.layout.join(draw_states(self._masses(), which, rng), v)
+        return self.layout.join(draw_states(self.masses, which, rng), v)
 
-    def _masses(self):
+    @property
+    def masses(self) -> list[Tensor]:
+        """Probabilities of the states, (n_components, size) each."""
         return [m.mT for m in self.log_masses.exp().split(list(self.layout.sizes))]
 
     def marginal(self, kept: Sequence[int]) -> "MixedMixtureBase":
         """Distribution of some columns, the others summed and integrated out."""
-        layout, masses = self.layout, self._masses()
+        layout, masses = self.layout, self.masses
         states = [i for i in kept if i < layout.n_states]
         values = torch.tensor([j - layout.n_states for j in kept[len(states) :]], dtype=torch.long)
         return MixedMixtureBase(
@@ -190,7 +192,7 @@ class MixedKernelBase(nn.Module):
     def n_features(self) -> int:
         return self.layout.n_features
 
-    def _around(self):
+    def around(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the kernel of every centre, (n_centers, n_values)."""
         v = self.layout.values(self.centers)
         absent = v.isnan()
@@ -204,7 +206,7 @@ class MixedKernelBase(nn.Module):
         sizes = torch.tensor(self.layout.sizes, dtype=torch.float64, device=self.centers.device)
         on, off = (1.0 - self.mixing * (sizes - 1.0) / sizes).log(), (self.mixing / sizes).log()
         more = (on - off).repeat_interleave(sizes.long())[:, None]
-        mean, deviation = (a.mT for a in self._around())
+        mean, deviation = (a.mT for a in self.around())
         precision = deviation.square().reciprocal()
         constant = -0.5 * (_LOG_2PI + mean.square() * precision) - deviation.log()
         parts = [
@@ -221,6 +223,10 @@ class MixedKernelBase(nn.Module):
         one = torch.ones_like(x[:, :1])
         return torch.cat([one, self.layout.one_hot(x), there, values, values.square()], dim=1)
 
+    def _joint(self, x):
+        """Log-kernel around every centre with its weight, (n, n_centers)."""
+        return self._functions(x) @ self._coefficients()
+
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density in nats, mass for states, (n, n_features) -> (n,)."""
         coefficients = self._coefficients()
@@ -232,13 +238,18 @@ class MixedKernelBase(nn.Module):
         """Draw (n, n_features) rows."""
         which = draw_components(self.weights, n, rng)
         options: dict[str, Any] = {"generator": rng, "device": self.centers.device}
-        mean, deviation = self._around()
+        mean, deviation = self.around()
         noise = torch.randn(n, self.layout.n_values, dtype=torch.float64, **options)
-        codes = self.layout.codes(self.centers)[which]
-        for i, size in enumerate(self.layout.sizes):
-            anew = torch.rand(n, dtype=torch.float64, **options) < self.mixing
-            codes[anew, i] = torch.randint(size, (n,), **options)[anew]
+        u = torch.rand(n, self.layout.n_states, dtype=torch.float64, **options)
+        codes = self.states_around(which, u)
         return self.layout.join(codes, mean[which] + deviation[which] * noise)
+
+    def states_around(self, which: Tensor, u: Tensor) -> Tensor:
+        """States of rows from the kernels of centres, (n,), by uniform numbers, (n, n_states)."""
+        codes = self.layout.codes(self.centers)[which]
+        anew = u / self.mixing  # uniform where it is below one
+        sizes = torch.tensor(self.layout.sizes, device=u.device)
+        return torch.where(anew < 1.0, (anew * sizes).long(), codes)
 
     def marginal(self, kept: Sequence[int]) -> "MixedKernelBase":
         """Distribution of some columns, the others summed and integrated out."""
@@ -316,10 +327,14 @@ def draw_states(masses: Sequence[Tensor], which: Tensor, rng: torch.Generator) -
         Components.
     rng : torch.Generator
     """
-    n = len(which)
-    codes = torch.empty(n, len(masses), dtype=torch.long, device=which.device)
+    u = torch.rand(len(which), len(masses), dtype=torch.float64, generator=rng, device=which.device)
+    return states_of(masses, which, u)
+
+
+def states_of(masses: Sequence[Tensor], which: Tensor, u: Tensor) -> Tensor:
+    """The same by uniform numbers, (n, n_states) -> (n, n_states)."""
+    codes = torch.empty(u.shape, dtype=torch.long, device=which.device)
     for i, mass in enumerate(masses):
-        u = torch.rand(n, 1, dtype=torch.float64, generator=rng, device=which.device)
         steps = mass.cumsum(1)[:, :-1].contiguous()  # the last state has what rounding leaves
-        codes[:, i] = (u > steps[which]).sum(1)
+        codes[:, i] = (u[:, i, None] > steps[which]).sum(1)
     return codes

@@ -176,6 +176,13 @@ class KernelDensityBase(nn.Module):
     def n_features(self) -> int:
         return self.centers.shape[1]
 
+    def _joint(self, x):
+        """Log-kernel around every centre with its weight, (n, n_centers)."""
+        distance = torch.cdist(
+            x @ self.whitening, self.white_centers, compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        return self.log_heights - 0.5 * distance.square()
+
     def _rows(self, x):
         y = x @ self.whitening
         square = y.square().sum(-1)
@@ -183,11 +190,7 @@ class KernelDensityBase(nn.Module):
         logs = torch.addmm(constant, y, self.white_centers.mT).logsumexp(-1) - 0.5 * square
         far = square.detach() > _FAR
         if far.any():  # |y|^2 - 2 y.c + |c|^2 has lost its digits there
-            distance = torch.cdist(
-                y[far], self.white_centers, compute_mode="donot_use_mm_for_euclid_dist"
-            )
-            exact = (self.log_heights - 0.5 * distance.square()).logsumexp(-1)
-            logs = logs.index_put((far,), exact)
+            logs = logs.index_put((far,), self._joint(x[far]).logsumexp(-1))
         return logs
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:

@@ -168,7 +168,7 @@ def test_a_known_mixture_is_found(diagonal):
     np.testing.assert_allclose(found.weights[order], truth.weights, atol=0.03)
     np.testing.assert_allclose(found.means[order], truth.means, atol=0.1)
     np.testing.assert_allclose(found.covariances[order], truth.covariances, atol=0.1)
-    for own, known in zip(found._masses(), truth._masses(), strict=True):
+    for own, known in zip(found.masses, truth.masses, strict=True):
         np.testing.assert_allclose(own[order], known, atol=0.03)
 
 
