@@ -6,11 +6,33 @@ states, 0, 1, ..., and then its values, NaN where the state says that there is n
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Layout"]
+__all__ = ["Cell", "Layout"]
+
+
+class Cell(NamedTuple):
+    """Where a cell of a table is in a row: its state, its value, or both.
+
+    Attributes
+    ----------
+    state, value : int
+        Columns of the row; -1 for none.
+    n_states : int
+        Number of states; 0 without a column of states.
+    """
+
+    state: int = -1
+    value: int = -1
+    n_states: int = 0
+
+    @property
+    def columns(self) -> list[int]:
+        """Its columns of the row; none for a cell of a constant column."""
+        return [j for j in (self.state, self.value) if j >= 0]
 
 
 class Layout(nn.Module):

@@ -577,13 +577,25 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
                 )
         return torch.cat(parts)[:n]
 
-    def _as_table(self, x: torch.Tensor, output: str, rng: torch.Generator) -> Any:
-        """Drawn rows, states and standardised values, as a table like the one that was fitted."""
+    def _as_table(
+        self,
+        x: torch.Tensor,
+        output: str,
+        rng: torch.Generator,
+        known: NDArray[np.bool_] | None = None,
+        given: FloatArray | None = None,
+    ) -> Any:
+        """Drawn rows, states and standardised values, as a table like the one that was fitted.
+
+        Cells that are known show what was given.
+        """
         if output not in ("auto", "array"):
             raise ValueError(f'output={output!r} must be "auto" or "array".')
         seed = int(torch.randint(2**31 - 1, (), generator=rng, device=rng.device))
         own = np.random.RandomState(seed)
-        return self._schema.decode(self._columns.restore(x.cpu().numpy(), own), output, own)
+        rows = self._columns.restore(x.cpu().numpy(), own)
+        rows = rows if known is None else np.where(known, given, rows)
+        return self._schema.decode(rows, output, own)
 
     # ------------------------------------------------------------------ outlier detector
 

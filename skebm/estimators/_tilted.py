@@ -38,12 +38,14 @@ from skebm.energies import (
     resolve_energy_model,
 )
 from skebm.exceptions import LowEffectiveSampleSizeWarning
-from skebm.models import FeatureMap
+from skebm.models import Conditioner, FeatureMap
 from skebm.partition import rows_by_importance
 from skebm.samplers import mala, run
 from skebm.training import CONFINEMENT, Recipe, fit_blend, fit_tilted, make_task
 
+from ._asking import Asking
 from ._base import BaseDensity, parameters
+from ._completer import Completer
 
 SCORED_ROWS = 8192
 """Rows that are scored at once, so that memory does not grow with n."""
@@ -100,7 +102,7 @@ def _if_differentiable(method: _Method) -> _Method:
 
 
 @parameters
-class TiltedDensity(EnergyModelMixin, BaseDensity):
+class TiltedDensity(EnergyModelMixin, Asking, BaseDensity):
     """Bases tilted by energies; an estimator adds its fields and `_recipe`.
 
     It may override `_check_parameters`, too.
@@ -334,6 +336,15 @@ class TiltedDensity(EnergyModelMixin, BaseDensity):
         model = copy.deepcopy(self.model_)
         model.energy.set_softness(SCORE_SOFTNESS)
         return model
+
+    # ------------------------------------------------------------------ some cells
+
+    def _make_completer(self):
+        with torch.no_grad(), limit_threads(1):
+            conditioner = Conditioner.of(self.model_, self._columns.layout, self._seed)
+        return Completer(
+            conditioner, self._columns, self.log_partition_std_error_, self._seed, self._device
+        )
 
     # ------------------------------------------------------------------ sampling
 

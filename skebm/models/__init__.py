@@ -1,5 +1,6 @@
 """Models: what a fit ends with, torch modules on standardised columns that know no estimator."""
 
+from skebm.models.conditional import Completions, Conditioner
 from skebm.models.latent import LatentVariableModel, antithetic_noise
 from skebm.models.tilted import (
     CLIP,
@@ -15,6 +16,8 @@ from skebm.models.tilted import (
 
 __all__ = [
     "CLIP",
+    "Completions",
+    "Conditioner",
     "FeatureMap",
     "LatentVariableModel",
     "MarginalBin",

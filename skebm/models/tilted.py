@@ -246,9 +246,13 @@ class TiltedMixture(nn.Module):
 
     def log_members(self, x: torch.Tensor) -> torch.Tensor:
         """Normalised log-density of every member at the same rows, (n, d) -> (K, n)."""
+        return self.log_members_and_bases(x)[0]
+
+    def log_members_and_bases(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, and those of their bases, (K, n) each."""
         log_base, components, z = self._log_bases(x)
         if self.is_untilted:
-            return log_base
+            return log_base, log_base
         if z is None:
             tilt = self.tilt(x.expand(self.n_members, *x.shape))
         else:
@@ -258,7 +262,7 @@ class TiltedMixture(nn.Module):
                     [_responsibilities(modes, q, joint, x) @ self.mode_weights
                      for modes, q, joint in zip(self.modes, self.bases, components, strict=True)]
                 )  # fmt: skip
-        return log_base + tilt - self.log_partition[:, None]
+        return log_base + tilt - self.log_partition[:, None], log_base
 
     def _log_bases(self, x):
         """Log-densities of the bases, (K, n); without a graph also those of their components and

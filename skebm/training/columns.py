@@ -7,7 +7,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from skebm._layout import Layout
+from skebm._layout import Cell, Layout
 from skebm._statistics import weighted_deviation, weighted_quantile
 from skebm._typing import FloatArray
 
@@ -229,6 +229,16 @@ class Columns:
         )
 
     @property
+    def cells(self) -> list[Cell]:
+        """Where the cells of every column of X are in an encoded row."""
+        n_states = len(self.states)
+        places = np.where(self.varying, n_states + np.cumsum(self.varying) - 1, -1)
+        cells = [Cell(value=int(place)) for place in places]
+        for i, s in enumerate(self.states):
+            cells[s.column] = cells[s.column]._replace(state=i, n_states=s.size)
+        return cells
+
+    @property
     def constant(self) -> NDArray[np.bool_]:
         """Columns of X that have one state alone, (n_features,)."""
         constant = ~self.varying
@@ -275,26 +285,30 @@ class Columns:
             factors += _succession(self.n_rows, 1, other) - _succession(self.n_rows, 1, False)
         return factors
 
-    def log_factors_of(self, x: np.ndarray) -> FloatArray:
-        """The same for encoded rows, (n, layout.n_features) -> (n,), constant columns as in fit."""
-        factors = np.full(len(x), -np.log(self.scale).sum())
-        factors += int(self.constant.sum()) * _succession(self.n_rows, 1, False)
-        absent = np.isnan(x[:, len(self.states) :])
+    def log_factors_of(self, x: np.ndarray, among: NDArray[np.bool_] | None = None) -> FloatArray:
+        """The same for encoded rows, (n, layout.n_features) -> (n,), constant columns as in fit.
+
+        With `among`, a mask of the columns of X, it is the part of these.
+        """
+        among = np.ones(len(self.varying), dtype=bool) if among is None else among
+        log_scale = np.where(among[self.varying], np.log(self.scale), 0.0)
+        factors = np.full(len(x), -log_scale.sum())
+        factors += int((self.constant & among).sum()) * _succession(self.n_rows, 1, False)
+        values = x[:, len(self.states) :]
+        absent = np.isnan(values)
         if absent.any():
-            factors += absent @ np.log(self.scale)
+            factors += absent @ log_scale
+        never = among[self.varying]  # columns that were never without a value
         for s, codes in zip(self.states, x.T, strict=False):
-            factors += _succession(self.n_rows, s.size, codes < 0)
-        for gone in self.lost_values(x).T:
+            if among[s.column]:
+                factors += _succession(self.n_rows, s.size, codes < 0)
+            if s.value >= 0:
+                never[s.value] = False
+        for gone in absent.T[never]:
             own = _succession(self.n_rows, 1, gone)
             # of a table of numbers alone the density is one of numbers
             factors += own if self.states else np.where(gone, own, 0.0)
         return factors
-
-    def lost_values(self, x: np.ndarray) -> NDArray[np.bool_]:
-        """Where columns that were never without a value have none, (n, n_columns)."""
-        never = np.ones(int(self.varying.sum()), dtype=bool)
-        never[[s.value for s in self.states if s.value >= 0]] = False
-        return np.isnan(x[:, len(self.states) :][:, never])
 
     def absent_log_det(self, x: np.ndarray) -> FloatArray:
         """What the values that rows have not would add to their log-determinants, (n,).

@@ -1,0 +1,127 @@
+"""Questions about some cells of a row, which a fitted density answers without another fit."""
+
+from typing import Any
+
+from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_is_fitted
+
+from skebm._typing import FloatArray
+
+from ._completer import Completer
+from ._given import read_given
+from .conditional import ConditionalDensity, MarginalDensity
+
+N_DRAWS = 1_024
+"""Completions of a row with several open cells."""
+
+
+class Asking:
+    """What can be asked of some cells; an estimator adds `_make_completer`."""
+
+    _columns: Any
+    _schema: Any
+    _device: Any
+
+    def _make_completer(self) -> Completer:
+        """The fitted model, for completing rows."""
+        raise NotImplementedError
+
+    def _completer(self) -> Completer:
+        """The same, made once."""
+        known = vars(self).get(_COMPLETER)
+        if known is None or known.device != self._device:
+            known = self._make_completer()
+            vars(self)[_COMPLETER] = known
+        return known
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()
+        return {name: value for name, value in state.items() if name != _COMPLETER}
+
+    def condition(self, given: Any, *, n_draws: int = N_DRAWS) -> ConditionalDensity:
+        """Density of the other cells, given some.
+
+        Parameters
+        ----------
+        given : mapping, frame or array-like
+            Cells by the names of their columns (the numbers of an array), as ``{"age": 40}``; or
+            several rows, as lists of cells in a mapping, as a frame with some of the columns, or as
+            a table of all columns in which :data:`skebm.UNKNOWN` marks open cells. NaN and None
+            mean, as everywhere, that a cell is missing.
+        n_draws : int, default=1024
+            Completions of every row that has several open cells; a multiple of 16. Errors fall with
+            its root, or faster.
+
+        Returns
+        -------
+        ConditionalDensity
+            With `score_samples`, `sample`, and what is known of single columns.
+
+        Raises
+        ------
+        ValueError
+            For a column that `fit` has not seen, and for a row without an open cell.
+
+        Warns
+        -----
+        LowEffectiveSampleSizeWarning
+            If rows have too few effective completions.
+        """
+        check_is_fitted(self)
+        cells = read_given(given, self._schema, self._columns.names)
+        return ConditionalDensity(self, self._completer(), cells, n_draws)
+
+    def marginal(self, columns: Any, *, n_draws: int = N_DRAWS) -> MarginalDensity:
+        """Density of some columns, the others integrated out.
+
+        Parameters
+        ----------
+        columns : hashable or list
+            Names of columns, or their numbers in an array.
+        n_draws : int, default=1024
+            Completions of every row by which the others are integrated out, if there are several;
+            a multiple of 16.
+
+        Returns
+        -------
+        MarginalDensity
+            With `score_samples` and `sample`.
+
+        Raises
+        ------
+        ValueError
+            For a column that `fit` has not seen.
+        """
+        check_is_fitted(self)
+        return MarginalDensity(self, self._completer(), columns, n_draws)
+
+    def category_probabilities(self, X: ArrayLike, column: Any) -> FloatArray:
+        """Probabilities of the categories of a column, given the other cells of every row.
+
+        A density of categories and numbers together is a classifier of any of its categories, too.
+
+        Parameters
+        ----------
+        X : table of shape (n_samples, n_features)
+            As in `fit`; cells of the column do not matter, and a frame may lack it.
+        column : hashable
+            Its name, or its number in an array.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_categories)
+            In the order of ``columns_``, those that were pooled as the last one. Rows add up to
+            one: it is given that the cell is not missing.
+        """
+        check_is_fitted(self)
+        names = self._columns.names
+        cells = read_given(X, self._schema, names, "X")
+        if column not in names:
+            raise ValueError(f"column={column!r} is none of {list(names)}.")
+        known = cells.known.copy()
+        known[:, list(names).index(column)] = False
+        given = cells._replace(known=known)
+        return ConditionalDensity(self, self._completer(), given, N_DRAWS).probabilities(column)
+
+
+_COMPLETER = "_known_completer_"  # what ends like this is forgotten by the next fit

@@ -1,0 +1,541 @@
+"""What a fitted density says of some cells: alone, and given others."""
+
+from collections.abc import Iterable
+from numbers import Integral
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from skebm._typing import FloatArray, RandomState
+from skebm._warnings import warn
+from skebm.exceptions import LowEffectiveSampleSizeWarning
+
+from ._completer import Completer, Weighted
+from ._given import Given, read_given
+from ._schema import Schema, as_table, container_of, labels
+
+FEW_EFFECTIVE = 32
+"""Effective completions below which what they say of a row is not to be trusted."""
+
+KEPT_CELLS = 2**24
+"""Cells of completions that are kept for further questions; more are made anew."""
+
+
+class _Asked:
+    """What densities of some columns share."""
+
+    columns: list[Any]
+
+    def __init__(self, estimator: Any, completer: Completer, n_draws: int):
+        if not isinstance(n_draws, Integral) or n_draws < 16 or n_draws % 16:
+            raise ValueError(f"n_draws={n_draws!r} must be a positive multiple of 16.")
+        self._estimator, self._completer, self._n_draws = estimator, completer, int(n_draws)
+
+    @property
+    def _schema(self) -> Schema:
+        return self._estimator._schema
+
+    @property
+    def _names(self) -> list[Any]:
+        return list(self._completer.columns.names)
+
+    def _places(self, columns):
+        places = {name: j for j, name in enumerate(self._names)}
+        return [places[name] for name in columns]
+
+    def _place(self, column):
+        """Which column of X a name means."""
+        if column not in self.columns:
+            raise ValueError(f"column={column!r} is none of {self.columns}.")
+        return self._places([column])[0]
+
+    def _read(self, X: Any, what: str = "X") -> Given:
+        """Rows of these columns; a frame, or an array of as many columns as there are here."""
+        table = as_table(X)
+        if container_of(table) == "array" and len(labels(table)) == len(self.columns):
+            table = {name: table[:, j] for j, name in enumerate(self.columns)}
+        found = read_given(table, self._schema, self._names, what)
+        lacking = [c for c, j in zip(self.columns, self._places(self.columns), strict=True)
+                   if not found.known[:, j].all()]  # fmt: skip
+        if lacking:
+            raise ValueError(f"{what} lacks column {lacking[0]!r}, or cells of it are UNKNOWN.")
+        return found._replace(rows=self._completer.columns.snap(found.rows, 0.0))
+
+    def _warn_of_few(self, n_effective: FloatArray) -> None:
+        few = np.flatnonzero(n_effective < FEW_EFFECTIVE)
+        if len(few):
+            warn(
+                f"{len(few)} of {len(n_effective)} rows have fewer than {FEW_EFFECTIVE} effective "
+                f"completions of the {self._n_draws} that were drawn (row {few[0]}: "
+                f"{n_effective[few[0]]:.1f}): their numbers, and the stated errors, are rough. "
+                f"Take n_draws={16 * self._n_draws}, or more.",
+                LowEffectiveSampleSizeWarning,
+            )
+
+    def score_samples(self, X: Any, return_std: bool = False) -> Any:
+        """Log-density of rows."""
+        raise NotImplementedError
+
+    def score(self, X: ArrayLike, y: object = None) -> float:
+        """Mean of `score_samples`, in nats per row.
+
+        Parameters
+        ----------
+        X : table
+            As of `score_samples`.
+        y : Ignored
+
+        Returns
+        -------
+        float
+        """
+        return float(self.score_samples(X).mean())
+
+
+class MarginalDensity(_Asked):
+    """Density of some columns of a fitted estimator, the others integrated out.
+
+    :meth:`skebm.NCEDensity.marginal` makes it.
+
+    Parameters
+    ----------
+    estimator : estimator of skebm
+        Fitted.
+    completer : Completer
+    columns : list
+        Names of the columns, their numbers for an array.
+    n_draws : int
+        Completions of a row by which the others are integrated out.
+
+    Attributes
+    ----------
+    columns : list
+        Names of the columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skebm import NCEDensity
+    >>> X = np.random.default_rng(0).normal(size=(300, 3))
+    >>> est = NCEDensity(energy_model=None, random_state=0).fit(X)
+    >>> est.marginal([0, 2]).score_samples(X[:4, [0, 2]]).shape
+    (4,)
+    """
+
+    def __init__(self, estimator: Any, completer: Completer, columns: Any, n_draws: int):
+        super().__init__(estimator, completer, n_draws)
+        asked: list[Any] = [columns] if np.ndim(columns) == 0 else list(columns)
+        unknown = [name for name in asked if name not in self._names]
+        if unknown or not asked:
+            what = repr(unknown[0]) if unknown else "nothing"
+            raise ValueError(f"columns has {what}; name at least one of {self._names}.")
+        self.columns = [name for name in self._names if name in asked]
+
+    def score_samples(self, X: Any, return_std: bool = False) -> Any:
+        """Log-density of these columns.
+
+        Parameters
+        ----------
+        X : table of shape (n_samples, n_columns)
+            A frame that has these columns, in any order, or an array of them, in the order of the
+            rows that were fitted.
+        return_std : bool, default=False
+            Also return the standard error: of log Z, and of the integral.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,)
+            In nats, in the units of X.
+        std_error : ndarray of shape (n_samples,)
+            Only if `return_std`.
+
+        Warns
+        -----
+        LowEffectiveSampleSizeWarning
+            If rows have too few effective completions.
+        """
+        rows = self._read(X).rows
+        if len(self.columns) == len(self._names):
+            value, error = self._estimator._log_density_std(rows)
+            return (value, error) if return_std else value
+        known = np.zeros(rows.shape, dtype=bool)
+        known[:, self._places(self.columns)] = True
+        completer = self._completer
+        weighted = completer.complete(rows, known, n_draws=self._n_draws)
+        found = completer.marginals(rows, known, weighted)
+        self._warn_of_few(found.n_effective)
+        if not return_std:
+            return found.log_density
+        return found.log_density, np.hypot(found.std_error, completer.error_of_log_z(found.shares))
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        random_state: RandomState = None,
+        *,
+        output: Literal["auto", "array"] = "auto",
+    ) -> Any:
+        """Draw rows of these columns: draws of all columns, of which the others are left out.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+        random_state : int, RandomState instance or None, default=None
+        output : {"auto", "array"}, default="auto"
+
+        Returns
+        -------
+        DataFrame or ndarray of shape (n_samples, n_columns)
+        """
+        drawn = self._estimator.sample(n_samples, random_state, output=output)
+        return _some_columns(drawn, self._places(self.columns))
+
+
+class ConditionalDensity(_Asked):
+    r"""Density of the open cells of rows, given others: p(b | a) = p(a, b) / p(a).
+
+    :meth:`skebm.NCEDensity.condition` makes it.
+
+    Parameters
+    ----------
+    estimator : estimator of skebm
+        Fitted.
+    completer : Completer
+    given : Given
+        Rows with the cells that are known.
+    n_draws : int
+        Completions of a row with several open cells.
+    complete : bool
+        Whether no open cell is missing.
+
+    Attributes
+    ----------
+    columns : list
+        Names of the columns in which any row has an open cell, their numbers for an array.
+    log_density_given : ndarray of shape (n_given,)
+        log p(a), in nats, in the units of X.
+    std_error_given : ndarray of shape (n_given,)
+        Its standard error.
+    effective_sample_size : ndarray of shape (n_given,)
+        How many completions of equal weights would say as much; infinite where a single cell is
+        open, which is integrated and not sampled.
+
+    Notes
+    -----
+    Given a, all that is asked here comes from completions of the rows, drawn from the conditional
+    of a mixture, which has a closed form, and weighted by p(a, b) / m(b \| a). The points that they
+    are made from are the same at every call. Where one cell is open alone its states are summed,
+    and a number is integrated at 64 quantiles of the conditional of the mixture. Cells of
+    categories, or missing ones, that `fit` has not met say nothing, and are as good as open.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skebm import NCEDensity
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=500)
+    >>> X = np.column_stack([x, x + 0.5 * rng.normal(size=500)])
+    >>> est = NCEDensity(energy_model=None, random_state=0).fit(X)
+    >>> given = est.condition({0: 1.0})
+    >>> bool(abs(given.mean(1)[0] - 1.0) < 0.2)
+    True
+    >>> given.sample(3, random_state=0).shape
+    (3, 1)
+    """
+
+    log_density_given: FloatArray
+    std_error_given: FloatArray
+    effective_sample_size: FloatArray
+
+    def __init__(self, estimator: Any, completer: Completer, given: Given, n_draws: int):
+        super().__init__(estimator, completer, n_draws)
+        closed = np.flatnonzero(given.known.all(1))
+        if len(closed):
+            raise ValueError(f"row {closed[0]} of given has no open cell.")
+        is_open: Any = (~given.known).any(axis=0)
+        self.columns = [n for n, some in zip(self._names, is_open, strict=True) if some]
+        self._given = given._replace(rows=completer.columns.snap(given.rows, 0.0))
+        self._kept: list[Weighted] | None = None
+        self._marginals = completer.marginals(*self._given[:2], self._completions())
+        error_of_log_z = completer.error_of_log_z(self._marginals.shares)
+        self.log_density_given = self._marginals.log_density
+        self.std_error_given = np.hypot(self._marginals.std_error, error_of_log_z)
+        self.effective_sample_size = self._marginals.n_effective
+        self._warn_of_few(self.effective_sample_size)
+
+    def _completions(self) -> Iterable[Weighted]:
+        """Completions of the given rows; kept where they are few enough."""
+        if self._kept is not None:
+            return self._kept
+        rows, known, _ = self._given
+        found = self._completer.complete(rows, known, n_draws=self._n_draws)
+        if len(rows) * self._n_draws * rows.shape[1] > KEPT_CELLS:
+            return found
+        self._kept = list(found)
+        return self._kept
+
+    @property
+    def n_given(self) -> int:
+        """Number of given rows."""
+        return len(self._given.rows)
+
+    # ------------------------------------------------------------------ density
+
+    def score_samples(self, X: Any, return_std: bool = False) -> Any:
+        """Log-density of open cells, given the others of their rows.
+
+        Parameters
+        ----------
+        X : table of shape (n_samples, n_columns)
+            A frame that has the open columns, or an array of them in the order of `columns`. As
+            many rows as were given, each to its own; any number of them where one row was given;
+            or one row, for all that were given.
+        return_std : bool, default=False
+            Also return the standard error. log p(a, b) and log p(a) share the errors of log Z,
+            which cancel as far as they weigh the members alike.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,)
+            In nats, in the units of X. Cells of X that were given do not matter.
+        std_error : ndarray of shape (n_samples,)
+            Only if `return_std`.
+        """
+        rows = self._read(X).rows
+        n = max(len(rows), self.n_given)
+        if not {len(rows), self.n_given} <= {1, n}:
+            raise ValueError(
+                f"X has {len(rows)} rows, and {self.n_given} were given: it must have one, as "
+                "many, or any number if one row was given."
+            )
+        known = np.broadcast_to(self._given.known, (n, rows.shape[1]))
+        rows = np.where(known, self._given.rows, rows)
+        joint = self._estimator._log_density(rows)
+        value = joint - self._marginals.log_density
+        if not return_std:
+            return value
+        shares = self._completer.shares(rows) - self._marginals.shares
+        return value, np.hypot(self._completer.error_of_log_z(shares), self._marginals.std_error)
+
+    # ------------------------------------------------------------------ draws
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        random_state: RandomState = None,
+        *,
+        output: Literal["auto", "array"] = "auto",
+        complete: bool = False,
+    ) -> Any:
+        """Draw open cells, given the others.
+
+        Completions are proposed by the conditional of the mixture, ten for one that is asked for,
+        and resampled by their weights; forty, and more, where fewer than 32 are effective or 5 % of
+        the draws repeat others. A cell that is open alone is drawn from its masses and, between the
+        nodes, from its distribution function.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Draws of every given row.
+        random_state : int, RandomState instance or None, default=None
+            An int gives the same draws at every call.
+        output : {"auto", "array"}, default="auto"
+            "auto" is a frame where `fit` was given one, with its dtypes. A pandas frame has the
+            labels of the given rows as its index; those of other tables follow each other row by
+            row.
+        complete : bool, default=False
+            Draw under the condition that no open cell is missing.
+
+        Returns
+        -------
+        DataFrame or ndarray of shape (n_given * n_samples, n_columns)
+            Of the open columns; cells of them that were given, of some of the rows, are there as
+            they were given.
+
+        Warns
+        -----
+        LowEffectiveSampleSizeWarning
+            If rows have too few effective proposals.
+        """
+        table = self.complete_rows(n_samples, random_state, output=output, complete=complete)
+        return _some_columns(table, self._places(self.columns))
+
+    def complete_rows(
+        self,
+        n_samples: int = 1,
+        random_state: RandomState = None,
+        *,
+        output: Literal["auto", "array"] = "auto",
+        complete: bool = False,
+    ) -> Any:
+        """Draw open cells, and return them with the given ones as whole rows.
+
+        Parameters
+        ----------
+        n_samples, random_state, output, complete
+            As of `sample`.
+
+        Returns
+        -------
+        DataFrame or ndarray of shape (n_given * n_samples, n_features)
+        """
+        rng = self._estimator._sampling_rng(random_state, n_samples=n_samples)
+        rows, known, index = self._given
+        x, n_effective = self._completer.draw(rows, known, n_samples, rng, complete=complete)
+        few = int((n_effective < FEW_EFFECTIVE).sum())
+        if few:
+            warn(
+                f"of {few} of {len(rows)} given rows fewer than {FEW_EFFECTIVE} proposals are "
+                "effective: their draws repeat, and miss some of what there is.",
+                LowEffectiveSampleSizeWarning,
+            )
+        known, rows = (np.repeat(a, n_samples, axis=0) for a in (known, rows))
+        table = self._estimator._as_table(x.flatten(0, 1), output, rng, known, rows)
+        if index is not None and hasattr(table, "iloc"):
+            table.index = index.repeat(n_samples)
+        return table
+
+    # ------------------------------------------------------------------ one column
+
+    def mean(self, column: Any) -> FloatArray:
+        """Mean of a column of numbers, given the others.
+
+        Parameters
+        ----------
+        column : hashable
+            Its name, or its number in an array.
+
+        Returns
+        -------
+        ndarray of shape (n_given,)
+            In the units of X, of cells that are not missing.
+        """
+        return self._moments(column)[0]
+
+    def std(self, column: Any) -> FloatArray:
+        """Standard deviation of a column of numbers, given the others.
+
+        Parameters
+        ----------
+        column : hashable
+
+        Returns
+        -------
+        ndarray of shape (n_given,)
+            In the units of X, of cells that are not missing.
+        """
+        return self._moments(column)[1]
+
+    def _moments(self, column):
+        mean, deviation = np.empty(self.n_given), np.empty(self.n_given)
+        for row, weights, cells, _ in self._of_numbers(column):
+            mean[row] = weights @ cells
+            deviation[row] = np.sqrt(weights @ np.square(cells - mean[row]))
+        return mean, deviation
+
+    def quantile(self, column: Any, q: ArrayLike) -> FloatArray:
+        """Quantiles of a column of numbers, given the others.
+
+        Parameters
+        ----------
+        column : hashable
+        q : float or array-like of shape (n_levels,)
+            In [0, 1].
+
+        Returns
+        -------
+        ndarray of shape (n_given,), or (n_given, n_levels)
+            In the units of X, of cells that are not missing.
+        """
+        levels = np.asarray(q, dtype=np.float64)
+        if not ((levels >= 0) & (levels <= 1)).all():
+            raise ValueError(f"q={q!r} must be in [0, 1].")
+        found = np.empty((self.n_given, *levels.shape))
+        for row, *weighted in self._of_numbers(column):
+            points, shares = _distribution(*weighted)
+            found[row] = np.interp(levels, shares, points)
+        return found
+
+    def probability(self, column: Any, low: float, high: float) -> FloatArray:
+        """Probability that a number lies between two others, given the other columns.
+
+        Parameters
+        ----------
+        column : hashable
+        low, high : float
+            Neither is in between, which matters where columns have atoms; may be infinite.
+
+        Returns
+        -------
+        ndarray of shape (n_given,)
+            Among cells that are not missing.
+        """
+        if not low <= high:
+            raise ValueError(f"low={low!r} must not be above high={high!r}.")
+        inside = np.nextafter(low, np.inf), np.nextafter(high, -np.inf)
+        found = np.empty(self.n_given)
+        for row, *weighted in self._of_numbers(column):
+            points, shares = _distribution(*weighted)
+            below, above = np.interp(inside, points, shares, left=0.0, right=1.0)
+            found[row] = max(above - below, 0.0)
+        return found
+
+    def probabilities(self, column: Any) -> FloatArray:
+        """Probabilities of the categories of a column, given the others.
+
+        Parameters
+        ----------
+        column : hashable
+
+        Returns
+        -------
+        ndarray of shape (n_given, n_categories)
+            In the order of ``columns_`` of the estimator, those that were pooled as the last one;
+            among cells that are not missing, so that they add up to one.
+        """
+        j = self._place(column)
+        n_categories = self._schema.columns[j].n_categories if self._schema.columns else 0
+        if not n_categories:
+            raise ValueError(f"column={column!r} holds numbers: ask for its mean, or a quantile.")
+        masses = np.empty((self.n_given, n_categories))
+        for weighted in self._completions():
+            codes, weights = weighted.cells[:, :, j], weighted.weights
+            for code in range(n_categories):
+                masses[weighted.rows, code] = (weights * (codes == code)).sum(1)
+        return masses / masses.sum(1, keepdims=True)
+
+    def _of_numbers(self, column):
+        """Rows, one by one, with their numbers in a column: weights, cells and which are atoms."""
+        j = self._place(column)
+        if self._schema.columns and self._schema.columns[j].is_category:
+            raise ValueError(f"column={column!r} holds categories: ask for its probabilities.")
+        states = {s.column: s for s in self._completer.columns.states}
+        atoms = states[j].atoms if j in states else ()
+        for weighted in self._completions():
+            for row, cells, weights in zip(
+                weighted.rows, weighted.cells[:, :, j], weighted.weights, strict=True
+            ):
+                there = ~np.isnan(cells)
+                own = weights[there] / weights[there].sum()
+                yield row, own, cells[there], np.isin(cells[there], atoms)
+
+
+def _distribution(weights, cells, is_atom):
+    """Points, and the share of a distribution that is below them; twice where it has a step.
+
+    A number stands for what is around it, and has half of its weight below it; an atom has all of
+    it at one point.
+    """
+    order = np.argsort(cells, kind="stable")
+    weights, is_atom = weights[order], is_atom[order]
+    above = np.cumsum(weights)
+    low = above - np.where(is_atom, weights, 0.5 * weights)
+    shares = np.stack([low, np.where(is_atom, above, low)], axis=1)
+    return np.repeat(cells[order], 2), shares.ravel()
+
+
+def _some_columns(table, places):
+    """Columns of a frame or an array, by their places."""
+    return table.iloc[:, places] if hasattr(table, "iloc") else table[:, places]
