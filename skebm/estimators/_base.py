@@ -582,19 +582,18 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         x: torch.Tensor,
         output: str,
         rng: torch.Generator,
-        known: NDArray[np.bool_] | None = None,
-        given: FloatArray | None = None,
+        given: tuple[NDArray[np.bool_], FloatArray] | None = None,
     ) -> Any:
         """Drawn rows, states and standardised values, as a table like the one that was fitted.
 
-        Cells that are known show what was given.
+        Cells that are known, as the first array of `given` says, show what the second one has.
         """
         if output not in ("auto", "array"):
             raise ValueError(f'output={output!r} must be "auto" or "array".')
         seed = int(torch.randint(2**31 - 1, (), generator=rng, device=rng.device))
         own = np.random.RandomState(seed)
         rows = self._columns.restore(x.cpu().numpy(), own)
-        rows = rows if known is None else np.where(known, given, rows)
+        rows = rows if given is None else np.where(given[0], given[1], rows)
         return self._schema.decode(rows, output, own)
 
     # ------------------------------------------------------------------ outlier detector

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from skebm._threads import limit_threads
 from skebm._typing import FloatArray
-from skebm.models import Completions, Conditioner
+from skebm.models import Completions, Conditioner, LatentConditioner
 from skebm.training import Columns
 
 
@@ -69,7 +69,7 @@ class Completer:
 
     Parameters
     ----------
-    conditioner : Conditioner
+    conditioner : Conditioner or LatentConditioner
     columns : Columns
     log_partition_std_error : ndarray of shape (n_members,)
     seed : int
@@ -78,7 +78,7 @@ class Completer:
 
     def __init__(
         self,
-        conditioner: Conditioner,
+        conditioner: Conditioner | LatentConditioner,
         columns: Columns,
         log_partition_std_error: FloatArray,
         seed: int,

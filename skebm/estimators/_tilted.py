@@ -357,6 +357,7 @@ class TiltedDensity(EnergyModelMixin, Asking, BaseDensity):
         n_steps: int = 0,
         output: Literal["auto", "array"] = "auto",
         complete: bool = False,
+        given: Any = None,
     ) -> Any:
         """Draw new rows from the model.
 
@@ -381,6 +382,9 @@ class TiltedDensity(EnergyModelMixin, Asking, BaseDensity):
             objects if there are categories.
         complete : bool, default=False
             Draw rows under the condition that no cell is missing: others are left out.
+        given : mapping or None, default=None
+            Cells by the names of their columns (the numbers of an array), as ``{"age": 40}``: the
+            others are drawn given these, as by :meth:`condition`, which takes several rows, too.
 
         Returns
         -------
@@ -398,6 +402,13 @@ class TiltedDensity(EnergyModelMixin, Asking, BaseDensity):
         ValueError
             If hardly any row is complete, and complete ones are asked for.
         """
+        if given is not None:
+            if n_steps:
+                raise ValueError(
+                    f"n_steps={n_steps} moves all cells of a row; given has fixed ones."
+                )
+            options: Any = {"output": output, "complete": complete}
+            return self.condition(given).complete_rows(n_samples, random_state, **options)
         rng = self._sampling_rng(random_state, n_samples=n_samples, n_steps=n_steps)
 
         def draw(n):

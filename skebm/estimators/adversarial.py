@@ -248,6 +248,7 @@ class AdversarialEBM(TiltedDensity):
         n_steps: int | None = None,
         start: Literal["base", "generator"] = "base",
         output: Literal["auto", "array"] = "auto",
+        given: Any = None,
     ) -> Any:
         """Draw new rows from the model.
 
@@ -266,12 +267,17 @@ class AdversarialEBM(TiltedDensity):
             implicit generator have no density and are taken as they are.
         output : {"auto", "array"}, default="auto"
             "auto" is a frame where `fit` was given one.
+        given : mapping or None, default=None
+            Cells by the names of their columns (the numbers of an array): the others are drawn
+            given these, as by :meth:`condition`, whatever `n_steps` and `start` are.
 
         Returns
         -------
         DataFrame or ndarray of shape (n_samples, n_features)
             In random order. For the draws of the generator as they are, see `generator_`.
         """
+        if given is not None:
+            return super().sample(n_samples, random_state, output=output, given=given)
         if start not in ("base", "generator"):
             raise ValueError(f"start={start!r} must be 'base' or 'generator'.")
         implicit = start == "generator" and isinstance(

@@ -1,6 +1,7 @@
 """What a fitted density says of some cells: alone, and given others."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from numbers import Integral
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from skebm._typing import FloatArray, RandomState
 from skebm._warnings import warn
 from skebm.exceptions import LowEffectiveSampleSizeWarning
 
-from ._completer import Completer, Weighted
+from ._completer import Completer, Marginals, Weighted
 from ._given import Given, read_given
 from ._schema import Schema, as_table, container_of, labels
 
@@ -213,13 +214,6 @@ class ConditionalDensity(_Asked):
     ----------
     columns : list
         Names of the columns in which any row has an open cell, their numbers for an array.
-    log_density_given : ndarray of shape (n_given,)
-        log p(a), in nats, in the units of X.
-    std_error_given : ndarray of shape (n_given,)
-        Its standard error.
-    effective_sample_size : ndarray of shape (n_given,)
-        How many completions of equal weights would say as much; infinite where a single cell is
-        open, which is integrated and not sampled.
 
     Notes
     -----
@@ -244,10 +238,6 @@ class ConditionalDensity(_Asked):
     (3, 1)
     """
 
-    log_density_given: FloatArray
-    std_error_given: FloatArray
-    effective_sample_size: FloatArray
-
     def __init__(self, estimator: Any, completer: Completer, given: Given, n_draws: int):
         super().__init__(estimator, completer, n_draws)
         closed = np.flatnonzero(given.known.all(1))
@@ -257,12 +247,6 @@ class ConditionalDensity(_Asked):
         self.columns = [n for n, some in zip(self._names, is_open, strict=True) if some]
         self._given = given._replace(rows=completer.columns.snap(given.rows, 0.0))
         self._kept: list[Weighted] | None = None
-        self._marginals = completer.marginals(*self._given[:2], self._completions())
-        error_of_log_z = completer.error_of_log_z(self._marginals.shares)
-        self.log_density_given = self._marginals.log_density
-        self.std_error_given = np.hypot(self._marginals.std_error, error_of_log_z)
-        self.effective_sample_size = self._marginals.n_effective
-        self._warn_of_few(self.effective_sample_size)
 
     def _completions(self) -> Iterable[Weighted]:
         """Completions of the given rows; kept where they are few enough."""
@@ -279,6 +263,32 @@ class ConditionalDensity(_Asked):
     def n_given(self) -> int:
         """Number of given rows."""
         return len(self._given.rows)
+
+    @cached_property
+    def _marginals(self) -> Marginals:
+        """Of the given cells."""
+        rows, known, _ = self._given
+        found = self._completer.marginals(rows, known, self._completions())
+        self._warn_of_few(found.n_effective)
+        return found
+
+    @property
+    def log_density_given(self) -> FloatArray:
+        """log p(a) of the given cells, (n_given,), in nats, in the units of X."""
+        return self._marginals.log_density
+
+    @property
+    def std_error_given(self) -> FloatArray:
+        """Its standard error, (n_given,)."""
+        error_of_log_z = self._completer.error_of_log_z(self._marginals.shares)
+        return np.hypot(self._marginals.std_error, error_of_log_z)
+
+    @property
+    def effective_sample_size(self) -> FloatArray:
+        """How many completions of equal weights would say as much, (n_given,); infinite where a
+        single cell is open, which is integrated and not sampled.
+        """
+        return self._marginals.n_effective
 
     # ------------------------------------------------------------------ density
 
@@ -311,12 +321,19 @@ class ConditionalDensity(_Asked):
             )
         known = np.broadcast_to(self._given.known, (n, rows.shape[1]))
         rows = np.where(known, self._given.rows, rows)
-        joint = self._estimator._log_density(rows)
-        value = joint - self._marginals.log_density
         if not return_std:
-            return value
-        shares = self._completer.shares(rows) - self._marginals.shares
-        return value, np.hypot(self._completer.error_of_log_z(shares), self._marginals.std_error)
+            return self._estimator._log_density(rows) - self._marginals.log_density
+        joint, error = self._estimator._log_density_std(rows)
+        return joint - self._marginals.log_density, self._error(rows, error)
+
+    def _error(self, rows, error_of_joint):
+        """Standard error of log p(a, b) - log p(a)."""
+        of, marginals = self._completer, self._marginals
+        shares = of.shares(rows)
+        # what log Z puts on one is also in the other; all else is measured twice
+        own = np.square(error_of_joint) - np.square(of.error_of_log_z(shares))
+        common = of.error_of_log_z(shares - marginals.shares)
+        return np.sqrt(own.clip(0.0) + np.square(common) + np.square(marginals.std_error))
 
     # ------------------------------------------------------------------ draws
 
@@ -391,8 +408,8 @@ class ConditionalDensity(_Asked):
                 "effective: their draws repeat, and miss some of what there is.",
                 LowEffectiveSampleSizeWarning,
             )
-        known, rows = (np.repeat(a, n_samples, axis=0) for a in (known, rows))
-        table = self._estimator._as_table(x.flatten(0, 1), output, rng, known, rows)
+        given = np.repeat(known, n_samples, axis=0), np.repeat(rows, n_samples, axis=0)
+        table = self._estimator._as_table(x.flatten(0, 1), output, rng, given)
         if index is not None and hasattr(table, "iloc"):
             table.index = index.repeat(n_samples)
         return table

@@ -294,6 +294,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         n_steps: int | None = None,
         start: Literal["base", "buffer"] = "base",
         output: Literal["auto", "array"] = "auto",
+        given: Any = None,
     ) -> Any:
         """Draw new rows from the model, by chains of the sampler it was trained with.
 
@@ -314,6 +315,9 @@ class ContrastiveDivergenceEBM(TiltedDensity):
             training, so take many steps.
         output : {"auto", "array"}, default="auto"
             "auto" is a frame where `fit` was given one.
+        given : mapping or None, default=None
+            Cells by the names of their columns (the numbers of an array): the others are drawn
+            given these, as by :meth:`condition`, whatever `n_steps` and `start` are.
 
         Returns
         -------
@@ -331,6 +335,8 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         ValueError
             For ``start="buffer"`` where there are no persistent chains.
         """
+        if given is not None:
+            return super().sample(n_samples, random_state, output=output, given=given)
         default_steps = n_steps is None
         n_steps = self.n_steps if default_steps else n_steps
         rng = self._sampling_rng(random_state, n_samples=n_samples, n_steps=n_steps)

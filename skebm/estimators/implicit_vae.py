@@ -18,11 +18,13 @@ from skebm._statistics import gaussian_log_likelihood
 from skebm._tensors import results_like, without_tensors
 from skebm._typing import FloatArray, RandomState
 from skebm.latents import BernoulliLikelihood, GaussianLikelihood
-from skebm.models import antithetic_noise
+from skebm.models import LatentConditioner, antithetic_noise
 from skebm.training import Columns, make_task
 from skebm.training.latent import LatentSettings, fit_latent
 
+from ._asking import Asking
 from ._base import parameters
+from ._completer import Completer
 from ._mixed import MixedDensity
 
 COMPARED_ROWS = 500
@@ -38,7 +40,7 @@ DECODED_ROWS, ENCODED = 8192, 2**16
 
 
 @parameters
-class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensity):
+class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Asking, MixedDensity):
     r"""Variational autoencoder: density and transformer, with an implicit encoder.
 
     Rows are made from latent variables, z ~ N(0, I) and x ~ p(x | z), by a decoder network. Its
@@ -323,6 +325,12 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
         value, error = (t.cpu().numpy() for t in measured)
         return value + self._columns.log_factors(X), error
 
+    # ------------------------------------------------------------------ some cells
+
+    def _make_completer(self):
+        conditioner = LatentConditioner(self.model_, self._columns.layout)
+        return Completer(conditioner, self._columns, np.zeros(1), self._seed, self._device)
+
     # ------------------------------------------------------------------ sampling
 
     def sample(
@@ -332,6 +340,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
         *,
         output: Literal["auto", "array"] = "auto",
         complete: bool = False,
+        given: Any = None,
     ) -> Any:
         """Draw new rows: z from the prior, x from p(x | z). Exact, and independent.
 
@@ -345,6 +354,9 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
             objects if there are categories.
         complete : bool, default=False
             Draw rows under the condition that no cell is missing: others are left out.
+        given : mapping or None, default=None
+            Cells by the names of their columns (the numbers of an array), as ``{"age": 40}``: the
+            others are drawn given these, as by :meth:`condition`, which takes several rows, too.
 
         Returns
         -------
@@ -357,6 +369,9 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MixedDensit
         ValueError
             If hardly any row is complete, and complete ones are asked for.
         """
+        if given is not None:
+            options: Any = {"output": output, "complete": complete}
+            return self.condition(given).complete_rows(n_samples, random_state, **options)
         rng = self._sampling_rng(random_state, n_samples=n_samples)
 
         def draw(n):

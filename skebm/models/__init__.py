@@ -1,7 +1,9 @@
 """Models: what a fit ends with, torch modules on standardised columns that know no estimator."""
 
-from skebm.models.conditional import Completions, Conditioner
+from skebm.models.completions import Completions
+from skebm.models.conditional import Conditioner
 from skebm.models.latent import LatentVariableModel, antithetic_noise
+from skebm.models.latent_conditional import LatentConditioner
 from skebm.models.tilted import (
     CLIP,
     FeatureMap,
@@ -19,6 +21,7 @@ __all__ = [
     "Completions",
     "Conditioner",
     "FeatureMap",
+    "LatentConditioner",
     "LatentVariableModel",
     "MarginalBin",
     "ModesAndBackground",

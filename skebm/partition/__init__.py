@@ -8,7 +8,12 @@ from skebm.partition._importance import (
     adaptive_importance_sampling,
     importance_sampling,
 )
-from skebm.partition._marginal_likelihood import Marginals, RowStreams, marginal_likelihoods
+from skebm.partition._marginal_likelihood import (
+    Marginals,
+    RowStreams,
+    marginal_likelihoods,
+    posterior_samples,
+)
 from skebm.partition._pilot import Tuning
 from skebm.partition._smc import ParticleRun, sequential_monte_carlo
 from skebm.partition._weights import (
@@ -33,6 +38,7 @@ __all__ = [
     "importance_sampling",
     "largest_power",
     "marginal_likelihoods",
+    "posterior_samples",
     "rows_by_importance",
     "sequential_monte_carlo",
     "systematic_resampling",

@@ -320,7 +320,7 @@ def marginal_likelihoods(
     """
     n, k = location.shape
     if n_adaptation is None:
-        n_adaptation = 200 + 20 * k
+        n_adaptation = _n_adaptation(k)
     block = max(1, MAX_EVALUATIONS // max(n_samples, n_adaptation))
     # rows so far out that their moments have overflown have no density to speak of
     usable = location.isfinite().all(-1) & covariance.isfinite().all(-1).all(-1)
@@ -347,6 +347,31 @@ def marginal_likelihoods(
     return result
 
 
+def posterior_samples(
+    log_joint: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    location: torch.Tensor,
+    covariance: torch.Tensor,
+    streams: RowStreams,
+    *,
+    n_samples: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted draws of the latent variables of every row.
+
+    Proposals are adapted as in :func:`marginal_likelihoods`, whose parameters these are.
+
+    Returns
+    -------
+    z : Tensor of shape (n, n_samples, k)
+    log_weights : Tensor of shape (n, n_samples)
+        log p(x, z) minus the log-density of the proposal, so that the mean of the weights is p(x).
+    """
+    k = location.shape[1]
+    proposal = Proposal.of_moments(location, covariance, math.inf)
+    rows = torch.arange(len(location), device=location.device)
+    proposal, _ = _adapt(log_joint, proposal, streams, rows, _n_adaptation(k))
+    return _weigh(log_joint, proposal, streams, rows, MAX_ROUNDS, n_samples)
+
+
 def _measure(log_joint, streams, rows, proposal, n, times, anneals):
     """Marginals of some rows from fresh draws, and from annealing where these are too few."""
     _, log_weights = _weigh(log_joint, proposal, streams, rows, MAX_ROUNDS, times * n)
@@ -365,6 +390,11 @@ def _measure(log_joint, streams, rows, proposal, n, times, anneals):
     for i in low.nonzero()[:, 0].tolist():
         low[i] = _anneal(log_joint, proposal.take([i]), streams, rows[i], measured, i)
     return Marginals(measured.value, measured.std_error, share, low)
+
+
+def _n_adaptation(k):
+    """Draws in a round of adaptation to the posterior of k latent variables."""
+    return 200 + 20 * k
 
 
 def _standardized(z, location, tril):
