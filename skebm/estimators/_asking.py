@@ -10,6 +10,7 @@ from skebm._typing import FloatArray
 from ._completer import Completer
 from ._given import read_given
 from .conditional import ConditionalDensity, MarginalDensity
+from .explanation import Explanation, explain, groups_that_say_the_same
 
 N_DRAWS = 1_024
 """Completions of a row with several open cells."""
@@ -122,6 +123,26 @@ class Asking:
         known[:, list(names).index(column)] = False
         given = cells._replace(known=known)
         return ConditionalDensity(self, self._completer(), given, N_DRAWS).probabilities(column)
+
+    def explain(self, X: ArrayLike, *, n_draws: int = N_DRAWS) -> Explanation:
+        """Say which cells make rows odd: how surprising each is, given the others of its row.
+
+        Parameters
+        ----------
+        X : table of shape (n_samples, n_features)
+            As in `fit`.
+        n_draws : int, default=1024
+            Completions of a row where columns are judged together; a multiple of 16.
+
+        Returns
+        -------
+        Explanation
+        """
+        rows = self._validate(X)  # pyright: ignore[reportAttributeAccessIssue]
+        completer = self._completer()
+        if completer.groups is None:
+            completer.groups = groups_that_say_the_same(completer, self._schema)
+        return explain(self, completer, rows, completer.groups, n_draws)
 
 
 _COMPLETER = "_known_completer_"  # what ends like this is forgotten by the next fit

@@ -1,7 +1,7 @@
 """Rows of a table completed by a fitted model: in the units of X outside, standardised inside."""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -86,6 +86,11 @@ class Completer:
     ):
         self.columns, self._conditioner = columns, conditioner
         self._std_error, self._seed, self.device = log_partition_std_error, seed, device
+        self.groups: list[list[int]] | None = None  # of columns that say the same, once known
+
+    def rng(self) -> torch.Generator:
+        """A random stream that is the same for a fit."""
+        return torch.Generator(self.device).manual_seed(self._seed)
 
     def _encoded(self, rows, known):
         """Rows as the model sees them, and which of their columns are known.
@@ -145,6 +150,21 @@ class Completer:
             some = (known == pattern).all(1)
             factors[some] = self.columns.log_factors_of(x[some], pattern)
         return factors
+
+    def log_units(self, rows: FloatArray, columns: NDArray[np.bool_]) -> Any:
+        """What the units of columns put on -log p of rows, by a mask of cells, (n,).
+
+        That is the logarithm of the scale of every value that is there.
+        """
+        there = ~np.isnan(self.columns.encode(rows)[:, len(self.columns.states) :])
+        return (there & columns[:, self.columns.varying]) @ np.log(self.columns.scale)
+
+    def discrete(self, j: int) -> tuple[float, ...]:
+        """Cells of a column that are states of their own: codes of categories, and atoms."""
+        for s in self.columns.states:
+            if s.column == j:
+                return (*map(float, range(s.n_categories)), *s.atoms)
+        return ()
 
     def shares(self, rows: FloatArray) -> FloatArray:
         """Shares of the members in the density of complete rows, (n, n_members); NaN of others."""

@@ -63,6 +63,12 @@ class Completions(NamedTuple):
         """Weights that add up to one, (n, m)."""
         return self.log_weights.softmax(1)
 
+    @property
+    def mean_surprise(self) -> Tensor:
+        """Mean of -log p(b | a) over p(b | a), (n,)."""
+        surprise = self.log_marginal[:, None] - self.log_density
+        return torch.where(self.weights > 0, self.weights * surprise, 0.0).sum(1)
+
 
 def restricted(completions: Completions, allows: Callable[[Tensor], Tensor] | None) -> Completions:
     """Completions under the condition that they are allowed, (m, d) -> (m,) of bool."""
