@@ -221,7 +221,7 @@ def groups_that_say_the_same(completer: Completer, schema: Schema) -> list[list[
     nothing = np.zeros((1, len(columns.names)), dtype=bool)
     x, _ = completer.draw(columns.constants[None], nothing, N_COMPARED, completer.rng())
     drawn = columns.restore(x[0].cpu().numpy())
-    varies = np.flatnonzero(~columns.constant)
+    varies = np.flatnonzero(~columns.constant).tolist()
     is_category = dict(enumerate(c.is_category for c in schema.columns))
     same = np.eye(len(varies), dtype=bool)
     for a, j in enumerate(varies):
@@ -230,7 +230,7 @@ def groups_that_say_the_same(completer: Completer, schema: Schema) -> list[list[
                 measure = _cramers_v if is_category.get(j) else _rank_correlation
                 same[a, b] = same[b, a] = measure(drawn[:, j], drawn[:, other]) >= SAME
     _, label = connected_components(csr_array(same), directed=False)
-    return [varies[label == i].tolist() for i in range(label.max() + 1)]
+    return [[j for j, own in zip(varies, label, strict=True) if own == i] for i in set(label)]
 
 
 def _rank_correlation(x, y):

@@ -184,7 +184,7 @@ class Conditioner:
                     found = restricted(self.of_cell(x[some], cell), allows)
                     drawn[some] = drawn_from_cell(found, cell, n, rng)
                 continue
-            m = max(MIN_PROPOSED, PROPOSED_PER_DRAW * n)
+            m = max(MIN_PROPOSED, N_REPLICATES * math.ceil(PROPOSED_PER_DRAW * n / N_REPLICATES))
             while len(rows):
                 short = []
                 for some in rows.split(max(1, _COMPLETED // m)):

@@ -260,7 +260,7 @@ def test_draws_of_states_and_values_have_the_masses_of_the_model():
         rng = torch.Generator().manual_seed(0)
         for known in ([False, True, True, True], [True, False, False, True], [False] * 3 + [True]):
             own = torch.tensor([known])
-            drawn, _ = conditioner.draw(rows, own, MIXED_CELLS, n, rng)
+            drawn, _ = conditioner.draw(rows, own, MIXED_CELLS, n + 1, rng)
             drawn = drawn[0]
             assert torch.equal(drawn[:, 2].isnan(), drawn[:, 1] == 1)
             open_columns = [j for j in range(4) if not known[j]]
