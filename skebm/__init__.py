@@ -4,6 +4,7 @@ from skebm._version import __version__
 from skebm.energies import Boosting, Network
 from skebm.estimators import (
     TRUSTED_TYPES,
+    UNKNOWN,
     AdversarialEBM,
     ContrastiveDivergenceEBM,
     FlowContrastiveDensity,
@@ -22,5 +23,6 @@ __all__ = [
     "Network",
     "ScoreMatchingEBM",
     "TRUSTED_TYPES",
+    "UNKNOWN",
     "__version__",
 ]

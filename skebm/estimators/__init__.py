@@ -2,10 +2,13 @@
 
 from skebm.energies import Boosting, Network
 from skebm.estimators._generators import FlowDensity, ImplicitSampler
+from skebm.estimators._given import UNKNOWN
 from skebm.estimators._mixed import ColumnReport
 from skebm.estimators._schema import CellColumn, Schema
 from skebm.estimators.adversarial import AdversarialEBM
+from skebm.estimators.conditional import ConditionalDensity, MarginalDensity
 from skebm.estimators.contrastive_divergence import ContrastiveDivergenceEBM
+from skebm.estimators.explanation import Explanation, Surprise
 from skebm.estimators.flow_contrastive import FlowContrastiveDensity
 from skebm.estimators.implicit_vae import ImplicitVAE
 from skebm.estimators.nce import NCEDensity
@@ -17,12 +20,17 @@ from skebm.training.columns import StateColumn
 
 __all__ = [
     "AdversarialEBM",
+    "ConditionalDensity",
     "ContrastiveDivergenceEBM",
+    "Explanation",
     "FlowContrastiveDensity",
     "ImplicitVAE",
+    "MarginalDensity",
     "NCEDensity",
     "ScoreMatchingEBM",
+    "Surprise",
     "TRUSTED_TYPES",
+    "UNKNOWN",
 ]
 
 TRUSTED_TYPES = [

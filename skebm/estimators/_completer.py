@@ -88,6 +88,11 @@ class Completer:
         self._std_error, self._seed, self.device = log_partition_std_error, seed, device
         self.groups: list[list[int]] | None = None  # of columns that say the same, once known
 
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the model is a mixture with marginals in closed form."""
+        return self._conditioner.is_mixture
+
     def rng(self) -> torch.Generator:
         """A random stream that is the same for a fit."""
         return torch.Generator(self.device).manual_seed(self._seed)

@@ -126,6 +126,8 @@ class MarginalDensity(_Asked):
 
     def __init__(self, estimator: Any, completer: Completer, columns: Any, n_draws: int):
         super().__init__(estimator, completer, n_draws)
+        if completer.is_mixture:  # nothing is random about its marginals
+            self._n_draws = 16
         asked: list[Any] = [columns] if np.ndim(columns) == 0 else list(columns)
         unknown = [name for name in asked if name not in self._names]
         if unknown or not asked:
@@ -165,7 +167,8 @@ class MarginalDensity(_Asked):
         completer = self._completer
         weighted = completer.complete(rows, known, n_draws=self._n_draws)
         found = completer.marginals(rows, known, weighted)
-        self._warn_of_few(found.n_effective)
+        if not completer.is_mixture:
+            self._warn_of_few(found.n_effective)
         if not return_std:
             return found.log_density
         return found.log_density, np.hypot(found.std_error, completer.error_of_log_z(found.shares))

@@ -67,10 +67,17 @@ class Conditioner:
         Rows (n, d) -> normalised log-densities of the members, (K, n), and of the mixture, (n,).
     mixture : distribution
         With conditionals in closed form.
+    is_mixture : bool, default=False
+        Whether the model is the mixture, so that one completion tells what many do.
     """
 
-    def __init__(self, evaluate: Callable[[Tensor], tuple[Tensor, Tensor]], mixture: Distribution):
-        self._evaluate, self._mixture = evaluate, mixture
+    def __init__(
+        self,
+        evaluate: Callable[[Tensor], tuple[Tensor, Tensor]],
+        mixture: Distribution,
+        is_mixture: bool = False,
+    ):
+        self._evaluate, self._mixture, self.is_mixture = evaluate, mixture, is_mixture
         self._conditionals: dict[tuple[bool, ...], Any] = {}
 
     @classmethod
@@ -102,7 +109,7 @@ class Conditioner:
                 return members, log_bases.logsumexp(0) - math.log(len(log_bases))
             return members, mixture.log_prob(x)
 
-        return cls(evaluate, mixture)
+        return cls(evaluate, mixture, is_base and model.is_untilted)
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Log-densities of members, (K, n), and of the mixture, (n,), at complete rows (n, d)."""

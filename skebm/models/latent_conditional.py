@@ -72,6 +72,7 @@ class LatentConditioner:
                 'likelihood="bernoulli" does not answer questions about some of the cells; '
                 'likelihood="gaussian" does.'
             )
+        self.is_mixture = False
         self._model, self._layout, self._of_values = model, layout, of_values
         self._decoder, self._encoder = InBlocks(model.decoder), copy.deepcopy(model.encoder).float()
 

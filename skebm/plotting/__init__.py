@@ -5,6 +5,7 @@ figure. matplotlib is imported only when ``plot`` is called.
 """
 
 from ._density import DensityDisplay
+from ._explanation import ExplanationDisplay
 from ._samples import SamplesDisplay
 from ._scores import AnomalyScoreDisplay
 from ._training import TrainingCurveDisplay
@@ -12,6 +13,7 @@ from ._training import TrainingCurveDisplay
 __all__ = [
     "AnomalyScoreDisplay",
     "DensityDisplay",
+    "ExplanationDisplay",
     "SamplesDisplay",
     "TrainingCurveDisplay",
 ]

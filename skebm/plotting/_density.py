@@ -1,6 +1,6 @@
 """A density in the plane, beside the true one where it is known."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from time import perf_counter
 from typing import Any, Literal, Self
@@ -12,6 +12,7 @@ from skebm._containers import like
 from skebm._warnings import warn
 
 from ._common import DATA_COLOR, column_names, import_pyplot, tidy, to_array
+from ._slices import TwoColumns
 
 FINEST, COARSEST, SECONDS = 200, 30, 20.0
 """Points per axis at most and at least, and the time that they may take, where it is left to us."""
@@ -21,7 +22,7 @@ PROBES = (16, 256)
 
 
 class DensityDisplay:
-    """Density of a fitted estimator with two features, on a grid.
+    """Density of a fitted estimator in two columns, on a grid.
 
     Use :meth:`from_estimator` to evaluate an estimator; the constructor takes arrays that are
     already computed.
@@ -92,6 +93,8 @@ class DensityDisplay:
         estimator: Any,
         X: ArrayLike,
         *,
+        features: Sequence[Any] | None = None,
+        given: Mapping[Any, Any] | None = None,
         true_log_density: Any = None,
         grid_resolution: int | Literal["auto"] = "auto",
         margin: float = 0.15,
@@ -106,8 +109,14 @@ class DensityDisplay:
         ----------
         estimator : object
             Fitted, with ``score_samples`` (log-density per row).
-        X : array-like of shape (n_samples, 2)
+        X : array-like of shape (n_samples, 2), or (n_samples, n_features) with `features`
             Data that sets the range of the grid.
+        features : sequence of two hashables, default=None
+            Columns to draw, of an estimator of more than two: names in a frame, numbers in an
+            array. The others are integrated out, by 128 completions of every point.
+        given : mapping, default=None
+            Cells of other columns, as of :meth:`skebm.NCEDensity.condition`: what is drawn is the
+            density of the two given these, a slice through all of it if they are all the others.
         true_log_density : callable, default=None
             Log-density of the true distribution, from (n, 2) to (n,): for instance the
             ``log_density`` of a distribution of :mod:`skebm.datasets`.
@@ -131,11 +140,17 @@ class DensityDisplay:
         display : DensityDisplay
             The computed display.
         """
+        names = None
+        if features is not None:
+            estimator = TwoColumns(estimator, features, given)
+            names, X = list(map(str, features)), estimator.rows(X)
+        elif given is not None:
+            raise ValueError("given needs features, the two columns that are drawn.")
         data = to_array(X)
         if data.shape[1] != 2:
             raise ValueError(
-                f"DensityDisplay draws two features, X has {data.shape[1]}. "
-                "SamplesDisplay shows more."
+                f"DensityDisplay draws two columns, and X has {data.shape[1]}: name two of them in "
+                "features. SamplesDisplay shows more."
             )
         low, high = data.min(axis=0), data.max(axis=0)
         pad = margin * (high - low)
@@ -159,7 +174,7 @@ class DensityDisplay:
                 else np.asarray(true_log_density(grid)).reshape(xx0.shape)
             ),
             data=data if show_data else None,
-            feature_names=column_names(estimator, X, 2),
+            feature_names=names or column_names(estimator, X, 2),
         )
         return display.plot(ax=ax, **plot_params) if plot else display
 
