@@ -53,6 +53,11 @@ class Completions(NamedTuple):
     n_effective: Tensor
     n_nodes: int = 0
 
+    def of_rows(self, rows: Tensor) -> "Completions":
+        """Those of some rows."""
+        tensors = {name: part[rows] for name, part in self._asdict().items() if name != "n_nodes"}
+        return self._replace(**tensors)
+
     @property
     def log_marginal(self) -> Tensor:
         """log p(a), (n,)."""

@@ -25,7 +25,13 @@ from skebm.bases import (
     fit_mixed_mixture,
     mixture_part,
 )
-from skebm.partition import ess, systematic_resampling
+from skebm.partition import (
+    MIN_ESS_SHARE,
+    ess,
+    sequential_monte_carlo,
+    systematic_resampling,
+)
+from skebm.samplers import random_walk
 
 from .completions import (
     LEVELS,
@@ -50,6 +56,9 @@ times as many where that is not enough."""
 
 MIN_ESS, MAX_REPEATED = 32, 0.05
 """Effective completions of a row, and the share of repeated ones, with which they are enough."""
+
+N_PARTICLES, N_PILOT = 64, 256
+"""Of each of the 16 runs that anneal a row whose completions are too uneven, and of their pilot."""
 
 N_DRAWS, ROWS_PER_COMPONENT, MAX_COMPONENTS = 4_000, 100, 20
 """Draws of a model without a mixture of its own, and the size of the mixture fitted to them."""
@@ -155,7 +164,14 @@ class Conditioner:
             else:
                 u = uniform_points(n_draws, x.shape[1] + 1, seed).to(x)
                 for some in rows.split(max(1, _COMPLETED // n_draws)):
-                    yield some, self.of_points(x[some], own, u)
+                    found = self.of_points(x[some], own, u)
+                    low = found.n_effective < MIN_ESS_SHARE * n_draws
+                    low &= self._can_be_annealed(own, cells)
+                    if not low.all():
+                        yield some[~low], found.of_rows(~low)
+                    for row in some[low]:
+                        rng = torch.Generator(x.device).manual_seed(seed)
+                        yield row[None], self.annealed(x[row[None]], own, rng)
 
     def draw(
         self,
@@ -192,17 +208,22 @@ class Conditioner:
                     drawn[some] = drawn_from_cell(found, cell, n, rng)
                 continue
             m = max(MIN_PROPOSED, N_REPLICATES * math.ceil(PROPOSED_PER_DRAW * n / N_REPLICATES))
-            while len(rows):
-                short = []
-                for some in rows.split(max(1, _COMPLETED // m)):
+            short = rows
+            while len(short) and m <= MAX_PROPOSED:
+                parts = []
+                for some in short.split(max(1, _COMPLETED // m)):
                     like = {"dtype": x.dtype, "device": x.device}
                     u = torch.rand(len(some), m, x.shape[1] + 1, generator=rng, **like)
                     found = restricted(self.of_points(x[some], own, u.clamp_min(1e-12)), allows)
                     drawn[some], repeated = resampled(found, n, rng)
                     n_effective[some] = ess(found.log_weights)
-                    short.append(some[~(n_effective[some] >= MIN_ESS) | (repeated > MAX_REPEATED)])
-                m *= MORE
-                rows = torch.cat(short) if m <= MAX_PROPOSED else rows[:0]
+                    parts.append(some[~(n_effective[some] >= MIN_ESS) | (repeated > MAX_REPEATED)])
+                m, short = MORE * m, torch.cat(parts)
+            enough = MIN_ESS_SHARE * MIN_PROPOSED
+            for row in short[n_effective[short] < enough]:
+                if self._can_be_annealed(own, cells):
+                    found = self.annealed(x[row[None]], own, rng)
+                    drawn[row], n_effective[row] = resampled(found, n, rng)[0][0], found.n_effective
         if n_effective.isnan().any():
             raise ValueError(
                 f"complete=True: of {MAX_PROPOSED} completions of a row none is without a missing "
@@ -237,6 +258,36 @@ class Conditioner:
         return Completions(
             rows.view(n, m, -1), log_weights, log_density, _shares(members, log_weights),
             _error_of_replicates(log_weights), ess(log_weights),
+        )  # fmt: skip
+
+    @staticmethod
+    def _can_be_annealed(known, cells):
+        """Whether all that is open is numbers, which random walks can move."""
+        return not any(cell.state >= 0 and not known[cell.state] for cell in cells)
+
+    def annealed(self, x: Tensor, known: Tensor, rng: torch.Generator) -> Completions:
+        """Completions of one row by annealing, from the conditional of the mixture to that of the
+        model; where weights alone are too uneven.
+
+        Parameters
+        ----------
+        x : Tensor of shape (1, d)
+        known : Tensor of bool of shape (d,)
+            All states among them.
+        rng : torch.Generator
+        """
+        open_cells = _OpenCells(self, x, known)
+        run = sequential_monte_carlo(
+            open_cells.log_density, open_cells, rng,
+            n_particles=N_PARTICLES, n_runs=N_REPLICATES, n_pilot=N_PILOT, kernel=random_walk,
+        )  # fmt: skip
+        rows = open_cells.filled(run.samples.flatten(0, 1))
+        members, _ = self.evaluate(rows)
+        log_weights = run.log_z.repeat_interleave(N_PARTICLES)[None] - math.log(len(rows))
+        error = x.new_full((1,), run.partition.std_error)
+        return Completions(
+            rows[None], log_weights, _log_mean(members)[None], _shares(members, log_weights),
+            error, N_PARTICLES * ess(run.log_z)[None],
         )  # fmt: skip
 
     # ------------------------------------------------------------------ one open cell
@@ -275,6 +326,36 @@ class Conditioner:
 
         points = conditional.quantiles(x, row, which, LEVELS.to(x))
         return quantile_nodes(points.view(n, -1), mixed)
+
+
+class _OpenCells:
+    """The open cells of one row as a distribution, that of the mixture, to anneal from."""
+
+    def __init__(self, conditioner, x, known):
+        self._conditioner, self._x, self._known = conditioner, x, known
+        self._open = ~known
+        conditional = conditioner._given(known)
+        self._log_given = conditional.log_joint(x).logsumexp(1)
+
+    def filled(self, b):
+        """Whole rows, (n, n_open) -> (n, d)."""
+        rows = self._x.repeat(len(b), 1)
+        rows[:, self._open] = b
+        return rows
+
+    def log_density(self, b):
+        """log p(a, b)."""
+        return _log_mean(self._conditioner.evaluate(self.filled(b))[0])
+
+    def log_prob(self, b):
+        """log m(b | a)."""
+        return self._conditioner.evaluate(self.filled(b))[1] - self._log_given
+
+    def sample(self, n, rng):
+        like = {"dtype": self._x.dtype, "device": self._x.device}
+        u = torch.rand(n, self._x.shape[1] + 1, generator=rng, **like).clamp_min(1e-12)
+        found = self._conditioner.of_points(self._x, self._known, u)
+        return found.x[0][:, self._open]
 
 
 def _mixture_of(model, layout, seed):

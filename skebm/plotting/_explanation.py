@@ -13,8 +13,9 @@ MOST_BARS = 12
 MOST_ROWS, MOST_COLUMNS = 40, 30
 """Rows and columns of a heat map that have labels."""
 
-FULL_COLOR = 20.0
-"""Excess, in nats, from which a cell of a heat map has the darkest colour."""
+FULL_COLORS = (5.0, 20.0)
+"""Excess, in nats, from which a cell of a heat map has the darkest colour: that of the oddest cell,
+within these limits."""
 
 
 class ExplanationDisplay:
@@ -147,7 +148,7 @@ class ExplanationDisplay:
         row : int, default=None
             Which row to draw as bars; None is a heat map, or bars where there is one row.
         cmap : str or Colormap, default="OrRd"
-            Colours of the heat map, from 0 to 20 nats.
+            Colours of the heat map, from 0 to the oddest cell, at least 5 and at most 20 nats.
 
         Returns
         -------
@@ -184,7 +185,8 @@ class ExplanationDisplay:
         tidy(ax)
 
     def _heat_map(self, ax, cmap):
-        image = ax.imshow(self.excess, aspect="auto", cmap=cmap, vmin=0.0, vmax=FULL_COLOR)
+        darkest = float(np.clip(np.nanmax(self.excess), *FULL_COLORS))
+        image = ax.imshow(self.excess, aspect="auto", cmap=cmap, vmin=0.0, vmax=darkest)
         if len(self.names) <= MOST_COLUMNS:
             ax.set_xticks(range(len(self.names)), self.names, rotation=45, ha="right")
         if len(self.excess) <= MOST_ROWS:

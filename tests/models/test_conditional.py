@@ -188,6 +188,40 @@ def test_draws_follow_the_conditional(tilted):
         assert stats.kstest(value.numpy(), "uniform").pvalue > 1e-3
 
 
+def far_from_its_base():
+    """A base that the tilt moves by many of its deviations, along two columns."""
+    eye = torch.eye(3, dtype=torch.float64)
+    base = GaussianMixtureBase([1.0], [[0.0, 0.0, 0.0]], eye[None])
+    a, b = 8.0 * eye, doubles([0.0, 45.0, -45.0])
+    model = TiltedMixture([base], [base], Same(), Quadratic(a, b))
+    mean = b / 9.0
+    model.log_partition[0] = 0.5 * (b @ mean) - 1.5 * math.log(9.0)
+    return model, GaussianMixtureBase([1.0], mean[None], eye[None] / 9.0)
+
+
+def test_where_few_completions_are_effective_rows_are_annealed():
+    with torch.no_grad():
+        model, truth = far_from_its_base()
+        torch.testing.assert_close(model.log_prob(ROWS), truth.log_prob(ROWS))
+        wanted = marginal(truth, [0]).log_prob(ROWS[:1, :1])
+        scaled = []
+        for seed in range(6):
+            found = completed(model, NUMBERS, CELLS, ROWS[:1], [True, False, False], seed=seed)
+            assert found.n_effective > 100
+            assert found.std_error < 0.5
+            scaled.append((found.log_marginal - wanted) / found.std_error)
+        assert torch.cat(scaled).abs().max() < 4.0
+        assert torch.cat(scaled).square().mean() < 4.0
+        conditioner = Conditioner.of(model, NUMBERS, seed=0)
+        known = torch.tensor([[True, False, False]])
+        rng = torch.Generator().manual_seed(0)
+        drawn, n_effective = conditioner.draw(ROWS[:1], known, CELLS, 500, rng)
+        assert n_effective > 100
+        assert drawn[0, :, 1].mean() == pytest.approx(5.0, abs=0.1)
+        assert drawn[0, :, 2].mean() == pytest.approx(-5.0, abs=0.1)
+        assert drawn[0, :, 1].std() == pytest.approx(1 / 3, rel=0.25)
+
+
 LAYOUT = Layout([3, 2], [-1, 0], 2)
 MIXED_CELLS = [Cell(state=0, n_states=3), Cell(state=1, value=2, n_states=2), Cell(value=3)]
 

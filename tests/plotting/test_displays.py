@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 from skebm.plotting import (
     AnomalyScoreDisplay,
     DensityDisplay,
+    ExplanationDisplay,
     SamplesDisplay,
     TrainingCurveDisplay,
     _density,
@@ -344,3 +345,78 @@ def test_samples_of_categories_are_bars_and_missing_cells_are_left_out():
     assert ticks == ["a", "b", "c"]
     with pytest.raises(ValueError, match="needs numbers in all cells"):
         SamplesDisplay.from_estimator(Copies(), frame, projection="pca")
+
+
+# ---------------------------------------------------------------------- two columns of many
+
+
+class ThreeNormals(StandardNormal):
+    """Three independent standard normal columns, and what is asked of some of them."""
+
+    def marginal(self, columns, *, n_draws):
+        class Marginal:
+            @staticmethod
+            def score_samples(table):
+                assert list(table) == list(columns)
+                values = np.column_stack([table[name] for name in columns]).astype(float)
+                return -0.5 * (values**2 + np.log(2 * np.pi)).sum(1)
+
+        return Marginal()
+
+    def condition(self, given):
+        class Conditional:
+            log_density_given = np.array(
+                [sum(-0.5 * (v**2 + np.log(2 * np.pi)) for v in given.values())]
+            )
+
+        return Conditional()
+
+
+def test_density_of_two_columns_of_three():
+    X = np.random.default_rng(0).normal(size=(50, 3))
+    X[3, 2] = np.nan  # a row that lacks one of them
+    options = {"features": [2, 0], "grid_resolution": 5, "show_data": True}
+    display = DensityDisplay.from_estimator(ThreeNormals(), X, **options)
+    assert display.data.shape == (49, 2)
+    assert display.ax_.get_xlabel() == "2"
+    wanted = -0.5 * (display.xx0**2 + display.xx1**2) - np.log(2 * np.pi)
+    np.testing.assert_allclose(display.log_density, wanted)
+    given = DensityDisplay.from_estimator(ThreeNormals(), X, given={1: 2.0}, **options)
+    np.testing.assert_allclose(given.log_density, wanted)  # independent of it
+
+
+def test_which_two_columns_has_to_be_said():
+    X = np.zeros((4, 3))
+    with pytest.raises(ValueError, match="name two of them in features"):
+        DensityDisplay.from_estimator(ThreeNormals(), X)
+    with pytest.raises(ValueError, match="given needs features"):
+        DensityDisplay.from_estimator(ThreeNormals(), X, given={1: 2.0})
+    with pytest.raises(ValueError, match="must name two columns"):
+        DensityDisplay.from_estimator(ThreeNormals(), X, features=[0])
+    with pytest.raises(ValueError, match="given has 1, which is one of features"):
+        DensityDisplay.from_estimator(ThreeNormals(), X, features=[0, 1], given={1: 2.0})
+
+
+# ---------------------------------------------------------------------- explanations
+
+
+def test_bars_of_a_row_are_sorted_by_excess():
+    display = ExplanationDisplay(np.array([[-0.5, 7.0, 1.0]]), ["age", "income", "region"]).plot()
+    labels = [label.get_text() for label in display.ax_.get_yticklabels()]
+    assert labels == ["age", "region", "income"]  # from below
+    np.testing.assert_allclose([bar.get_width() for bar in display.ax_.patches], [-0.5, 1.0, 7.0])
+
+
+def test_many_columns_are_cut_and_the_title_says_so():
+    display = ExplanationDisplay(np.arange(30.0)[None], [f"c{j}" for j in range(30)]).plot()
+    assert len(display.ax_.patches) == 12
+    assert "12 of 30 columns" in display.ax_.get_title(loc="left")
+
+
+def test_a_heat_map_has_a_name_for_every_row_and_column():
+    excess = np.array([[0.0, 3.0], [50.0, 1.0], [-1.0, 2.0]])
+    display = ExplanationDisplay(excess, ["a", "b"], row_names=["x", "y", "z"]).plot()
+    assert [label.get_text() for label in display.ax_.get_xticklabels()] == ["a", "b"]
+    assert [label.get_text() for label in display.ax_.get_yticklabels()] == ["x", "y", "z"]
+    np.testing.assert_array_equal(display.ax_.images[0].get_array(), excess)
+    assert len(display.plot(row=1).ax_.patches) == 2
