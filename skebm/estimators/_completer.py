@@ -74,7 +74,16 @@ class Completer:
     log_partition_std_error : ndarray of shape (n_members,)
     seed : int
     device : torch.device
+
+    Attributes
+    ----------
+    groups : list of list of int, or None
+        Columns that say the same, once they are known.
     """
+
+    columns: Columns
+    device: torch.device
+    groups: list[list[int]] | None
 
     def __init__(
         self,
@@ -86,7 +95,7 @@ class Completer:
     ):
         self.columns, self._conditioner = columns, conditioner
         self._std_error, self._seed, self.device = log_partition_std_error, seed, device
-        self.groups: list[list[int]] | None = None  # of columns that say the same, once known
+        self.groups = None
 
     @property
     def is_mixture(self) -> bool:

@@ -124,6 +124,8 @@ class MarginalDensity(_Asked):
     (4,)
     """
 
+    columns: list[Any]
+
     def __init__(self, estimator: Any, completer: Completer, columns: Any, n_draws: int):
         super().__init__(estimator, completer, n_draws)
         if completer.is_mixture:  # nothing is random about its marginals
@@ -240,6 +242,8 @@ class ConditionalDensity(_Asked):
     >>> given.sample(3, random_state=0).shape
     (3, 1)
     """
+
+    columns: list[Any]
 
     def __init__(self, estimator: Any, completer: Completer, given: Given, n_draws: int):
         super().__init__(estimator, completer, n_draws)

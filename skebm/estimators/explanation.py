@@ -87,6 +87,13 @@ class Explanation:
     (2,)
     """
 
+    columns: list[tuple[Any, ...]]
+    surprise: FloatArray
+    excess: FloatArray
+    std_error: FloatArray
+    values: Any
+    expected: Any
+
     def __init__(
         self,
         columns: list[tuple[Any, ...]],
@@ -250,7 +257,8 @@ def _cramers_v(x, y):
 
 
 def _cells_of_row(table, i):
-    """Cells of a row of a table, one by one."""
-    if hasattr(table, "iloc"):
-        return [table.iloc[i, j] for j in range(table.shape[1])]
-    return [table[i, j] for j in range(table.shape[1])]
+    """Cells of a row of a table, one by one, as Python's own objects."""
+    cells = [
+        table.iloc[i, j] if hasattr(table, "iloc") else table[i, j] for j in range(table.shape[1])
+    ]
+    return [cell.item() if isinstance(cell, np.generic) else cell for cell in cells]

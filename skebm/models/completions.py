@@ -1,7 +1,7 @@
 """Rows with their open cells filled in and weighted: their nodes, states, and draws of them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -84,14 +84,29 @@ def restricted(completions: Completions, allows: Callable[[Tensor], Tensor] | No
     return completions._replace(log_weights=log_weights.masked_fill(~allowed, -math.inf))
 
 
-def by_open_cells(known, cells):
-    """Rows with the same open columns: which ones, the columns that are known, and the cell that
-    is open alone, if it is one.
+def by_open_cells(
+    known: Tensor, cells: Sequence[Cell]
+) -> Iterator[tuple[Tensor, Tensor, Cell | None]]:
+    """Rows with the same open columns, together.
+
+    Parameters
+    ----------
+    known : Tensor of bool of shape (n, d)
+    cells : sequence of Cell
+        Where the cells of the table are.
+
+    Yields
+    ------
+    rows : Tensor of int
+        Which rows these are.
+    known : Tensor of bool of shape (d,)
+    cell : Cell or None
+        The one that is open alone.
     """
     for pattern in known.unique(dim=0):
         rows = (known == pattern).all(1).nonzero().squeeze(1)
         open = (~pattern).nonzero().squeeze(1).tolist()
-        alone = None
+        alone: Cell | None = None
         for cell in cells:
             if open == cell.columns and open:
                 alone = cell
@@ -183,7 +198,7 @@ def uniform_points(m: int, d: int, seed: int) -> Tensor:
     return torch.cat(parts).clamp(1e-9, 1.0 - 1e-9)
 
 
-def drawn_from_cell(completions, cell, n, rng):
+def drawn_from_cell(completions: Completions, cell: Cell, n: int, rng: torch.Generator) -> Tensor:
     """Draws of one cell, (n_rows, n, d): states by their masses, numbers between the nodes."""
     x, weights = completions.x, completions.weights
     n_states = x.shape[1] - completions.n_nodes
@@ -201,7 +216,7 @@ def drawn_from_cell(completions, cell, n, rng):
     return drawn
 
 
-def resampled(completions, n, rng):
+def resampled(completions: Completions, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """n of the completions of every row by their weights, in random order, and the share of those
     that repeat another one.
     """
@@ -213,7 +228,7 @@ def resampled(completions, n, rng):
     return x.gather(1, pick[..., None].expand(-1, -1, x.shape[2])), repeated
 
 
-def leading_components(shares):
+def leading_components(shares: Tensor) -> tuple[Tensor, Tensor]:
     """Components that stand for all of a row, and their weights, (n, m) each.
 
     The likeliest, as they are, and of the others some that are picked as often as their shares
@@ -229,7 +244,7 @@ def leading_components(shares):
     return torch.cat([which, other], 1), torch.cat([weight, (total / OTHERS).expand(-1, OTHERS)], 1)
 
 
-def interpolated(wanted, share, points):
+def interpolated(wanted: Tensor, share: Tensor, points: Tensor) -> Tensor:
     """Points at which rising functions have values: (n, k), (n, m), (n, m) -> (n, k)."""
     above = torch.searchsorted(share.contiguous(), wanted.contiguous())
     above = above.clamp(1, points.shape[1] - 1)

@@ -80,6 +80,8 @@ class Conditioner:
         Whether the model is the mixture, so that one completion tells what many do.
     """
 
+    is_mixture: bool
+
     def __init__(
         self,
         evaluate: Callable[[Tensor], tuple[Tensor, Tensor]],

@@ -65,6 +65,8 @@ class LatentConditioner:
         For a Bernoulli likelihood of values.
     """
 
+    is_mixture: bool
+
     def __init__(self, model: LatentVariableModel, layout: Layout):
         of_values = getattr(model.likelihood, "of_values", model.likelihood)
         if isinstance(of_values, BernoulliLikelihood):
