@@ -18,20 +18,27 @@ copyright = "2026, the skebm developers"
 version = release = __version__
 
 extensions = [
-    "mathml",
+    "inventories",
+    "katex",
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "**/GALLERY_HEADER.rst", "auto_examples/*.ipynb"]
 templates_path = ["_templates"]
 default_role = "literal"
 
-# Links into the sites of scikit-learn and torch would need the network at build time; their
-# objects are shown by name instead.
-html_math_renderer = "mathml"
+html_math_renderer = "katex"
+
+# What is copied is what is typed, without prompts and output.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 
 autosummary_generate = True
 toc_object_entries_show_parents = "hide"
