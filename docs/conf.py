@@ -20,7 +20,9 @@ version = release = __version__
 extensions = [
     "inventories",
     "katex",
+    "myst_parser",
     "numpydoc",
+    "results",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
@@ -30,6 +32,7 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
+source_suffix = {".rst": "restructuredtext"}  # of Markdown, only what a page includes
 exclude_patterns = ["_build", "**/GALLERY_HEADER.rst", "auto_examples/*.ipynb"]
 templates_path = ["_templates"]
 default_role = "literal"
