@@ -32,7 +32,6 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
-source_suffix = {".rst": "restructuredtext"}  # of Markdown, only what a page includes
 exclude_patterns = ["_build", "**/GALLERY_HEADER.rst", "auto_examples/*.ipynb"]
 templates_path = ["_templates"]
 default_role = "literal"
@@ -61,7 +60,8 @@ sphinx_gallery_conf = {
     "min_reported_time": 1,
     "show_memory": False,
     "write_computation_times": False,
-    "reset_modules": ("matplotlib",),
+    "reset_modules": ("matplotlib", "gallery.size"),
+    "within_subsection_order": "gallery.order",
     "image_srcset": ["2x"],
 }
 
