@@ -74,6 +74,31 @@ class Results(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines))
 
 
+class Costs(SphinxDirective):
+    """Processor seconds of a fit, by table and estimator, out of the files of results."""
+
+    FILES = {
+        "NCEDensity": "tables",
+        "ScoreMatchingEBM": "score_matching",
+        "ContrastiveDivergenceEBM": "divergence",
+        "FlowContrastiveDensity": "games_tables",
+    }
+
+    def run(self):
+        seconds = {}
+        for name in self.FILES.values():
+            self.env.note_dependency(str(RESULTS / f"{name}.csv"))
+            rows = read(name)
+            seconds[name] = {row.get("case") or row["table"]: row["fit_cpu_s"] for row in rows}
+        cases = sorted(read("tables"), key=lambda row: int(row["rows"]))
+        lines = [".. csv-table::", f"   :header: table,rows,columns,{','.join(self.FILES)}", ""]
+        for row in cases:
+            found = [seconds[name][row["case"]] for name in self.FILES.values()]
+            cells = [row["case"].replace("_", " "), row["rows"], row["columns"], *found]
+            lines.append("   " + ",".join(cells))
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
 def _numbers(rows, *columns):
     return np.array([[float(row[c]) for c in columns] for row in rows])
 
@@ -152,5 +177,6 @@ def draw(app):
 
 def setup(app):
     app.add_directive("results", Results)
+    app.add_directive("costs", Costs)
     app.connect("builder-inited", draw)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
