@@ -18,20 +18,29 @@ copyright = "2026, the skebm developers"
 version = release = __version__
 
 extensions = [
-    "mathml",
+    "inventories",
+    "katex",
+    "myst_parser",
     "numpydoc",
+    "results",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "**/GALLERY_HEADER.rst", "auto_examples/*.ipynb"]
 templates_path = ["_templates"]
 default_role = "literal"
 
-# Links into the sites of scikit-learn and torch would need the network at build time; their
-# objects are shown by name instead.
-html_math_renderer = "mathml"
+html_math_renderer = "katex"
+
+# What is copied is what is typed, without prompts and output.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 
 autosummary_generate = True
 toc_object_entries_show_parents = "hide"
@@ -51,7 +60,8 @@ sphinx_gallery_conf = {
     "min_reported_time": 1,
     "show_memory": False,
     "write_computation_times": False,
-    "reset_modules": ("matplotlib",),
+    "reset_modules": ("matplotlib", "gallery.size"),
+    "within_subsection_order": "gallery.order",
     "image_srcset": ["2x"],
 }
 
@@ -63,6 +73,7 @@ html_show_sourcelink = False
 html_theme_options = {
     "show_prev_next": True,
     "navigation_with_keys": False,
+    "header_links_before_dropdown": 6,
     "navbar_end": ["theme-switcher"],
     "footer_start": ["copyright"],
     "footer_end": [],

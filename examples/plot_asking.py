@@ -13,20 +13,14 @@ The table comes with the package palmerpenguins (Horst, Hill and Gorman 2020).
 # One density of all columns
 # --------------------------
 
-import os
-
 import matplotlib.pyplot as plt
 from palmerpenguins import load_penguins
 
-from skebm import Boosting, NCEDensity
+from skebm import NCEDensity
 from skebm.plotting import DensityDisplay, ExplanationDisplay
 
-# A small setting for a quick check of the code; the numbers then mean little.
-SMOKE = os.environ.get("SKEBM_SMOKE") == "1"
-small = {"n_members": 2, "energy_model": Boosting(max_iter=3)} if SMOKE else {}
-
 penguins = load_penguins().drop(columns="year")
-density = NCEDensity(random_state=0, **small).fit(penguins)
+density = NCEDensity(random_state=0).fit(penguins)
 print(density.summary())
 
 # %%
@@ -37,7 +31,7 @@ print(density.summary())
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
 bill = ["bill_length_mm", "bill_depth_mm"]
-options = {"features": bill, "grid_resolution": 10 if SMOKE else 50}
+options = {"features": bill, "grid_resolution": 40}
 DensityDisplay.from_estimator(
     density, penguins, show_data=True, ax=axes[0], **options
 )

@@ -18,19 +18,15 @@ product integrate to one. This page draws the three.
 # Gaussians for two moons, so that there is something left to correct. (The default base is far
 # better: see :ref:`base_and_members`.)
 
-import os
-
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.mixture import GaussianMixture
 
-from skebm import Boosting, NCEDensity
+from skebm import NCEDensity
 from skebm.datasets import TwoMoons
 
-SMOKE = os.environ.get("SKEBM_SMOKE") == "1"
-
 moons = TwoMoons()
-X = moons.sample(500 if SMOKE else 4000, random_state=0)
+X = moons.sample(4000, random_state=0)
 base = GaussianMixture(4, random_state=0).fit(X)
 
 # %%
@@ -38,8 +34,7 @@ base = GaussianMixture(4, random_state=0).fit(X)
 # --------
 # With one base for all members, the tilt is what the model adds to the log-density of the base.
 
-small = {"energy_model": Boosting(max_iter=3)} if SMOKE else {}
-est = NCEDensity(base=base, random_state=0, **small).fit(X)
+est = NCEDensity(base=base, random_state=0).fit(X)
 
 low, high = X.min(axis=0) - 0.3, X.max(axis=0) + 0.3
 xx0, xx1 = np.meshgrid(
@@ -105,7 +100,7 @@ X = claw.sample(300, random_state=3)
 line = np.linspace(-3.0, 3.0, 400)[:, None]
 members = []
 for train, _ in KFold(4, shuffle=True, random_state=0).split(X):
-    member = NCEDensity(n_members=1, random_state=0, **small).fit(X[train])
+    member = NCEDensity(n_members=1, random_state=0).fit(X[train])
     members.append(member.score_samples(line))
 mean = np.logaddexp.reduce(members, axis=0) - np.log(len(members))
 

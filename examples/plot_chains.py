@@ -13,20 +13,15 @@ that is a single Gaussian. Then chains of :mod:`skebm.samplers` run on what it f
 # One member, so that there is one energy to look at, and a larger learning rate, since a
 # base this poor leaves a lot to learn.
 
-import os
-
 import numpy as np
 
 from skebm import ContrastiveDivergenceEBM, Network
 from skebm.datasets import EightGaussians
 
-# A small setting for a quick check of the code; the numbers then mean little.
-SMOKE = os.environ.get("SKEBM_SMOKE") == "1"
-small = {"max_epochs": 3} if SMOKE else {}
-network = Network(learning_rate=3e-3, **small)
+network = Network(learning_rate=3e-3)
 
 gaussians = EightGaussians()
-X = gaussians.sample(400 if SMOKE else 2000, random_state=0)
+X = gaussians.sample(2000, random_state=0)
 est = ContrastiveDivergenceEBM(
     base="gaussian", energy_model=network, n_members=1, random_state=0
 ).fit(X)
@@ -137,7 +132,7 @@ for ax, (title, rows) in zip(axes, frames(ring, (20, 100)).items(), strict=True)
 # of the modes are from one eighth each, and how far they are in as many rows of the data's
 # distribution.
 
-n_steps = 20 if SMOKE else 200
+n_steps = 200
 one_mode = torch.zeros(200, 2, dtype=torch.float64)
 one_mode[:, 0] = gaussians.radius
 options = {"n_steps": n_steps, "n_keep": n_steps, "step_size": 0.35}

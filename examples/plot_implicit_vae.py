@@ -14,8 +14,6 @@ of 8 x 8 pixels.
 # Grey levels are whole numbers from 0 to 16. A density of them could be made as high as one
 # likes, so that each level is spread over the step above it.
 
-import os
-
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy.special import logsumexp
@@ -26,10 +24,6 @@ from sklearn.model_selection import train_test_split
 
 from skebm import ImplicitVAE
 
-# A small setting for a quick check of the code; the numbers then mean little.
-SMOKE = os.environ.get("SKEBM_SMOKE") == "1"
-small = {"max_epochs": 1} if SMOKE else {}
-
 X, y = load_digits(return_X_y=True)
 X = (X + np.random.default_rng(0).random(X.shape)) / 17
 X_train, X_test, y_train, y_test = train_test_split(
@@ -39,9 +33,9 @@ X_train, X_test, y_train, y_test = train_test_split(
 # %%
 # The ordinary, Gaussian encoder is the quicker one, and enough here.
 
-vae = ImplicitVAE(
-    n_components=12, encoder="gaussian", random_state=0, **small
-).fit(X_train)
+vae = ImplicitVAE(n_components=12, encoder="gaussian", random_state=0).fit(
+    X_train
+)
 
 # %%
 # Factor analysis is the same with a linear decoder, and is where the training starts. Nats
@@ -111,8 +105,7 @@ for line, chosen, name in zip(
 # square.
 
 # the default encoder; fewer epochs than the default
-few = {"max_epochs": 250} | small
-plane = ImplicitVAE(n_components=2, random_state=0, **few).fit(X_train)
+plane = ImplicitVAE(n_components=2, random_state=0, max_epochs=250).fit(X_train)
 places = norm.cdf(plane.transform(X_test))
 
 steps = (np.arange(10) + 0.5) / 10

@@ -15,19 +15,13 @@ The table comes with the package palmerpenguins (Horst, Hill and Gorman 2020).
 # The table
 # ---------
 
-import os
-
 import numpy as np
 import pandas as pd
 from palmerpenguins import load_penguins
 from sklearn.model_selection import KFold, cross_val_predict, train_test_split
 
-from skebm import Boosting, NCEDensity
+from skebm import NCEDensity
 from skebm.plotting import AnomalyScoreDisplay, SamplesDisplay
-
-# A small setting for a quick check of the code; the numbers then mean little.
-SMOKE = os.environ.get("SKEBM_SMOKE") == "1"
-small = {"n_members": 2, "energy_model": Boosting(max_iter=3)} if SMOKE else {}
 
 penguins = load_penguins()
 train, test = train_test_split(penguins, test_size=0.25, random_state=0)
@@ -44,7 +38,7 @@ penguins.isna().sum()
 # How was each column taken? Text is a category, and the rest are numbers, of which draws lie on
 # the grid that the column has (``step``). Missing cells are a state where there are any.
 
-density = NCEDensity(random_state=0, **small).fit(train)
+density = NCEDensity(random_state=0).fit(train)
 print(density.summary())
 
 report = pd.DataFrame(density.columns_).set_index("name")
@@ -88,7 +82,7 @@ assert right_sex.mean() > 0.8
 # in inches.
 
 folds = KFold(5, shuffle=True, random_state=0)
-model = NCEDensity(random_state=0, **small)
+model = NCEDensity(random_state=0)
 odd = cross_val_predict(model, penguins, cv=folds, method="decision_function")
 measured = penguins["body_mass_g"].notna()
 unsexed = penguins["sex"].isna() & measured

@@ -13,23 +13,16 @@ all of the shape is learnt from the arrows, and the distribution is one whose sc
 # Two moons, with a base that knows only their mean and covariance. A base this poor leaves a lot
 # to learn, which a larger learning rate does sooner.
 
-import os
-
 import numpy as np
 
 from skebm import Network, ScoreMatchingEBM
 from skebm.datasets import TwoMoons
 
-# A small setting for a quick check of the code; the numbers then mean little.
-SMOKE = os.environ.get("SKEBM_SMOKE") == "1"
-n_members, small = (2, {"max_epochs": 3}) if SMOKE else (4, {})
-
 moons = TwoMoons()
-X = moons.sample(400 if SMOKE else 3000, random_state=0)
+X = moons.sample(3000, random_state=0)
 est = ScoreMatchingEBM(
     base="gaussian",
-    energy_model=Network(learning_rate=3e-3, **small),
-    n_members=n_members,
+    energy_model=Network(learning_rate=3e-3),
     random_state=0,
 ).fit(X)
 print(f"method_ = {est.method_}, sigma_ = {est.sigma_.round(3)}")

@@ -1,5 +1,6 @@
 """What the displays share: the import of matplotlib, the colours, the names of columns."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,29 @@ def column_names(estimator: Any, X: Any = None, n_features: int | None = None) -
     return [str(name) for name in names]
 
 
+def positions(columns: Sequence[Any], names: list) -> list[int]:
+    """Positions of columns given by number or by name."""
+    unknown = [c for c in columns if isinstance(c, str) and c not in names]
+    if unknown:
+        raise ValueError(f"No column named {unknown[0]!r}; the columns are {names}.")
+    return [names.index(c) if isinstance(c, str) else int(c) for c in columns]
+
+
 def tidy(ax: Any) -> None:
     """Leave the two spines that carry the scales."""
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def above(ax: Any, handles: Any, labels: Any) -> None:
+    """Put the legend above the axes, where it covers no data."""
+    ax.legend(
+        handles,
+        labels,
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=2,
+        borderaxespad=0.0,
+        handlelength=1.6,
+        columnspacing=1.4,
+    )

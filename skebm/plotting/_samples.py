@@ -8,7 +8,16 @@ from numpy.typing import ArrayLike
 
 from skebm._typing import RandomState
 
-from ._common import DATA_COLOR, MODEL_COLOR, coded, column_names, import_pyplot, tidy
+from ._common import (
+    DATA_COLOR,
+    MODEL_COLOR,
+    above,
+    coded,
+    column_names,
+    import_pyplot,
+    positions,
+    tidy,
+)
 
 
 class SamplesDisplay:
@@ -27,6 +36,8 @@ class SamplesDisplay:
         The names of the columns.
     levels : sequence of (sequence or None), default=None
         The categories of each column whose numbers are their codes; None for columns of numbers.
+    n_features : int, default=None
+        Number of columns of the table, if only some are shown; the legend says so.
 
     Attributes
     ----------
@@ -61,11 +72,13 @@ class SamplesDisplay:
         *,
         names: Sequence[Any],
         levels: Sequence[Sequence[Any] | None] | None = None,
+        n_features: int | None = None,
     ):
         self.data = data
         self.samples = samples
         self.names = names
         self.levels = [None] * len(names) if levels is None else levels
+        self.n_features = n_features
 
     @classmethod
     def from_estimator(
@@ -91,7 +104,8 @@ class SamplesDisplay:
         X : array-like of shape (n_samples, n_features)
             The data to compare with, best rows the estimator has not seen.
         columns : sequence of int or str, default=None
-            The columns to show. None shows the first three.
+            The columns to show. None shows the first three, and the legend says so where there are
+            more.
         projection : {"pca"}, default=None
             Show instead the two leading principal components of X, of its columns divided by
             their standard deviations.
@@ -127,15 +141,18 @@ class SamplesDisplay:
             if np.isnan(data).any() or any(levels):
                 raise ValueError("projection='pca' needs numbers in all cells.")
             data, samples = _principal_plane(data, samples)
-            levels = None
+            levels, n_features = None, None
             names = ["first principal component", "second principal component"]
         elif projection is not None:
             raise ValueError(f"projection must be 'pca' or None, got {projection!r}.")
         else:
-            chosen = _positions(columns, names)
+            chosen = (
+                list(range(min(3, len(names)))) if columns is None else positions(columns, names)
+            )
+            n_features = len(names) if columns is None and len(chosen) < len(names) else None
             data, samples = data[:, chosen], samples[:, chosen]
             names, levels = [names[j] for j in chosen], [levels[j] for j in chosen]
-        display = cls(data, samples, names=names, levels=levels)
+        display = cls(data, samples, names=names, levels=levels, n_features=n_features)
         return display.plot(ax=ax, **plot_params) if plot else display
 
     def plot(self, ax: Any = None, *, max_points: int = 1000, bins: int = 30) -> Self:
@@ -165,13 +182,13 @@ class SamplesDisplay:
         if k == 1:
             self._histogram(ax, 0, bins)
             ax.set_xlabel(self.names[0])
-            self._legend(ax)
+            above(ax, *self._handles())
             self.ax_ = ax
         elif k == 2:
             self._scatter(ax, 0, 1, max_points)
             ax.set_xlabel(self.names[0])
             ax.set_ylabel(self.names[1])
-            self._legend(ax)
+            above(ax, *self._handles())
             self.ax_ = ax
         else:
             self.ax_ = self._grid(ax, max_points, bins)
@@ -203,7 +220,12 @@ class SamplesDisplay:
                     panel.tick_params(labelleft=False)
                 axes[row, column] = panel
         corner = axes[0, 0].get_subplotspec().get_topmost_subplotspec().get_position(ax.figure)
-        self._legend(ax.figure, loc="upper right", bbox_to_anchor=(corner.x1, corner.y1))
+        handles, labels = self._handles()
+        shown = None if self.n_features is None else f"{k} of {self.n_features} columns"
+        ax.figure.legend(
+            handles, labels, title=shown, frameon=False, handletextpad=0.2,
+            loc="upper right", bbox_to_anchor=(corner.x1, corner.y1),
+        )  # fmt: skip
         return axes
 
     def _scatter(self, ax, first, second, max_points):
@@ -221,14 +243,14 @@ class SamplesDisplay:
         ax.scatter(*points[order].T, s=7, c=colors[order], alpha=0.6, linewidths=0, rasterized=True)
         tidy(ax)
 
-    def _legend(self, artist, **where):
+    def _handles(self):
+        """What a legend shows, and its words."""
         from matplotlib.lines import Line2D
 
-        handles = [
-            Line2D([], [], linestyle="", marker="o", markersize=5, color=color, label=label)
-            for _, color, label in self._kinds()
-        ]
-        artist.legend(handles=handles, frameon=False, handletextpad=0.2, **where)
+        style = {"linestyle": "", "marker": "o", "markersize": 5}
+        kinds = self._kinds()
+        handles = [Line2D([], [], color=color, **style) for _, color, _ in kinds]
+        return handles, [label for _, _, label in kinds]
 
     def _histogram(self, ax, column, bins):
         both = np.concatenate([self.data[:, column], self.samples[:, column]])
@@ -272,16 +294,6 @@ def _thin(rows, n_most):
     if len(rows) <= n_most:
         return rows
     return rows[np.linspace(0, len(rows) - 1, n_most).astype(int)]
-
-
-def _positions(columns, names):
-    """Positions of columns given by number or by name."""
-    if columns is None:
-        return list(range(min(3, len(names))))
-    unknown = [c for c in columns if isinstance(c, str) and c not in names]
-    if unknown:
-        raise ValueError(f"No column named {unknown[0]!r}; the columns are {names}.")
-    return [names.index(c) if isinstance(c, str) else int(c) for c in columns]
 
 
 def _principal_plane(data, samples):

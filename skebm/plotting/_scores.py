@@ -5,7 +5,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._common import DATA_COLOR, MARK_COLOR, MODEL_COLOR, import_pyplot, tidy
+from ._common import DATA_COLOR, MARK_COLOR, MODEL_COLOR, above, import_pyplot, tidy
 
 
 class AnomalyScoreDisplay:
@@ -188,7 +188,7 @@ class AnomalyScoreDisplay:
         ax.set_xlabel(self.score_name)
         ax.set_ylabel("number of rows")
         if self.threshold is not None or self.labels is not None:
-            ax.legend(frameon=False, loc="upper left")
+            above(ax, *ax.get_legend_handles_labels())
         tidy(ax)
         self.ax_, self.figure_ = ax, ax.figure
         return self

@@ -4,7 +4,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ._common import DATA_COLOR, MARK_COLOR, MODEL_COLOR, import_pyplot, tidy
+from ._common import DATA_COLOR, MARK_COLOR, MODEL_COLOR, above, import_pyplot, tidy
 
 
 class TrainingCurveDisplay:
@@ -136,7 +136,7 @@ class TrainingCurveDisplay:
             handles, labels = handles + more[0], labels + more[1]
         ax.set_xlabel("n_iter")
         ax.set_ylabel("held-out log-likelihood (nats)")
-        ax.legend(handles, labels, frameon=False, loc="best")
+        above(ax, handles, labels)
         tidy(ax)
         self.ax_, self.figure_ = ax, ax.figure
         return self

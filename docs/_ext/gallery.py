@@ -1,0 +1,79 @@
+"""The order of the gallery, and a small setting for its long pages.
+
+With ``SKEBM_SMOKE=1`` the pages of `LONG` are run with few rows, members, trees and epochs: the
+code is checked, and the numbers mean little. The pages themselves know nothing of it.
+"""
+
+import functools
+import os
+from pathlib import Path
+
+from sklearn.base import clone
+
+from skebm import Boosting, Network
+from skebm.estimators._base import BaseDensity
+
+ORDER = [
+    "quickstart",
+    "plot_mixed_table",
+    "plot_asking",
+    "plot_true_density",
+    "plot_synthetic_rows",
+    "plot_comparing_models",
+    "plot_trust",
+    "plot_own_energy",
+    "plot_own_classifier",
+    "plot_generative_classifier",
+    "plot_pipelines",
+    "plot_callbacks",
+    "plot_large",
+    "plot_saving",
+    "plot_base_and_members",
+    "plot_score_field",
+    "plot_chains",
+    "plot_flow_contrastive",
+    "plot_implicit_vae",
+    "plot_log_z",
+]
+LONG = {
+    "plot_asking",
+    "plot_base_and_members",
+    "plot_chains",
+    "plot_flow_contrastive",
+    "plot_implicit_vae",
+    "plot_mixed_table",
+    "plot_score_field",
+    "plot_true_density",
+}
+N_ROWS, N_MEMBERS, N_TREES, N_EPOCHS = 400, 2, 3, 3
+
+fit = BaseDensity.fit
+
+
+@functools.wraps(fit)
+def small_fit(self, X, *args, **kwargs):
+    self.n_members = min(getattr(self, "n_members", 1), N_MEMBERS)
+    if hasattr(self, "max_epochs"):  # of ImplicitVAE
+        self.max_epochs = N_EPOCHS
+    energy = getattr(self, "energy_model", None)
+    if energy == "auto":
+        energy = Boosting() if type(self).__name__ == "NCEDensity" else Network()
+    if isinstance(energy, Boosting):
+        self.energy_model = clone(energy).set_params(max_iter=N_TREES)
+    elif isinstance(energy, Network):
+        self.energy_model = clone(energy).set_params(max_epochs=N_EPOCHS)
+    if getattr(self, "correction", None) == "auto":
+        self.correction = Boosting(max_iter=N_TREES)
+    return fit(self, X[:N_ROWS], *args, **kwargs)
+
+
+def size(gallery_conf, fname):
+    """Before each page: whole, or small. (Its `fit` is the one that the docstrings show.)"""
+    small = os.environ.get("SKEBM_SMOKE") == "1" and Path(fname).stem in LONG
+    BaseDensity.fit = small_fit if small else fit
+
+
+def order(fname):
+    """Place of a page; what is not listed comes last."""
+    name = Path(fname).stem
+    return ORDER.index(name) if name in ORDER else len(ORDER)
