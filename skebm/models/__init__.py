@@ -1,5 +1,6 @@
 """Models: what a fit ends with, torch modules on standardised columns that know no estimator."""
 
+from skebm.models.centred import CentredEnergy, StateDraws
 from skebm.models.latent import LatentVariableModel, antithetic_noise
 from skebm.models.tilted import (
     CLIP,
@@ -15,12 +16,14 @@ from skebm.models.tilted import (
 
 __all__ = [
     "CLIP",
+    "CentredEnergy",
     "FeatureMap",
     "LatentVariableModel",
     "MarginalBin",
     "ModesAndBackground",
     "ModesTogether",
     "ScaleAverage",
+    "StateDraws",
     "TiltedMixture",
     "antithetic_noise",
     "feature_scores",
