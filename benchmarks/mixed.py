@@ -24,6 +24,8 @@ towards those of the whole table, as if each class had one row more, so that no 
 Independent columns: masses of states, and for the numbers of a column a Gaussian mixture or a
 kernel density (`_peers.py`), whichever has more held-out likelihood.
 
+"skebm" is NCEDensity; "score_matching" and "contrastive_divergence" run where they are named.
+
 Draws: HistGradientBoosting learns to tell up to 1,000 draws from as many held-out rows; printed is
 the area under the ROC curve of its cross-validated scores, as a mean over five seeds (.5 where it
 cannot tell). "gmm" draws from a Gaussian mixture of standardised numbers, one-hot codes and
@@ -386,11 +388,18 @@ def fit_rows(X, codes, seed):
     return None, lambda n, seed: codes.decode(*codes.encode(X.sample(n, random_state=seed))), {}
 
 
-def fit_skebm(X, seed):
-    """NCEDensity at its defaults; it is given the frame as it is."""
-    from skebm import NCEDensity
+OURS = {
+    "skebm": "NCEDensity",
+    "score_matching": "ScoreMatchingEBM",
+    "contrastive_divergence": "ContrastiveDivergenceEBM",
+}
 
-    est = NCEDensity(random_state=seed).fit(X)
+
+def fit_ours(X, method, seed):
+    """An estimator of skebm at its defaults; it is given the frame as it is."""
+    import skebm
+
+    est = getattr(skebm, OURS[method])(random_state=seed).fit(X)
     return est.score_samples, lambda n, seed: est.sample(n, random_state=seed), {}
 
 
@@ -400,7 +409,7 @@ OTHERS = {
     "gmm": fit_gmm_on_codes,
     "rows": fit_rows,
 }
-METHODS = ["skebm", *OTHERS]
+METHODS = [*OURS, *OTHERS]
 
 # ---------------------------------------------------------------- measures
 
@@ -463,8 +472,8 @@ def run(name, method, seed):
     X, codes = load(name), Codes(load(name), TABLES[name].atoms)
     X_train, X_test = train_test_split(X, test_size=0.2, random_state=seed)
     start = time.process_time()
-    if method == "skebm":
-        log_density, draw, chosen = fit_skebm(X_train, seed)
+    if method in OURS:
+        log_density, draw, chosen = fit_ours(X_train, method, seed)
     else:
         spread = codes.spread(X_train, np.random.RandomState(seed))
         log_density, draw, chosen = OTHERS[method](spread, codes, seed)
@@ -549,7 +558,8 @@ def describe(name):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--names", nargs="+", choices=TABLES, default=list(TABLES))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    default = ["skebm", *OTHERS]
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=default)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", default="mixed.json")

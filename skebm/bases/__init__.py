@@ -31,6 +31,7 @@ from skebm.bases._fit import (
 )
 from skebm.bases._flow_training import JUDGED_AT_ONCE, fit_flow, train_flows
 from skebm.bases._flows import build_flow
+from skebm.bases._given_states import values_given_states
 from skebm.bases._implicit import ImplicitGenerator
 from skebm.bases._marginal import MarginalGaussianization
 from skebm.bases._mixed import (
@@ -91,4 +92,5 @@ __all__ = [
     "patterns",
     "stacking_weights",
     "train_flows",
+    "values_given_states",
 ]

@@ -15,7 +15,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from skebm.derivatives._kernels import SiLU, SinCos
-from skebm.derivatives._tangents import Node, Normalise, NoRule, Record, Rows, Tangent, require
+from skebm.derivatives._tangents import (
+    NO_COLUMN,
+    Node,
+    Normalise,
+    NoRule,
+    Record,
+    Rows,
+    Tangent,
+    require,
+)
 
 __all__ = ["Jet", "normalise"]
 
@@ -253,7 +262,7 @@ def _product(h, weight, value):
         if tangent is record.tangent:
             return Jet(value, Tangent(Rows(rows.unsqueeze(-2))), record, n)
         if _in_equal_parts(columns, d):
-            order = columns.argsort(stable=True)
+            order = columns.argsort(stable=True)[int((columns == NO_COLUMN).sum()) :]
             rows = rows.index_select(-2, order).unflatten(-2, (d, -1))
             scale = _factor(h).index_select(-1, order).unflatten(-1, (d, -1))
             return Jet(value, Tangent(Rows(rows, scale.transpose(-2, -3))), record, n)
@@ -263,7 +272,7 @@ def _product(h, weight, value):
 
 
 def _in_equal_parts(columns, n_columns):
-    counts = torch.bincount(columns, minlength=n_columns)
+    counts = torch.bincount(columns[columns != NO_COLUMN], minlength=n_columns)
     return bool((counts == counts[0]).all())
 
 
@@ -384,8 +393,9 @@ def _joined(join, jets, dim):
     value = join([_value(j) for j in jets], dim)
     first = next(j for j in jets if _is_jet(j))
     record, n = first.record, first.n_row_axes
+    jets = [j if _is_jet(j) else _constant(j, record, n) for j in jets]
     dim = dim if dim < 0 else dim - value.ndim
-    same = all(_is_jet(j) and j.record is record and j.n_row_axes == n for j in jets)
+    same = all(j.record is record and j.n_row_axes == n for j in jets)
     if not same or any(j.tangent is None for j in jets) or dim + value.ndim < n:
         return Jet(value, None, record, n)
     rows = [j.shape[n:] for j in jets]
@@ -401,6 +411,13 @@ def _joined(join, jets, dim):
         return Jet(value, Tangent(base, joined(*map(_factor, jets))), record, n)
     node = Node(lambda _, *parts: joined(*parts), *(j.tangent.dense(n) for j in jets))
     return Jet(value, Tangent(node), record, n)
+
+
+def _constant(value, record, n):
+    """Jet of what does not depend on z: of no column, with derivative zero."""
+    row = value.shape[n:]
+    base = torch.full(row, NO_COLUMN, device=value.device)
+    return Jet(value, Tangent(base, value.new_zeros((1,) * n + row)), record, n)
 
 
 @_rule("sum")

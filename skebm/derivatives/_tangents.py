@@ -16,10 +16,23 @@ from torch import Tensor
 
 from skebm.derivatives._kernels import Normalised
 
-__all__ = ["BLOCK", "NoRule", "Node", "Normalise", "Record", "Rows", "Tangent", "require"]
+__all__ = [
+    "BLOCK",
+    "NO_COLUMN",
+    "NoRule",
+    "Node",
+    "Normalise",
+    "Record",
+    "Rows",
+    "Tangent",
+    "require",
+]
 
 BLOCK = 1 << 19
 """Entries of J in the largest layer that are computed at a time: they should stay in the cache."""
+
+NO_COLUMN = -1
+"""In place of the number of a column of z, for an entry that depends on none."""
 
 
 class NoRule(Exception):
@@ -137,7 +150,8 @@ class Tangent:
     Parameters
     ----------
     base : Node, or Tensor of the shape of a row
-        Of a tensor, the entries are numbers of columns of z, and J is 1 in that column's direction.
+        Of a tensor, the entries are numbers of columns of z, and J is 1 in that column's direction;
+        `NO_COLUMN` stands at constants, whose factor is 0.
     factor : Tensor or float
     """
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skebm._layout import Layout
 from skebm._random import spawn
 from skebm._statistics import weighted_quantile
 
@@ -149,30 +148,26 @@ class PeriodicEmbedding(nn.Module):
 
 
 class MixedEmbedding(nn.Module):
-    """Indicators of states beside an embedding of values.
+    """Indicators of states as they are, beside an embedding of the values after them.
 
     The first layer of a network makes a learned vector of each state of these. A value that is
     absent is embedded as zero, and its state says that it is.
 
     Parameters
     ----------
-    layout : Layout
-    values : nn.Module, optional
-        Embedding of the values alone; as they are by default.
+    n_indicators : int
+    values : nn.Module
+        Embedding of the values alone.
     """
 
-    layout: Layout
+    n_indicators: int
     n_outputs: int
 
-    def __init__(self, layout: Layout, values: nn.Module | None = None):
+    def __init__(self, n_indicators: int, values: Any):
         super().__init__()
-        self.layout, self.values = layout, values
-        n_values: Any = layout.n_values if values is None else values.n_outputs
-        self.n_outputs = sum(layout.sizes) + n_values
+        self.n_indicators, self.values = n_indicators, values
+        self.n_outputs = n_indicators + values.n_outputs
 
-    def forward(self, z: Tensor) -> Tensor:
-        numbers = self.layout.as_numbers(z)
-        indicators, values = numbers.split([sum(self.layout.sizes), self.layout.n_values], dim=-1)
-        if self.values is not None:
-            values = self.values(values)
-        return torch.cat([indicators, values], dim=-1)
+    def forward(self, numbers: Tensor) -> Tensor:
+        n = self.n_indicators
+        return torch.cat([numbers[..., :n], self.values(numbers[..., n:])], dim=-1)

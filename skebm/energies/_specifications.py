@@ -83,7 +83,7 @@ class Network(_Specification):
         frequencies, which are smooth. "piecewise_linear" is the position between the quantiles of
         the column, whose gradient jumps at them. None are the raw columns. "auto" is the method's
         own: piecewise linear for noise-contrastive estimation, periodic where a method needs a
-        smooth energy.
+        smooth energy, and raw columns where that has rows with states.
     learning_rate : float or "auto", default="auto"
         Step size of AdamW. "auto" is the method's own.
     weight_decay : float, default=1e-3
@@ -323,15 +323,16 @@ class Network(_Specification):
             encoder = PeriodicEmbedding(n_values, n_members, rng=rng)
         elif kind == "piecewise_linear" and n_values:
             encoder = PiecewiseLinearEmbedding(rows, weights=weights)
-        if mixed is not None:
-            encoder = MixedEmbedding(mixed, encoder)
-        return MLPEnergy(
-            n_features,
+        if mixed is not None and encoder is not None:
+            encoder = MixedEmbedding(sum(mixed.sizes), encoder)
+        energy = MLPEnergy(
+            n_features if mixed is None else mixed.n_numbers,
             n_members,
             hidden_layer_sizes=layer_sizes(self.hidden_layer_sizes),
             embedding=encoder,
             rng=rng,
         )
+        return energy if mixed is None else OnNumbers(mixed, energy)
 
     def _module_arguments(self):
         return {

@@ -166,6 +166,25 @@ class OnNumbers(StackedEnergy):
     def stacked(self, z: Tensor) -> Tensor:
         return self.energy(self.layout.as_numbers(z))
 
+    def of_values(self, z: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """f as a function of the values of rows, whose states stay what they are.
+
+        Parameters
+        ----------
+        z : Tensor of shape (K, n, n_features)
+
+        Returns
+        -------
+        energy : callable
+            (K, n, n_values) -> (K, n). It does not depend on values that are absent.
+        values : Tensor of shape (K, n, n_values)
+            Those of the rows, 0 where one is absent.
+        """
+        numbers = self.layout.as_numbers(z)
+        indicators, values = numbers.split([sum(self.layout.sizes), self.layout.n_values], dim=-1)
+        present = (~z[..., self.layout.n_states :].isnan()).to(z.dtype)
+        return lambda v: self.energy(torch.cat([indicators, v * present], dim=-1)), values
+
     def member(self, k: int) -> "OnNumbers":
         return OnNumbers(self.layout, self.energy.member(k))
 

@@ -204,8 +204,9 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         ----------
         X : array-like of shape (n_samples, n_features)
             Rows; numpy, pandas, polars or torch, at least two different ones. Numbers are finite;
-            `NCEDensity` and `ImplicitVAE` also take missing cells and categories. Of tensors,
-            results are arrays; under scikit-learn's array API dispatch they are tensors, too.
+            `NCEDensity`, `ScoreMatchingEBM`, `ContrastiveDivergenceEBM` and `ImplicitVAE` also take
+            missing cells and categories. Of tensors, results are arrays; under scikit-learn's array
+            API dispatch they are tensors, too.
         y : Ignored
             Present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None

@@ -20,6 +20,7 @@ from skebm.training.chains import SAMPLERS, Chains, Moves
 from skebm.training.contrastive_divergence import train_by_contrastive_divergence
 
 from ._base import parameters
+from ._mixed import MixedDensity
 from ._tilted import TiltedDensity
 
 MIN_ACCEPTANCE = 0.1
@@ -33,7 +34,7 @@ SAMPLED_CHAINS = 8192
 
 
 @parameters
-class ContrastiveDivergenceEBM(TiltedDensity):
+class ContrastiveDivergenceEBM(MixedDensity, TiltedDensity):
     r"""Normalised density by contrastive divergence: maximum likelihood with Markov chains.
 
     .. math:: \log p(x) = \log q(x) + f(x) - \log Z \quad\text{(nats, in the units of X)}
@@ -64,7 +65,9 @@ class ContrastiveDivergenceEBM(TiltedDensity):
     reinit_fraction : float, default=1.0
         Share of the moved persistent chains that a fresh draw of the base is proposed to. The
         model decides (independence Metropolis), so that its distribution does not change: this is
-        how chains get from mode to mode.
+        how chains get from mode to mode. Rows with states move from state to state in no other
+        way, so that every chain of them is offered a draw before every move, also those that start
+        at the rows.
     base : str, list of str, distribution or None, default="auto"
         As in :class:`~skebm.NCEDensity`. None is the pure energy-based model, exp(f) / Z with a
         confining Gaussian of three standard deviations.
@@ -74,7 +77,8 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         torch module (instance, or a class or factory called with n_features),
         (n, n_features) -> (n,) or (n, 1), which is copied and never trained itself. None: no f, the
         base alone. Settings such as ``energy_model__learning_rate`` are searched where a `Network`
-        is given. Energies see Gaussianised columns clipped to five standard deviations.
+        is given. Energies see Gaussianised columns clipped to five standard deviations; of rows
+        with states an indicator of every state, and after them the values, 0 where a row has none.
     n_members : int, default=4
         Members of the cross-fitted ensemble. 1 is the plain model with a validation split.
     n_partition_samples : int or "auto", default="auto"
@@ -97,6 +101,20 @@ class ContrastiveDivergenceEBM(TiltedDensity):
     device : str, default="auto"
         "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Networks train, and the
         model scores and samples, on the device; all else is fitted on the CPU.
+    categorical_features : "from_dtype", array-like or None, default="from_dtype"
+        Columns that hold categories. "from_dtype", the default, takes those of a frame whose dtype
+        is of categories, booleans, strings or objects that are no numbers. Otherwise names, numbers
+        or a mask of columns, of an array, too; None for no column.
+    max_categories : int or None, default=None
+        Rare categories of a column share one probability, so that it has at most so many. Without
+        it a column with more than 255 categories, or with more than 10 and than a tenth of the
+        rows, is refused: it may be an identifier.
+    atoms : {"auto", "off"} or dict, default="auto"
+        Numbers that have a probability of their own, such as an amount of zero. "auto" finds values
+        that many rows share in a column that otherwise hardly repeats one, where bootstrap samples
+        agree. A dict gives them by column, ``{"amount": [0]}``.
+    handle_missing : {"state", "error"}, default="state"
+        Whether a missing cell is a state of its column with a probability of its own, or an error.
     n_jobs : int or None, default=None
         Candidates of the base, and members, that are fitted side by side by joblib: in threads, or
         where ``joblib.parallel_config`` says. None is as many as that says, one within a search
@@ -118,8 +136,8 @@ class ContrastiveDivergenceEBM(TiltedDensity):
     Attributes
     ----------
     persistent_chains_ : ndarray of shape (n_members, 256, n_features)
-        Where the persistent chains were at the end of training, in the units of X. Only if
-        `persistent` and something was trained.
+        Where the persistent chains were at the end of training, in the units of X; categories are
+        numbered as in `columns_`. Only if `persistent` and something was trained.
     chain_diagnostics_ : dict
         What the chains did, of the last quarter of training: ``step_size`` and
         ``acceptance_rate`` of the sampler, ndarrays of shape (n_members,); ``move_acceptance_rate``
@@ -170,6 +188,9 @@ class ContrastiveDivergenceEBM(TiltedDensity):
     out_of_fold_decision_function_ : ndarray of shape (n_rows,)
         `out_of_fold_scores_` above `out_of_fold_offset_`, negative for what `fit_predict` calls an
         outlier, and comparable between rows that have values in different columns.
+    columns_ : list of ColumnReport
+        How every column was taken: its kind, categories, whether missing cells are a state, atoms,
+        grid and bounds.
     model_ : torch.nn.Module
         The fitted density on standardised columns.
     n_features_in_ : int
@@ -192,6 +213,9 @@ class ContrastiveDivergenceEBM(TiltedDensity):
     The base may cost more than the energy. While chains move, a mixture of 16 Gaussians stands in
     for it; a final Metropolis decision on every move puts that right, so that the chains'
     distribution is that of the model (delayed acceptance [3]_).
+
+    Of rows with states (categories, missing cells, atoms) steps of the sampler move the values that
+    are there, and states change with jumps to draws of the base (:ref:`mixed`).
 
     References
     ----------
@@ -229,6 +253,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
     _stand_in: Any = field(init=False)
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **MixedDensity._parameter_constraints,
         **TiltedDensity._parameter_constraints,
         "n_steps": [Interval(Integral, 1, None, closed="left")],
         "persistent": ["boolean"],
@@ -294,6 +319,7 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         n_steps: int | None = None,
         start: Literal["base", "buffer"] = "base",
         output: Literal["auto", "array"] = "auto",
+        complete: bool = False,
         given: Any = None,
     ) -> Any:
         """Draw new rows from the model, by chains of the sampler it was trained with.
@@ -315,6 +341,8 @@ class ContrastiveDivergenceEBM(TiltedDensity):
             training, so take many steps.
         output : {"auto", "array"}, default="auto"
             "auto" is a frame where `fit` was given one.
+        complete : bool, default=False
+            Draw rows under the condition that no cell is missing: others are left out.
         given : mapping or None, default=None
             Cells by the names of their columns (the numbers of an array): the others are drawn
             given these, as by :meth:`condition`, whatever `n_steps` and `start` are.
@@ -333,10 +361,13 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         Raises
         ------
         ValueError
-            For ``start="buffer"`` where there are no persistent chains.
+            For ``start="buffer"`` where there are no persistent chains; and if hardly any row is
+            complete, and complete ones are asked for.
         """
         if given is not None:
-            return super().sample(n_samples, random_state, output=output, given=given)
+            return super().sample(
+                n_samples, random_state, output=output, complete=complete, given=given
+            )
         default_steps = n_steps is None
         n_steps = self.n_steps if default_steps else n_steps
         rng = self._sampling_rng(random_state, n_samples=n_samples, n_steps=n_steps)
@@ -350,19 +381,25 @@ class ContrastiveDivergenceEBM(TiltedDensity):
         if not hasattr(self, "chain_diagnostics_"):  # no chains: as the other estimators
             n_steps = 0 if default_steps else n_steps
             self.sample_diagnostics_ = {"start": start, "n_steps": int(n_steps)}
-            return super().sample(n_samples, random_state, n_steps=n_steps, output=output)
+            return super().sample(
+                n_samples, random_state, n_steps=n_steps, output=output, complete=complete
+            )
         if self.model_.is_untilted:
             start, n_steps = "base", 0  # draws of the base are draws of the model
         self.sample_diagnostics_ = {"start": start, "n_steps": int(n_steps)}
-        with torch.no_grad(), limit_threads(1):
-            sizes = self._member_sizes(n_samples, rng)
+
+        def draw(n):
+            sizes = self._member_sizes(n, rng)
             # chains of all members run side by side
             drawn = sizes.max().expand_as(sizes) if n_steps else sizes
             parts = (self._draw if start == "base" else self._pick)(drawn, rng)
             if n_steps:
                 parts = self._run(parts, int(n_steps), rng)
             parts = [rows[:n] for rows, n in zip(parts, sizes.tolist(), strict=True)]
-            x = self._shuffled(parts, rng)
+            return self._shuffled(parts, rng)
+
+        with torch.no_grad(), limit_threads(1):
+            x = self._complete(draw, n_samples) if complete else draw(n_samples)
         return self._restored(x, output, rng)
 
     def _pick(self, sizes, rng):

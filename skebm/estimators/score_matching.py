@@ -14,11 +14,12 @@ from skebm.training import Recipe
 from skebm.training.score_matching import noise_levels, train_by_score_matching
 
 from ._base import parameters
+from ._mixed import MixedDensity
 from ._tilted import TiltedDensity
 
 
 @parameters
-class ScoreMatchingEBM(TiltedDensity):
+class ScoreMatchingEBM(MixedDensity, TiltedDensity):
     r"""Normalised density by score matching.
 
     .. math:: \log p(x) = \log q(x) + f(x) - \log Z \quad\text{(nats, in the units of X)}
@@ -58,7 +59,8 @@ class ScoreMatchingEBM(TiltedDensity):
         n_features), (n, n_features) -> (n,) or (n, 1), which is copied and never trained itself.
         None: no f, the base alone. Settings such as ``energy_model__learning_rate`` are searched
         where a `Network` is given. Energies see Gaussianised columns clipped to five standard
-        deviations.
+        deviations; of rows with states an indicator of every state, and after them the values, 0
+        where a row has none.
     n_members : int, default=4
         Members of the cross-fitted ensemble. 1 is the plain model with a validation split.
     n_partition_samples : int or "auto", default="auto"
@@ -81,6 +83,20 @@ class ScoreMatchingEBM(TiltedDensity):
     device : str, default="auto"
         "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". Networks train, and the
         model scores and samples, on the device; all else is fitted on the CPU.
+    categorical_features : "from_dtype", array-like or None, default="from_dtype"
+        Columns that hold categories. "from_dtype", the default, takes those of a frame whose dtype
+        is of categories, booleans, strings or objects that are no numbers. Otherwise names, numbers
+        or a mask of columns, of an array, too; None for no column.
+    max_categories : int or None, default=None
+        Rare categories of a column share one probability, so that it has at most so many. Without
+        it a column with more than 255 categories, or with more than 10 and than a tenth of the
+        rows, is refused: it may be an identifier.
+    atoms : {"auto", "off"} or dict, default="auto"
+        Numbers that have a probability of their own, such as an amount of zero. "auto" finds values
+        that many rows share in a column that otherwise hardly repeats one, where bootstrap samples
+        agree. A dict gives them by column, ``{"amount": [0]}``.
+    handle_missing : {"state", "error"}, default="state"
+        Whether a missing cell is a state of its column with a probability of its own, or an error.
     n_jobs : int or None, default=None
         Candidates of the base, and members, that are fitted side by side by joblib: in threads, or
         where ``joblib.parallel_config`` says. None is as many as that says, one within a search
@@ -146,6 +162,9 @@ class ScoreMatchingEBM(TiltedDensity):
     out_of_fold_decision_function_ : ndarray of shape (n_rows,)
         `out_of_fold_scores_` above `out_of_fold_offset_`, negative for what `fit_predict` calls an
         outlier, and comparable between rows that have values in different columns.
+    columns_ : list of ColumnReport
+        How every column was taken: its kind, categories, whether missing cells are a state, atoms,
+        grid and bounds.
     model_ : torch.nn.Module
         The fitted density on standardised columns.
     n_features_in_ : int
@@ -169,6 +188,10 @@ class ScoreMatchingEBM(TiltedDensity):
     Near a good base score matching learns broad structure: its signal is the slope of the
     log-density, its noise the rows themselves. Where the base is far from the data it learns
     faster than noise-contrastive estimation.
+
+    Of rows with states (categories, missing cells, atoms) the gradient is taken in the values that
+    are there. It says nothing about the probabilities of the states, which are those of the base: f
+    is centred under every pattern of states, by draws of the base's values (:ref:`mixed`).
 
     Large tables: networks see at most 200,000 rows, because the base is differentiated at each. So
     of more than 400,000 rows of positive weight all are checked, but `fit` looks at so many, which
@@ -204,6 +227,7 @@ class ScoreMatchingEBM(TiltedDensity):
     sigma_: FloatArray = field(init=False)
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **MixedDensity._parameter_constraints,
         **TiltedDensity._parameter_constraints,
         "method": [StrOptions({"auto", "exact", "sliced", "denoising"})],
         "n_projections": [Interval(Integral, 1, None, closed="left")],

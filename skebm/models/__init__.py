@@ -1,5 +1,6 @@
 """Models: what a fit ends with, torch modules on standardised columns that know no estimator."""
 
+from skebm.models.centred import CentredEnergy, StateDraws
 from skebm.models.completions import Completions
 from skebm.models.conditional import Conditioner
 from skebm.models.latent import LatentVariableModel, antithetic_noise
@@ -18,6 +19,7 @@ from skebm.models.tilted import (
 
 __all__ = [
     "CLIP",
+    "CentredEnergy",
     "Completions",
     "Conditioner",
     "FeatureMap",
@@ -27,6 +29,7 @@ __all__ = [
     "ModesAndBackground",
     "ModesTogether",
     "ScaleAverage",
+    "StateDraws",
     "TiltedMixture",
     "antithetic_noise",
     "feature_scores",

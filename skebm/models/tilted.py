@@ -43,11 +43,11 @@ class FeatureMap(nn.Module):
         return self.clip(self.transform(x)[0])
 
     def clip(self, z: torch.Tensor) -> torch.Tensor:
-        """Coordinates as energies see them."""
+        """Coordinates as energies see them, (..., d) -> (..., d)."""
         if self.layout is None:
             return z.clamp(-CLIP, CLIP)
-        n_states = self.layout.n_states
-        return torch.cat([z[:, :n_states], z[:, n_states:].clamp(-CLIP, CLIP)], dim=1)
+        states, values = z.tensor_split([self.layout.n_states], dim=-1)
+        return torch.cat([states, values.clamp(-CLIP, CLIP)], dim=-1)
 
 
 class ScaleAverage(nn.Module):

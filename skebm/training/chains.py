@@ -3,6 +3,9 @@
 The target of member k is q_k e^{t_k}. A base may cost more than the energy, and does not change in
 training; so while chains move a mixture of Gaussians stands in for it, and a final decision puts
 that right (`skebm.samplers.delayed_acceptance`).
+
+States have no gradient. They change where a chain jumps to a draw of the proposals, and between
+jumps the values move under the states that are there.
 """
 
 from dataclasses import dataclass
@@ -11,8 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from skebm._layout import Layout
 from skebm._typing import Kernel
-from skebm.bases import GaussianMixtureBase, fit_gaussian_mixture
+from skebm.bases import (
+    GaussianMixtureBase,
+    MixedMixtureBase,
+    fit_gaussian_mixture,
+    fit_mixed_mixture,
+)
 from skebm.derivatives import value_and_gradient
 from skebm.diagnostics import split_r_hat
 from skebm.models import CLIP, FeatureMap, TiltedMixture, log_ratio
@@ -72,7 +81,8 @@ class Moves:
     step_size : float or "auto"
         In units of z; "auto" adapts it to the acceptance rate that the sampler aims at.
     reinit_fraction : float
-        Share of the chains that are offered a jump to a draw of the proposals before a move.
+        Share of the chains that are offered a jump to a draw of the proposals before a move; of
+        chains that have states all are.
     """
 
     sampler: str
@@ -88,10 +98,12 @@ class Moves:
 
 def fit_stand_in(
     x: torch.Tensor, features: FeatureMap, rng: torch.Generator
-) -> GaussianMixtureBase:
+) -> GaussianMixtureBase | MixedMixtureBase:
     """Mixture of Gaussians in the coordinates z, for rows of the proposals (n, d)."""
-    diagonal = x.shape[1] > MAX_FULL_FEATURES
     z = features.transform(x)[0]
+    if features.layout is not None:  # with diagonal covariances absent values cost nothing
+        return fit_mixed_mixture(z, features.layout, MAX_COMPONENTS, rng, diagonal=True)
+    diagonal = x.shape[1] > MAX_FULL_FEATURES
     return fit_gaussian_mixture(z, MAX_COMPONENTS, rng, diagonal=diagonal)
 
 
@@ -102,13 +114,13 @@ class CheapTarget:
     """
 
     model: TiltedMixture
-    stand_in: GaussianMixtureBase
+    stand_in: Any
 
-    def __init__(self, model: TiltedMixture, stand_in: GaussianMixtureBase):
+    def __init__(self, model: TiltedMixture, stand_in: GaussianMixtureBase | MixedMixtureBase):
         self.model, self.stand_in = model, stand_in
 
     def _per_member(self, z):
-        return z.clamp(-CLIP, CLIP).unflatten(0, (self.model.n_members, -1))
+        return self.model.features.clip(z).unflatten(0, (self.model.n_members, -1))
 
     def scaled_energy(self, z: torch.Tensor) -> torch.Tensor:
         """alpha f, (K n, d) -> (K n,)."""
@@ -124,9 +136,63 @@ class CheapTarget:
         """Log-density and gradient, as samplers ask for them."""
         f, slope = value_and_gradient(self.model.energy, self._per_member(z))
         alpha = self.model.inverse_temperature.to(z)
-        value, gradient = self.stand_in.value_and_gradient(z)
+        if self.model.features.layout is None:
+            value, gradient = self.stand_in.value_and_gradient(z)
+        else:
+            value, gradient = value_and_gradient(self.stand_in.log_prob, z)
         slope = slope.flatten(0, 1) * (z.abs() < CLIP)
         return value + alpha * f.flatten(), gradient + alpha * slope
+
+
+class GivenStates:
+    """Target of the values of rows whose states stay as they are.
+
+    So that all rows have as many, those that are absent are standard normal numbers, independent of
+    all else, which stand for nothing.
+
+    Parameters
+    ----------
+    target : CheapTarget
+    z : Tensor of shape (K n, d)
+        Rows with these states.
+    rng : torch.Generator
+
+    Attributes
+    ----------
+    values : Tensor of shape (K n, n_values)
+        Those of `z`.
+    """
+
+    target: CheapTarget
+    states: torch.Tensor
+    absent: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, target: CheapTarget, z: torch.Tensor, rng: torch.Generator):
+        n_states = target.model.features.layout.n_states
+        self.target = target
+        self.states, values = z.tensor_split([n_states], dim=1)
+        self.absent = values.isnan()
+        noise = torch.randn(values.shape, generator=rng, dtype=z.dtype, device=z.device)
+        self.values = torch.where(self.absent, noise, values)
+
+    def rows(self, values: torch.Tensor) -> torch.Tensor:
+        """Rows with these values, (K n, n_values) -> (K n, d)."""
+        return torch.cat([self.states, values.masked_fill(self.absent, torch.nan)], dim=1)
+
+    def _nothing(self, values):
+        return values.masked_fill(~self.absent, 0.0)
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """Log-density, not normalised, (K n, n_values) -> (K n,)."""
+        return self.target(self.rows(values)) - 0.5 * self._nothing(values).square().sum(1)
+
+    def value_and_gradient(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-density and gradient, as samplers ask for them."""
+        value, gradient = self.target.value_and_gradient(self.rows(values))
+        nothing = self._nothing(values)
+        gradient = gradient[:, self.states.shape[1] :].masked_fill(self.absent, 0.0)
+        return value - 0.5 * nothing.square().sum(1), gradient - nothing
 
 
 class Chains:
@@ -136,7 +202,7 @@ class Chains:
     ----------
     model : TiltedMixture
         Its energy is read afresh at every move, so that it may be trained in between.
-    stand_in : GaussianMixtureBase
+    stand_in : GaussianMixtureBase or MixedMixtureBase
     moves : Moves
     step_size : Tensor of shape (n_members,)
         In units of z, to begin with.
@@ -153,7 +219,10 @@ class Chains:
     """
 
     model: TiltedMixture
+    layout: Layout | None
     moves: Moves
+    jump_share: float
+    adapts: bool
     rng: torch.Generator
     dtype: torch.dtype
     device: torch.device
@@ -166,7 +235,7 @@ class Chains:
     def __init__(
         self,
         model: TiltedMixture,
-        stand_in: GaussianMixtureBase,
+        stand_in: GaussianMixtureBase | MixedMixtureBase,
         moves: Moves,
         *,
         step_size: torch.Tensor,
@@ -174,6 +243,9 @@ class Chains:
         rng: torch.Generator,
     ):
         self.model, self.moves, self.rng = model, moves, rng
+        self.layout = model.features.layout
+        self.jump_share = moves.reinit_fraction if self.layout is None else 1.0
+        self.adapts = moves.adapts and (self.layout is None or self.layout.n_values > 0)
         self.dtype, self.device = dtype, rng.device
         # the model may be elsewhere: doubles are not for every device
         exact_device = model.log_partition.device
@@ -284,40 +356,49 @@ class Chains:
         acceptance_rate, move_acceptance_rate : Tensors of shape (K,)
             Of the steps, and of the moves as wholes.
         """
-        shape = walkers.log_weight.shape
+        shape, position = walkers.log_weight.shape, walkers.z.flatten(0, 1)
+        target: Any = self.target
+
+        def rows(values):
+            return values
+
+        if self.layout is not None:
+            target = GivenStates(self.target, position, self.rng)
+            position, rows = target.values, target.rows
         state, info = delayed_acceptance.step(
-            State(walkers.z.flatten(0, 1), walkers.log_weight.flatten()),
-            lambda z: torch.cat(self._log_weights(z.unflatten(0, shape))),
+            State(position, walkers.log_weight.flatten()),
+            lambda at: torch.cat(self._log_weights(rows(at).unflatten(0, shape))),
             self.rng,
-            kernel=self.kernel, cheap_log_density=self.target,
+            kernel=self.kernel, cheap_log_density=target,
             n_steps=self.moves.n_steps if n_steps is None else n_steps,
             step_size=self.step_size.repeat_interleave(shape[1])[:, None], **self.options,
         )  # fmt: skip
-        moved = Walkers(state.position.view_as(walkers.z), state.log_density.view(shape))
+        moved = Walkers(rows(state.position).view_as(walkers.z), state.log_density.view(shape))
         acceptance = info.cheap_acceptance_probability.view(shape).mean(1)
         return moved, acceptance, info.accepted.view(shape).float().mean(1)
 
-    def advance(self, walkers: Walkers, jump_rate: torch.Tensor | None = None) -> Walkers:
-        """Move chains as training does: step sizes adapt, and the move is recorded."""
+    def advance(self, walkers: Walkers) -> Walkers:
+        """Move chains as training does: some jump first, step sizes adapt; the move is recorded."""
+        jump_rate = None
+        if self.jump_share > 0:
+            n_jumps = max(1, round(self.jump_share * walkers.z.shape[1]))
+            jumped, jump_rate = self.jump(walkers[:, :n_jumps])
+            pairs = zip(jumped, walkers[:, n_jumps:], strict=True)
+            walkers = Walkers(*(torch.cat(pair, dim=1) for pair in pairs))
         walkers, acceptance, move_acceptance = self.move(walkers)
-        if self.moves.adapts:
+        if self.adapts:
             self._adapt(acceptance)
         self.record.append((acceptance, move_acceptance, jump_rate))
         return walkers
 
     def advance_some(self, buffer: Walkers, n: int) -> Walkers:
-        """The same for n chains of `buffer`, in place, with jumps first; returns these n."""
+        """The same for n chains of `buffer`, in place; returns these n."""
         shape = buffer.log_weight.shape
         order = torch.rand(shape, generator=self.rng, dtype=torch.float32, device=self.device)
         index = order.argsort(1)[:, :n]
         across = index[..., None].expand(-1, -1, buffer.z.shape[-1])
         walkers = Walkers(buffer.z.gather(1, across), buffer.log_weight.gather(1, index))
-        jump_rate, share = None, self.moves.reinit_fraction
-        if share > 0:
-            n_jumps = max(1, round(share * index.shape[1]))
-            jumped, jump_rate = self.jump(walkers[:, :n_jumps])
-            walkers.z[:, :n_jumps], walkers.log_weight[:, :n_jumps] = jumped
-        walkers = self.advance(walkers, jump_rate)
+        walkers = self.advance(walkers)
         buffer.z.scatter_(1, across, walkers.z)
         buffer.log_weight.scatter_(1, index, walkers.log_weight)
         return walkers
@@ -326,12 +407,12 @@ class Chains:
         """Take `n_steps` steps in moves of at most the usual length, with jumps; recorded."""
         while n_steps:
             jump_rate = None
-            if self.moves.reinit_fraction > 0:
+            if self.jump_share > 0:
                 shape = walkers.log_weight.shape
                 offered = torch.rand(
                     shape, generator=self.rng, dtype=torch.float32, device=self.device
                 )
-                offered = offered < self.moves.reinit_fraction
+                offered = offered < self.jump_share
                 jumped, jump_rate = self.jump(walkers)
                 walkers = Walkers(
                     torch.where(offered[..., None], jumped.z, walkers.z),
@@ -375,7 +456,8 @@ class Chains:
         walkers, draws = self.start(DIAGNOSED_CHAINS), []
         for _ in range(DIAGNOSED_MOVES):
             walkers = self.run(walkers, self.moves.n_steps)
-            draws.append(torch.cat([walkers.z, self.scaled_energy(walkers)[..., None]], dim=-1))
+            z = walkers.z if self.layout is None else self.layout.as_numbers(walkers.z)
+            draws.append(torch.cat([z, self.scaled_energy(walkers)[..., None]], dim=-1))
         # (moves, members, chains, d + 1) -> (moves, chains, members * (d + 1))
         draws = torch.stack(draws).transpose(1, 2).flatten(2)
         return float(np.nanmax(split_r_hat(draws)))

@@ -9,7 +9,7 @@ import torch
 from skebm._engine import Budget
 from skebm.bases import MAX_FIT_ROWS
 from skebm.energies import Network
-from skebm.models import CLIP, TiltedMixture
+from skebm.models import TiltedMixture
 from skebm.objectives import contrastive_divergence_losses
 
 from .chains import Chains, Moves, Walkers, fit_stand_in
@@ -51,7 +51,8 @@ def train_by_contrastive_divergence(
         Its results: ``diagnostics`` and ``stand_in`` and, of persistent chains, ``buffer``, rows on
         standardised columns.
     """
-    energy = build_energy(task, network, "periodic")
+    # as in score matching: what states do to values is broad
+    energy = build_energy(task, network, None if task.layout.n_states else "periodic")
     module = EnergyAlone(energy).to(task.device)
     chains = _follow(task, energy, moves)
     walkers = _persistent(task, chains, buffer) if persistent else None
@@ -76,7 +77,7 @@ def train_by_contrastive_divergence(
             else:
                 moved, moved_weight = chains.advance(Walkers(z, *log_weight)), w
         module.train()
-        f = module.energy(torch.cat([z, moved.z], dim=1).clamp(-CLIP, CLIP))
+        f = module.energy(task.features.clip(torch.cat([z, moved.z], dim=1)))
         data, negative = contrastive_divergence_losses(
             *f.split([z.shape[1], moved.z.shape[1]], dim=1)
         )
@@ -106,7 +107,7 @@ def _follow(task, energy, moves):
     if task.device.type not in ("cpu", "mps"):  # doubles are not for every device
         model = copy.deepcopy(model).to(task.device)
         model.energy = energy
-    step_size = task.n_features ** (-1.0 / 3.0) if moves.adapts else moves.step_size
+    step_size = max(1, task.layout.n_values) ** (-1.0 / 3.0) if moves.adapts else moves.step_size
     rng = task.seeds.rng("stand-in")
     x = task.pool.flatten(0, 1)
     x = x[torch.randperm(len(x), generator=rng)[:MAX_FIT_ROWS]]
@@ -116,7 +117,7 @@ def _follow(task, energy, moves):
         rng=task.seeds.rng("chains", device=task.device),
     )  # fmt: skip
     energy.eval()
-    if moves.adapts:
+    if chains.adapts:
         with torch.no_grad():
             chains.warm_up()
     return chains

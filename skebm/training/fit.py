@@ -142,13 +142,15 @@ def _prepared(task, recipe):
         features = FeatureMap(gaussianization(task.x, task.weight, rng, task.layout))
     else:
         features, distributions = start.features, _distributions_of(task, recipe)
-    modes = data_modes(task, distributions.bases) if _weights_modes(recipe) else None
+    modes = data_modes(task, distributions.bases) if _weights_modes(task, recipe) else None
     tilted = tilted_task(task, distributions, features, modes)
     return {name: value for name, value in vars(tilted).items() if name not in vars(task)}
 
 
-def _weights_modes(recipe):
-    return recipe.data_modes and recipe.recalibrates and recipe.train is not None
+def _weights_modes(task, recipe):
+    # states are modes, whose masses are the base's
+    of_numbers = not task.layout.n_states
+    return recipe.data_modes and recipe.recalibrates and recipe.train is not None and of_numbers
 
 
 def _key(task, recipe, *further):
@@ -157,7 +159,7 @@ def _key(task, recipe, *further):
         return None
     rows = task.columns, task.given, task.x, task.weight, task.splits, task.changes
     flow = recipe.flow, recipe.flow_batch_size, recipe.flow_effort
-    bases = recipe.base, recipe.noise, *flow, _weights_modes(recipe)
+    bases = recipe.base, recipe.noise, *flow, _weights_modes(task, recipe)
     return key_of(*rows, task.seeds, task.device, *bases, *further)
 
 

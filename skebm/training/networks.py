@@ -92,6 +92,7 @@ def train_networks(
     evaluation_cost: float,
     budget: Budget = BUDGET,
     opponent: Opponent | None = None,
+    judge: Callable[[Any], tuple[list[torch.Tensor], torch.Tensor]] | None = None,
 ) -> Trained:
     """Train the K energies of ``module.energy`` and judge them on held-out rows and pool.
 
@@ -113,19 +114,16 @@ def train_networks(
     budget : Budget
     opponent : Opponent, optional
         As in the engine.
+    judge : callable, optional
+        ``judge(module)`` -> the tilts at the held-out rows and at the pool, on the CPU, as `gain`
+        of a task takes them; by default f.
 
     Returns
     -------
     Trained
     """
     device = task.device
-    held_z, lengths = padded([task.z[held] for held in task.held])
-    held_z, pool_z = held_z.float().to(device), task.pool_z.float().to(device)
-
-    def judge(module):
-        f = in_blocks(module.energy, torch.cat([held_z, pool_z], dim=1)).cpu().double()
-        held = [row[:n] for row, n in zip(f, lengths, strict=True)]
-        return held, f[:, held_z.shape[1] :]
+    judge = _of_held_and_pool(task) if judge is None else judge
 
     def evaluate(module):
         return task.mean_gain(*judge(module)).item()
@@ -164,6 +162,19 @@ def train_networks(
         history={"n_iter": epochs, "gain": gain, "train_loss": history["train_loss"]},
         log=history["log"],
     )
+
+
+def _of_held_and_pool(task):
+    """What judges f: its values at the held-out rows and at the pool."""
+    held_z, lengths = padded([task.z[held] for held in task.held])
+    held_z, pool_z = held_z.float().to(task.device), task.pool_z.float().to(task.device)
+
+    def judge(module):
+        f = in_blocks(module.energy, torch.cat([held_z, pool_z], dim=1)).cpu().double()
+        held = [row[:n] for row, n in zip(f, lengths, strict=True)]
+        return held, f[:, held_z.shape[1] :]
+
+    return judge
 
 
 def padded(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:

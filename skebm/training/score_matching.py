@@ -1,5 +1,6 @@
 """Training by score matching: perturbed rows, the gradient of the base there, three losses."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from skebm._typing import FloatArray
 from skebm._warnings import warn
 from skebm.bases import ConfiningGaussian
 from skebm.energies import Network
-from skebm.models import CLIP, feature_scores
+from skebm.models import CLIP, CentredEnergy, StateDraws, feature_scores
 from skebm.objectives import (
     denoising_score_matching_losses,
     draw_directions,
@@ -19,7 +20,7 @@ from skebm.objectives import (
     sliced_score_matching_losses,
 )
 
-from .networks import EnergyAlone, build_energy, train_networks
+from .networks import EnergyAlone, build_energy, in_blocks, padded, train_networks
 from .tilted_task import TiltedTask
 from .trained import Trained
 
@@ -29,7 +30,8 @@ EXACT_FEATURES = 10
 SIGMA = 0.2
 """``sigma="auto"``, as a share of Scott's bandwidth n^(-1 / (d + 4))."""
 
-LEARNING_RATE, LEARNING_RATE_WITHOUT_BASE = 5e-4, 3e-3
+LEARNING_RATE, LEARNING_RATE_ELSEWHERE = 5e-4, 3e-3
+"""Of AdamW: near a base of numbers; and without a base, or with states, where f is broader."""
 
 MAX_ROWS = 200_000
 """Rows that are trained on, at most: the base is differentiated at every one of them."""
@@ -39,6 +41,10 @@ MAX_SCORED = 200_000
 
 MAX_BASE_SCORE = 1e4
 """Rows where the base is steeper than this, in nats per unit of z, are left out of training."""
+
+MAX_DRAWS, MIN_DRAWS, DRAWN_ROWS = 1024, 32, 2**16
+"""Draws of the values under every pattern of states, behind the constants of the patterns: about so
+many of all together, and within these bounds. While networks train there are `MIN_DRAWS`."""
 
 MAX_COPIES = 8
 N_OFFSETS = 4
@@ -100,13 +106,18 @@ def train_by_score_matching(
     Returns
     -------
     Trained
-        Its results: ``method_`` and ``sigma_``, which "auto" leaves to the rows.
+        Its results: ``method_`` and ``sigma_``, which "auto" leaves to the rows. Rows that have
+        states and no values leave nothing to train.
     """
-    method = resolve_method(method, task.n_features)
-    levels = noise_levels(sigma, task.n_rows, task.n_features)
+    layout = task.layout
+    if not layout.n_values:
+        return Trained.nothing(task)
+    method = resolve_method(method, layout.n_values)
+    levels = noise_levels(sigma, task.n_rows, layout.n_values)
     confined = isinstance(task.bases[0], ConfiningGaussian)
     _warn_of_blind_spots(confined, recalibrates)
-    energy = build_energy(task, network, "periodic")
+    # how slopes differ between states is broad: periodic embeddings learned less than half of it
+    energy = build_energy(task, network, None if layout.n_states else "periodic")
     if method != "denoising":
         _warn_of_kinks(network, energy, method)
     # denoising takes its rows in pairs
@@ -123,24 +134,77 @@ def train_by_score_matching(
         if method == "denoising":
             z, base_score, noise = (t.flatten(1, 2) for t in (z, base_score, noise))
             weight, sigma = (t.repeat_interleave(2, dim=1) for t in (weight, sigma))
-            losses = denoising_score_matching_losses(module.energy, z, noise, sigma, base_score)
+        f, z = module.energy.of_values(z) if layout.n_states else (module.energy, z)
+        if method == "denoising":
+            losses = denoising_score_matching_losses(f, z, noise, sigma, base_score)
         elif method == "exact":
-            losses = score_matching_losses(module.energy, z, base_score)
+            losses = score_matching_losses(f, z, base_score)
         else:
             v = draw_directions(z, directions, n_projections)
-            losses = sliced_score_matching_losses(module.energy, z, v, base_score)
+            losses = sliced_score_matching_losses(f, z, v, base_score)
         return (weight * losses).mean(1).sum()
 
     # in forward passes, per row; an evaluation is one. A third of it is charged: networks overfit
     # soon under score matching, so that it pays to look often
-    n_streams = {"exact": task.n_features, "sliced": n_projections, "denoising": 1}[method]
+    n_streams = {"exact": layout.n_values, "sliced": n_projections, "denoising": 1}[method]
     n_train = pair * max(len(train) for train in rows.train)
+    centring = _Centring(task) if layout.n_states else None
+    n_judged = task.n_judged if centring is None else centring.n_judged
     trained = train_networks(
         task, EnergyAlone(energy).to(task.device), batch_loss, batches, network=network,
-        learning_rate=LEARNING_RATE_WITHOUT_BASE if confined else LEARNING_RATE,
-        evaluation_cost=task.n_judged / (3 * (6 + 3 * n_streams) * n_train),
+        learning_rate=LEARNING_RATE_ELSEWHERE if confined or layout.n_states else LEARNING_RATE,
+        evaluation_cost=n_judged / (3 * (6 + 3 * n_streams) * n_train),
+        judge=None if centring is None else centring.judge,
     )  # fmt: skip
+    if centring is not None:
+        trained = centring.applied(trained)
     return replace(trained, results={"method_": method, "sigma_": levels})
+
+
+class _Centring:
+    """What fixes the constants of the states, which score matching leaves open.
+
+    Parameters
+    ----------
+    task : TiltedTask
+    """
+
+    def __init__(self, task):
+        self.task = task
+        self.held, self.lengths = padded([task.z[held] for held in task.held])
+        codes = [task.layout.codes(z) for z in self.held]
+        patterns, self.which = zip(
+            *(own.unique(dim=0, return_inverse=True) for own in codes), strict=True
+        )
+        patterns, _ = padded(patterns)
+        like = torch.empty(0, dtype=torch.float32, device=task.device)
+        self.drawn = self._draws(MIN_DRAWS).at(list(patterns)).to(like)
+        self.n_judged = self.held.shape[1] + MIN_DRAWS * patterns.shape[1]
+        self.z = self.held.to(like)
+
+    def _draws(self, n):
+        task = self.task
+        return StateDraws.of(task.bases, task.features, n, task.seeds.of("values given states"))
+
+    def judge(self, module):
+        """Tilts of the held-out rows under their states, where log Z is 0."""
+        f = in_blocks(module.energy, self.z).cpu().double()
+        constants = self.drawn.log_means(module.energy).cpu().double()
+        parts = zip(f, constants, self.which, self.lengths, strict=True)
+        held = [(own - c[which])[:n] for own, c, which, n in parts]
+        return held, torch.zeros_like(self.task.pool_log_ratio)
+
+    @torch.no_grad()
+    def applied(self, trained):
+        """The energies with their constants, and what they are at held-out rows and pool."""
+        task = self.task
+        n_patterns = len(task.layout.codes(task.z).unique(dim=0))
+        n = 2 ** int(math.log2(DRAWN_ROWS / n_patterns))
+        draws = self._draws(min(MAX_DRAWS, max(MIN_DRAWS, n)))
+        energy = CentredEnergy.of(trained.energy, draws, task.z)
+        f = energy(torch.cat([self.held, task.pool_z], dim=1))
+        held = [own[:n] for own, n in zip(f, self.lengths, strict=True)]
+        return replace(trained, energy=energy, held=held, pool=f[:, self.held.shape[1] :])
 
 
 def _warn_of_blind_spots(confined, recalibrates):
@@ -233,19 +297,23 @@ class _ScoredRows:
     def __call__(self, x, rng):
         """Points, gradients of the base, weights, noise and its levels, members in front."""
         task = self.task
-        z, _ = task.features.transform(x[self.chosen])
-        n = len(z)
+        rows, _ = task.features.transform(x[self.chosen])
+        states, z = rows.tensor_split([task.layout.n_states], dim=1)
+        n, absent = len(z), z.isnan()
         level = torch.randint(len(self.levels), (n,), generator=rng)
         sigma = self.levels[level][:, None]
         noise = torch.randn(z.shape, generator=rng, dtype=z.dtype)
         noise = torch.stack([noise, -noise]) if self.in_pairs else noise[None]
         points = z + sigma * noise
-        scores = torch.stack([self._base_scores(at, sigma, rng) for at in points], dim=2)
+        scores = torch.stack([self._base_scores(states, at, sigma, rng) for at in points], dim=2)
         # f is constant beyond the clip, and some bases end somewhere
-        inside = (points.abs() < CLIP).all(-1).all(0)
-        inside &= (scores.abs() < MAX_BASE_SCORE).all(-1).all(2).all(0)  # False for nan
+        inside = (absent | (points.abs() < CLIP)).all(-1).all(0)
+        inside &= (absent[:, None] | (scores.abs() < MAX_BASE_SCORE)).all(-1).all(2).all(0)
         points, noise = (torch.where(inside[:, None], t, 0.0) for t in (points, noise))
         scores = torch.where(inside[:, None, None], scores, 0.0)
+        noise = torch.where(absent, 0.0, noise)
+        scores = torch.where(absent[:, None], 0.0, scores)
+        points = torch.cat([states.expand(len(points), -1, -1), points], dim=2)
         weight = task.weight[self.chosen] / task.weight.mean()
         weight = weight * inside * self.importance[level]
 
@@ -264,11 +332,15 @@ class _ScoredRows:
             prepare(sigma),
         )
 
-    def _base_scores(self, z, sigma, rng):
+    def _base_scores(self, states, z, sigma, rng):
+        """Gradients in the values z, (K, n, n_values), not finite where one is absent."""
         shape = (N_OFFSETS // 2, *z.shape)
         if (sigma > 0).any():
             half = sigma * torch.randn(shape, generator=rng, dtype=z.dtype)
             offsets = torch.cat([half, -half])
         else:
             offsets = z.new_zeros(1, *z.shape)
-        return feature_scores(self.task.bases, self.task.features, z, offsets)
+        offsets = torch.cat([states.new_zeros(len(offsets), *states.shape), offsets], dim=2)
+        rows = torch.cat([states, z], dim=1)
+        scores = feature_scores(self.task.bases, self.task.features, rows, offsets)
+        return scores[..., states.shape[1] :]

@@ -20,6 +20,7 @@ from skebm.bases import (
     fit_gaussian_mixture,
     fit_mixed_mixture,
     marginal,
+    values_given_states,
 )
 
 LAYOUT = Layout([3, 2], [-1, 0], 2)
@@ -76,6 +77,31 @@ def rows_of(codes, values):
     if codes[1]:
         values[:, 0] = torch.nan
     return torch.cat([doubles(codes).expand(len(values), -1), values], dim=1)
+
+
+def test_values_given_states(distribution):
+    """Their moments are those of the conditional densities, by quadrature."""
+    grid = torch.linspace(-14.0, 16.0, 601).double()
+    patterns = torch.tensor(list(product(range(3), range(2))))
+    points = torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(2**12).double()
+    points = points.clamp(1e-9, 1 - 1e-9)
+    values, index = values_given_states(distribution, patterns, points)
+    for codes, own in zip(patterns.tolist(), index, strict=True):
+        drawn = values[own]
+        if codes[1]:
+            at, drawn = torch.stack([torch.zeros_like(grid), grid], dim=1), drawn[:, 1:]
+        else:
+            at = torch.cartesian_prod(grid, grid)
+        share = distribution.log_prob(rows_of(codes, at)).softmax(0)
+        at = at[:, -drawn.shape[1] :]
+        for moment in (torch.sin, torch.square):
+            known = share @ moment(at)
+            spread = (share @ (moment(at) - known).square()).sqrt()
+            torch.testing.assert_close(
+                (moment(drawn).mean(0) - known) / spread, torch.zeros_like(known), atol=0.02, rtol=0
+            )
+    alone, place = values_given_states(distribution, patterns[4:5], points)
+    torch.testing.assert_close(alone[place[0]], values[index[4]], atol=1e-12, rtol=0)
 
 
 def test_sums_and_integrals_are_one(distribution):

@@ -16,6 +16,7 @@ from skebm.energies import (
     PiecewiseLinearEmbedding,
     StackedEnergy,
 )
+from skebm.energies._embeddings import MixedEmbedding
 
 TOLERANCE = 1e-10
 
@@ -313,6 +314,30 @@ def embedding(name, d, k):
     if name == "piecewise_linear":
         return PiecewiseLinearEmbedding(list(normal(k, 50, d)), n_bins=5)
     return None
+
+
+@pytest.mark.parametrize("name", [None, "periodic", "piecewise_linear"])
+@pytest.mark.parametrize("d", [2, 20])
+def test_constants_beside_columns(name, d, fast, block):
+    """As the states of rows are, of which some values are absent."""
+    encoder = embedding(name, d, 2)
+    encoder = None if encoder is None else MixedEmbedding(3, encoder)
+    energy = MLPEnergy(d + 3, 2, hidden_layer_sizes=(8, 6), embedding=encoder, rng=rng())
+
+    class OfValues(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.energy = perturbed(energy)
+
+        def forward(self, z):
+            constants, present = normal(2, 5, 3, seed=3), normal(2, 5, d, seed=4) > 0
+            return self.energy(torch.cat([constants, z * present], dim=-1))
+
+    z = normal(2, 5, d)
+    assert_agrees(OfValues(), z)
+    assert_agrees(OfValues(), z, normal(2, 3, 5, d, seed=2))
+    gradient = derivatives(OfValues(), z)[1]
+    assert (gradient[normal(2, 5, d, seed=4) <= 0] == 0).all()
 
 
 @pytest.mark.parametrize("k", [1, 3])

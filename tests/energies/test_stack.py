@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from skebm._layout import Layout
 from skebm.energies import (
     MLPEnergy,
     ModuleStack,
+    Network,
     PeriodicEmbedding,
     PiecewiseLinearEmbedding,
 )
@@ -151,6 +153,30 @@ class TestEveryEnergy:
         for shape in [(N, D), (K + 1, N, D), (K, N, D + 1)]:
             with pytest.raises(ValueError, match=r"expects z of shape \(4, n, 3\), got"):
                 stack(torch.zeros(shape))
+
+
+class TestRowsWithStates:
+    layout = Layout([3, 2], [-1, 1], 2)
+    """A category, a number, and another one that may be missing."""
+
+    def rows(self):
+        codes = torch.tensor([[0, 0], [1, 0], [2, 1], [0, 1]])
+        values = torch.randn(4, 2, generator=rng(2))
+        return self.layout.join(codes, values).expand(2, -1, -1)
+
+    @pytest.mark.parametrize("embedding", ["periodic", "piecewise_linear", None])
+    @pytest.mark.parametrize("module", [None, small_network])
+    def test_energy_of_values(self, embedding, module):
+        options = {"module": module} if module else {"embedding": embedding}
+        z = self.rows()
+        energy = Network(**options).build([z[0], z[1]], embedding=None, seed=0, layout=self.layout)
+        perturbed(energy)
+        f, values = energy.of_values(z)
+        assert torch.equal(f(values), energy(z))
+        assert (values[z[..., 2:].isnan()] == 0).all()
+        moved = z.clone()
+        moved[..., 2:] += 0.3
+        assert torch.equal(f(values + 0.3), energy(moved))  # also where they are absent
 
 
 class TestUserModules:

@@ -135,10 +135,10 @@ OTHER = {
         "n_partition_samples": Where(500, TILTED_FOR_SURE | {"noise": "gaussian"}),
         "recalibration": Where(False, TILTED_FOR_SURE | {"noise": "gaussian"}),
     },
-    ScoreMatchingEBM: TILTED | {
+    ScoreMatchingEBM: TILTED | MIXED | {
         "method": "sliced", "n_projections": Where(3, {"method": "sliced"}), "sigma": 0.5,
     },
-    ContrastiveDivergenceEBM: TILTED | {
+    ContrastiveDivergenceEBM: TILTED | MIXED | {
         "n_steps": 2, "persistent": False, "sampler": "ula", "step_size": 0.05,
         "reinit_fraction": 0.2,
     },

@@ -473,7 +473,7 @@ SAID_ALIKE = [
     ),
     ([NCEDensity, ScoreMatchingEBM, ContrastiveDivergenceEBM], ["warm_start"], []),
     (
-        [NCEDensity, ImplicitVAE],
+        [NCEDensity, ScoreMatchingEBM, ContrastiveDivergenceEBM, ImplicitVAE],
         ["categorical_features", "max_categories", "atoms", "handle_missing"], ["columns_"],
     ),
     ([ScoreMatchingEBM, ContrastiveDivergenceEBM], ["base"], ["n_iter_"]),

@@ -8,7 +8,14 @@ import torch
 from scipy import stats
 from torch import nn
 
-from skebm.bases import GaussianMixtureBase, MarginalGaussianization
+from skebm._layout import Layout
+from skebm.bases import (
+    AffineTransform,
+    GaussianMixtureBase,
+    MarginalGaussianization,
+    MixedMixtureBase,
+    ValuesTransform,
+)
 from skebm.energies import MLPEnergy
 from skebm.models import CLIP, FeatureMap, TiltedMixture
 from skebm.training.chains import SAMPLERS, Chains, CheapTarget, Moves, fit_stand_in
@@ -300,7 +307,8 @@ def test_gradient_of_the_cheap_target_is_that_of_autograd_also_beyond_the_clip(k
             p.data = torch.randn(p.shape, generator=rng(1))
     else:
         energy = Ripples()
-    tilted = TiltedMixture([normal] * K, [normal] * K, None, energy.to(dtype))
+    identity = FeatureMap(AffineTransform(torch.zeros(d), torch.ones(d)))
+    tilted = TiltedMixture([normal] * K, [normal] * K, identity, energy.to(dtype))
     tilted.calibrate(0.6, torch.zeros(0), [])
     target = CheapTarget(tilted, normal.to(dtype))
     z = (3.0 * torch.randn(K * 40, d, generator=rng(2), dtype=torch.float64)).to(dtype)
@@ -330,3 +338,105 @@ def test_stand_in_is_near_the_rows(d):
     z, log_det = feature_map.transform(new)
     gap = law.log_prob(new) - log_det - stand_in.log_prob(z)
     assert 0.0 < gap.mean() < 0.03 * d
+
+
+# ---------------------------------------------------------------- rows with states
+
+LAYOUT = Layout([3, 2], [-1, 0], 2)
+"""A category, a number that may be missing, and one that may not."""
+
+
+def classes(weight, mass, means):
+    """Two latent classes: given the class, all columns are independent."""
+    weights, of_category, of_missing, means, variances = (
+        torch.tensor(numbers, dtype=torch.float64)
+        for numbers in (
+            [weight, 1.0 - weight], [[mass, 0.9 - mass, 0.1], [0.1, 0.3, 0.6]],
+            [[0.8, 0.2], [0.4, 0.6]], means, [[0.5, 0.3], [0.2, 0.6]],
+        )
+    )  # fmt: skip
+    covariances = torch.diag_embed(variances)
+    return MixedMixtureBase(LAYOUT, weights, [of_category, of_missing], means, covariances)
+
+
+class LogRatio(nn.Module):
+    """log p - log q of two distributions, the same for all members."""
+
+    def __init__(self, p, q):
+        super().__init__()
+        self.p, self.q = p, q
+
+    def forward(self, z):
+        ratio = [self.p.log_prob(rows) - self.q.log_prob(rows) for rows in z.double()]
+        return torch.stack(ratio).to(z)
+
+
+class ColumnsAsTheyAre(AffineTransform):
+    def columns(self, x):
+        return x, torch.zeros_like(x)
+
+
+def mixed_chains(sampler="mala", n_steps=3):
+    truth = classes(0.3, 0.6, [[0.0, 1.0], [1.5, -0.5]])
+    base = classes(0.6, 0.3, [[0.5, 0.5], [1.0, 0.0]])
+    columns = ColumnsAsTheyAre(torch.zeros(2), torch.ones(2))
+    features = FeatureMap(ValuesTransform(LAYOUT, columns))
+    tilted = TiltedMixture([base] * K, [base] * K, features, LogRatio(truth, base))
+    stand_in = classes(0.5, 0.5, [[0.0, 0.0], [1.0, 0.3]])  # that is no good
+    moves = Moves(sampler, n_steps=n_steps, step_size=0.6, reinit_fraction=0.0)
+    step_size = torch.full((K,), 0.6)
+    followers = Chains(tilted, stand_in, moves, step_size=step_size, dtype=torch.float64, rng=rng())
+    return truth, followers
+
+
+def p_values_of_rows(truth, z):
+    """That rows have the masses of the truth, and its values given what is there."""
+    known = truth.sample(100_000, rng(7))
+    found, p = z.flatten(0, 1), []
+    patterns = torch.cartesian_prod(torch.arange(3), torch.arange(2))
+    masses = truth.marginal([0, 1]).log_prob(patterns.double()).exp()
+    counts = [(found[:, :2] == pattern).all(1).sum().item() for pattern in patterns]
+    p.append(stats.chisquare(counts, masses.numpy() * len(found)).pvalue)
+    for category in range(3):
+        for column in (2, 3):
+            own, other = (rows[rows[:, 0] == category, column] for rows in (found, known))
+            own, other = (values[~values.isnan()].numpy() for values in (own, other))
+            p.append(stats.ks_2samp(own, other).pvalue)
+    return p
+
+
+@pytest.mark.parametrize("sampler", ["mala", "hmc", "random_walk"])
+@pytest.mark.parametrize("moves", ["jumps", "steps", "both"])
+def test_the_distribution_of_states_and_values_stays(sampler, moves):
+    truth, followers = mixed_chains(sampler)
+    start = torch.stack([truth.sample(3000, rng(k)) for k in range(K)])
+    walkers = followers.at(start)
+    for _ in range(4):
+        if moves == "jumps":
+            walkers, _ = followers.jump(walkers)
+        elif moves == "steps":
+            walkers = followers.move(walkers)[0]
+        else:
+            walkers = followers.run(walkers, 3)
+    same = (walkers.z == start) | (walkers.z.isnan() & start.isnan())
+    assert same[..., :2].all() == (moves == "steps")
+    assert same[..., 3].double().mean() < 0.8
+    assert (walkers.z[..., 2].isnan() == (walkers.z[..., 1] == 1)).all()
+    assert min(p_values_of_rows(truth, walkers.z)) > 1e-3
+
+
+def test_chains_of_rows_with_states_forget_their_start():
+    """One row for all; `reinit_fraction` is 0, but states have no other way to move."""
+    truth, followers = mixed_chains()
+    walkers = followers.at(truth.sample(1, rng(5)).expand(K, 1500, -1))
+    for _ in range(25):
+        walkers = followers.advance(walkers)
+    assert min(p_values_of_rows(truth, walkers.z)) > 1e-3
+
+
+def test_stand_in_of_rows_with_states_is_near_them():
+    law = classes(0.3, 0.6, [[0.0, 1.0], [1.5, -0.5]])
+    features = FeatureMap(ValuesTransform(LAYOUT, ColumnsAsTheyAre(torch.zeros(2), torch.ones(2))))
+    stand_in = fit_stand_in(law.sample(4000, rng()), features, rng())
+    new = law.sample(2000, rng(1))
+    assert 0.0 < (law.log_prob(new) - stand_in.log_prob(new)).mean() < 0.1
