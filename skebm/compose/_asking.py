@@ -51,11 +51,10 @@ class SingleColumns:
             if change.log_det(self._met[-1]).ndim != 2:
                 raise ValueError(
                     f"step {name!r}, {type(transformer).__name__}, mixes columns, or does not say "
-                    "the derivatives of single ones: what is known of some cells is not known of "
-                    "single columns behind it. Leave it out, or ask the density itself, in the "
-                    f"units of its rows: pipeline[-1].condition. A {type(transformer).__name__} of "
-                    "your own that maps every column for itself needs log-derivatives of shape "
-                    "(n, d)."
+                    "the derivatives of single ones, so that what is known of some cells is not "
+                    "known of single columns behind it. Leave it out; or ask the density itself, "
+                    "pipeline[-1], in the units of its rows. A transformer of yours that maps "
+                    "every column for itself needs log-derivatives of shape (n, d)."
                 )
             self._met.append(as_rows(transformer.transform(like(seen, self._met[-1]))))
 

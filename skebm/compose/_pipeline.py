@@ -91,6 +91,14 @@ class DensityPipeline(AskingBehind, Pipeline):
     Rows outside of the domain of a transformer have log-density -inf: values that are not positive
     before Box-Cox, or values beyond the range seen in `fit` with ``MinMaxScaler(clip=True)``.
 
+    What is asked of some cells (:meth:`condition`, :meth:`marginal`, :meth:`explain`, ``given`` of
+    :meth:`sample`) has an answer behind transformers of single columns; those that mix them are
+    refused by name. Where the image of T ends, marginals have the factor 1 / m too, conditionals
+    are normalised over the image of the open cells, and draws are from there: by completions, whose
+    stated error counts in what was cut off, also where a single cell is open. Cells outside of the
+    domain of a transformer cannot be given. The `excess` of an explanation is that of the
+    rows behind the transformers.
+
     A slice that leaves the density out is a plain Pipeline; one that contains it has to be fitted.
 
     Examples
