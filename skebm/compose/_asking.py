@@ -191,7 +191,8 @@ class CompleterBehind(Completer):
             inside, share = self._inside(found)
             cut = (share < NEARLY_ALL) & (found.n_nodes > 0)
             if not cut.all():
-                yield Weighted(some[~cut], _rows_of(inside, ~cut), self.columns)
+                kept = torch.as_tensor(~cut, device=self.device)
+                yield Weighted(some[~cut], inside.of_rows(kept), self.columns)
             again = some[cut]
             if len(again):
                 for part, drawn, _ in self._completions(rows[again], known[again], n_draws, False):
@@ -270,14 +271,6 @@ class CompleterBehind(Completer):
         """Which encoded rows are in the image, (m, d) -> (m,) of bool."""
         z = self.columns.behind.restore(x.cpu().numpy())
         return torch.as_tensor(self.columns.maps.backward(z)[1], device=x.device)
-
-
-def _rows_of(found: Completions, rows: NDArray[np.bool_]) -> Completions:
-    """Completions of some of the rows."""
-    if rows.all():
-        return found
-    own = torch.as_tensor(rows, device=found.x.device)
-    return Completions(*(part[own] for part in found[:-1]), n_nodes=found.n_nodes)
 
 
 def _can_be_asked(pipeline):
