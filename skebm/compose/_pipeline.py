@@ -22,6 +22,7 @@ from skebm.estimators._base import AUTO_CONTAMINATION, BaseDensity
 from skebm.training import relative_precision
 from skebm.training.columns import Precision
 
+from ._asking import AskingBehind
 from ._changes import as_rows, change_of, check_given, refuse_unknown
 
 N_IMAGE_DRAWS = 20_000
@@ -40,7 +41,7 @@ def _has(method):
     return lambda pipeline: hasattr(pipeline.steps[-1][1], method)
 
 
-class DensityPipeline(Pipeline):
+class DensityPipeline(AskingBehind, Pipeline):
     r"""Pipeline of invertible transformers and a density, with log-densities in the units of X.
 
     If z = T(x) are the rows that reach the density q, then
@@ -90,6 +91,14 @@ class DensityPipeline(Pipeline):
     Rows outside of the domain of a transformer have log-density -inf: values that are not positive
     before Box-Cox, or values beyond the range seen in `fit` with ``MinMaxScaler(clip=True)``.
 
+    What is asked of some cells (:meth:`condition`, :meth:`marginal`, :meth:`explain`, ``given`` of
+    :meth:`sample`) has an answer behind transformers of single columns; those that mix them are
+    refused by name. Where the image of T ends, marginals have the factor 1 / m too, conditionals
+    are normalised over the image of the open cells, and draws are from there: by completions, whose
+    stated error counts in what was cut off, also where a single cell is open. Cells outside of the
+    domain of a transformer cannot be given. The `excess` of an explanation is that of the
+    rows behind the transformers.
+
     A slice that leaves the density out is a plain Pipeline; one that contains it has to be fitted.
 
     Examples
@@ -115,6 +124,7 @@ class DensityPipeline(Pipeline):
     offset_: float
     out_of_fold_scores_: FloatArray
     _constants: FloatArray
+    _met: FloatArray
     _precision: Precision
     _seen: dict[str, Any]
 
@@ -199,6 +209,8 @@ class DensityPipeline(Pipeline):
             self._seen[name] = step_input[:0]
             check_given(name, transformer, step_input)
             step_input = transformer.transform(step_input)
+        self._seen[self.steps[-1][0]] = step_input[:0]
+        self._met = rows[np.argmax(~np.isnan(rows), axis=0), np.arange(rows.shape[1])]
         self._constants, self._precision = np.full(rows.shape[1], np.nan), precision
         if _is_detector(self):
             constant = (rows == rows[0]).all(axis=0) & ~self._varying()
@@ -425,7 +437,12 @@ class DensityPipeline(Pipeline):
     score = BaseDensity.score  # pyright: ignore[reportAssignmentType]
 
     def sample(
-        self, n_samples: int = 1, random_state: RandomState = None, **options: Any
+        self,
+        n_samples: int = 1,
+        random_state: RandomState = None,
+        *,
+        given: Any = None,
+        **options: Any,
     ) -> FloatArray:
         """Draw new rows, in the units of X.
 
@@ -437,6 +454,9 @@ class DensityPipeline(Pipeline):
         n_samples : int, default=1
         random_state : int, RandomState instance or None, default=None
             An int gives the same rows at every call.
+        given : mapping or None, default=None
+            Cells by the names of their columns (the numbers of an array), as ``{0: 1.5}``: the
+            others are drawn given these, as by :meth:`condition`, which takes several rows, too.
         **options : dict
             Passed to `sample` of the density, such as ``n_steps``.
 
@@ -446,6 +466,11 @@ class DensityPipeline(Pipeline):
             In random order.
         """
         check_is_fitted(self)
+        if given is not None:
+            if not hasattr(self, "condition"):
+                kind = type(self.steps[-1][1]).__name__
+                raise ValueError(f"given: {kind} has no conditionals; those of skebm have.")
+            return self.condition(given).complete_rows(n_samples, random_state, **options)
         if not isinstance(n_samples, int | np.integer) or n_samples < 1:
             raise ValueError(f"n_samples={n_samples!r} must be an integer of at least 1.")
         random = check_random_state(random_state)
@@ -590,5 +615,5 @@ def _kept(inside, *tables):
 
 _LEARNED = (
     "log_image_mass_", "log_image_mass_std_error_", "offset_", "out_of_fold_scores_",
-    "_constants", "_precision", "_seen",
+    "_constants", "_met", "_precision", "_seen",
 )  # fmt: skip

@@ -39,6 +39,9 @@ class Asking:
         state: Any = super().__getstate__()
         return {name: value for name, value in state.items() if name != _COMPLETER}
 
+    def _read_given(self, given):
+        return read_given(given, self._schema, self._columns.names)
+
     def condition(self, given: Any, *, n_draws: int = N_DRAWS) -> ConditionalDensity:
         """Density of the other cells, given some.
 
@@ -69,7 +72,7 @@ class Asking:
             If rows have too few effective completions.
         """
         check_is_fitted(self)
-        cells = read_given(given, self._schema, self._columns.names)
+        cells = self._read_given(given)
         return ConditionalDensity(self, self._completer(), cells, n_draws)
 
     def marginal(self, columns: Any, *, n_draws: int = N_DRAWS) -> MarginalDensity:

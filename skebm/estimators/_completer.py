@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from skebm._threads import limit_threads
 from skebm._typing import FloatArray
 from skebm.models import Completions, Conditioner, LatentConditioner
+from skebm.models.conditional import MAX_PROPOSED
 from skebm.training import Columns
 
 
@@ -137,11 +138,16 @@ class Completer:
         ------
         Weighted
         """
+        yield from self._completions(rows, known, n_draws)
+
+    def _completions(self, rows, known, n_draws, integrate=True):
+        """The same; cells that are open alone are drawn, too, if they are not integrated."""
         x, known_columns = self._encoded(rows, known)
         with torch.no_grad(), limit_threads(1):
             for some, found in self._conditioner.complete(
-                x, known_columns, self.columns.cells, n_draws=n_draws, seed=self._seed
-            ):
+                x, known_columns, self.columns.cells, n_draws=n_draws, seed=self._seed,
+                integrate=integrate,
+            ):  # fmt: skip
                 yield Weighted(some.cpu().numpy(), found, self.columns)
 
     def marginals(
@@ -149,12 +155,14 @@ class Completer:
     ) -> Marginals:
         """Densities of the known cells, from all completions of the rows."""
         value, error, effective = (np.empty(len(rows)) for _ in range(3))
-        shares = np.empty((len(rows), len(self._std_error)))
+        order, parts = [], []
         for some, found, _ in weighted:
             value[some] = found.log_marginal.cpu().numpy()
             error[some] = found.std_error.cpu().numpy()
-            shares[some] = found.shares.cpu().numpy()
             effective[some] = found.n_effective.cpu().numpy()
+            order.append(some)
+            parts.append(found.shares.cpu().numpy())
+        shares = np.concatenate(parts)[np.argsort(np.concatenate(order))]
         return Marginals(value + self.log_factors(rows, known), error, shares, effective)
 
     def log_factors(self, rows: FloatArray, known: NDArray[np.bool_]) -> FloatArray:
@@ -211,13 +219,26 @@ class Completer:
         n_effective : ndarray of shape (n_rows,)
             Effective sample sizes of the proposals; infinite where nothing had to be proposed.
         """
+        allows = self._allows(complete)
+        drawn, n_effective = self._draws(rows, known, n, rng, allows)
+        if np.isnan(n_effective).any():
+            raise ValueError(
+                f"complete=True: of {MAX_PROPOSED} completions of a row none is without a missing "
+                "cell. Draw rows with missing cells."
+            )
+        return drawn, n_effective
+
+    def _draws(self, rows, known, n, rng, allows, integrate=True):
+        """The same, of rows that are allowed."""
         x, known_columns = self._encoded(rows, known)
-
-        def is_complete(x):
-            return torch.as_tensor(self.columns.is_complete(x.cpu().numpy()), device=x.device)
-
         with torch.no_grad(), limit_threads(1):
             drawn, n_effective = self._conditioner.draw(
-                x, known_columns, self.columns.cells, n, rng, is_complete if complete else None
+                x, known_columns, self.columns.cells, n, rng, allows, integrate
             )
         return drawn, n_effective.cpu().numpy()
+
+    def _allows(self, complete):
+        """Which encoded rows may be drawn, (m, d) -> (m,) of bool; None for all."""
+        if not complete:
+            return None
+        return lambda x: torch.as_tensor(self.columns.is_complete(x.cpu().numpy()), device=x.device)

@@ -137,7 +137,14 @@ class Conditioner:
     # ------------------------------------------------------------------ all rows
 
     def complete(
-        self, x: Tensor, known: Tensor, cells: Sequence[Cell], *, n_draws: int, seed: int
+        self,
+        x: Tensor,
+        known: Tensor,
+        cells: Sequence[Cell],
+        *,
+        n_draws: int,
+        seed: int,
+        integrate: bool = True,
     ) -> Iterator[tuple[Tensor, Completions]]:
         """Complete rows, those with the same open cells together.
 
@@ -152,6 +159,8 @@ class Conditioner:
         seed : int
             Of the points that these are made from, which are the same for all rows, so that a row
             has one result whatever other rows are there.
+        integrate : bool, default=True
+            Whether a cell that is open alone is summed and integrated, and not drawn.
 
         Yields
         ------
@@ -159,7 +168,7 @@ class Conditioner:
             Which rows these are.
         completions : Completions
         """
-        for rows, own, cell in by_open_cells(known, cells):
+        for rows, own, cell in by_open_cells(known, cells if integrate else []):
             if cell:
                 for some in rows.split(max(1, _COMPLETED // (N_NODES + cell.n_states))):
                     yield some, self.of_cell(x[some], cell)
@@ -183,6 +192,7 @@ class Conditioner:
         n: int,
         rng: torch.Generator,
         allows: Callable[[Tensor], Tensor] | None = None,
+        integrate: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Draw n completions of every row.
 
@@ -194,16 +204,19 @@ class Conditioner:
         rng : torch.Generator
         allows : callable, default=None
             (m, d) -> (m,) of bool: rows that are not allowed are not drawn.
+        integrate : bool, default=True
+            As of `complete`.
 
         Returns
         -------
         rows : Tensor of shape (n_rows, n, d)
         n_effective : Tensor of shape (n_rows,)
-            Effective sample sizes of what was proposed; infinite where nothing had to be.
+            Effective sample sizes of what was proposed; infinite where nothing had to be, and NaN
+            where nothing of it is allowed, so that what was drawn means nothing.
         """
         drawn = x.new_empty(len(x), n, x.shape[1])
         n_effective = x.new_full((len(x),), math.inf)
-        for rows, own, cell in by_open_cells(known, cells):
+        for rows, own, cell in by_open_cells(known, cells if integrate else []):
             if cell:
                 for some in rows.split(max(1, _COMPLETED // (N_NODES + cell.n_states))):
                     found = restricted(self.of_cell(x[some], cell), allows)
@@ -224,13 +237,8 @@ class Conditioner:
             enough = MIN_ESS_SHARE * MIN_PROPOSED
             for row in short[n_effective[short] < enough]:
                 if self._can_be_annealed(own, cells):
-                    found = self.annealed(x[row[None]], own, rng)
+                    found = restricted(self.annealed(x[row[None]], own, rng), allows)
                     drawn[row], n_effective[row] = resampled(found, n, rng)[0][0], found.n_effective
-        if n_effective.isnan().any():
-            raise ValueError(
-                f"complete=True: of {MAX_PROPOSED} completions of a row none is without a missing "
-                "cell. Draw rows with missing cells."
-            )
         return drawn, n_effective
 
     # ------------------------------------------------------------------ several open cells

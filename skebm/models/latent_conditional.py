@@ -83,10 +83,17 @@ class LatentConditioner:
         return x.new_zeros(1, len(x)), x.new_zeros(len(x))
 
     def complete(
-        self, x: Tensor, known: Tensor, cells: Sequence[Cell], *, n_draws: int, seed: int
+        self,
+        x: Tensor,
+        known: Tensor,
+        cells: Sequence[Cell],
+        *,
+        n_draws: int,
+        seed: int,
+        integrate: bool = True,
     ) -> Iterator[tuple[Tensor, Completions]]:
         """Complete rows; see :meth:`Conditioner.complete`."""
-        for rows, pattern, cell in by_open_cells(known, cells):
+        for rows, pattern, cell in by_open_cells(known, cells if integrate else []):
             for some in rows.split(_LATENT // N_LATENT):
                 z, log_weights, error = self._latents(x[some], pattern, seed)
                 if cell:
@@ -107,11 +114,12 @@ class LatentConditioner:
         n: int,
         rng: torch.Generator,
         allows: Callable[[Tensor], Tensor] | None = None,
+        integrate: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Draw completions; see :meth:`Conditioner.draw`."""
         drawn, n_effective = x.new_empty(len(x), n, x.shape[1]), x.new_empty(len(x))
         seed = int(torch.randint(2**31 - 1, (), generator=rng, device=rng.device))
-        for rows, pattern, cell in by_open_cells(known, cells):
+        for rows, pattern, cell in by_open_cells(known, cells if integrate else []):
             for some in rows.split(_LATENT // N_LATENT):
                 z, log_weights, error = self._latents(x[some], pattern, seed)
                 n_effective[some] = ess(log_weights)

@@ -388,7 +388,11 @@ class Columns:
             for column, grid in zip(values.T, self.grids, strict=True):
                 column[:] = grid.shown(column, rng)
         X[:, self.varying] = values
-        for s, codes in zip(self.states, x.T[:n_states], strict=True):
+        return self.with_states(X, x)
+
+    def with_states(self, X: FloatArray, x: np.ndarray) -> FloatArray:
+        """X, changed so that its cells show the states of encoded rows."""
+        for s, codes in zip(self.states, x.T, strict=False):
             shown = s.cells(codes)
             is_number = (codes == 0) if s.value >= 0 else np.zeros(len(x), bool)
             X[:, s.column] = np.where(is_number, X[:, s.column], shown)

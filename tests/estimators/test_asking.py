@@ -232,6 +232,13 @@ def test_frames_come_back_as_they_were_given(mixed):
     assert mixed.condition({"region": "east"}).sample(300, random_state=0).income.isna().any()
 
 
+def test_no_completion_is_complete(mixed, monkeypatch):
+    given = mixed.condition({"region": "east"})
+    monkeypatch.setattr(type(mixed._columns), "is_complete", lambda self, x: x[:, 0] < 0)
+    with pytest.raises(ValueError, match="complete=True: of 65536 completions of a row none is"):
+        given.sample(3, complete=True)
+
+
 def test_unknown_is_not_missing(mixed):
     rows = pd.DataFrame({"region": ["east", UNKNOWN], "income": [np.nan, np.nan]}, dtype=object)
     given = mixed.condition(rows)

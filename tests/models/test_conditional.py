@@ -319,8 +319,29 @@ def test_only_what_is_allowed_is_drawn():
         options = known, MIXED_CELLS, 200, torch.Generator().manual_seed(0)
         drawn, _ = conditioner.draw(rows, *options, lambda x: x[:, 1] == 0)
         assert (drawn[0, :, 1] == 0).all()
-        with pytest.raises(ValueError, match="none is without a missing cell"):
-            conditioner.draw(rows, *options, lambda x: x[:, 1] == 7)
+        _, n_effective = conditioner.draw(rows, *options, lambda x: x[:, 1] == 7)
+        assert n_effective.isnan().all()
+
+
+def test_a_cell_that_is_open_alone_can_be_drawn_instead():
+    """With its state and its number: the density of the others is the same, with a known error."""
+    model = tilted_mixed()
+    rows, known = doubles([[1.0, 0.0, 0.5, 0.2]]), torch.tensor([[True, False, False, True]])
+    with torch.no_grad():
+        conditioner = Conditioner.of(model, LAYOUT, seed=0)
+        options = {"n_draws": 4096, "seed": 0}
+        ((_, exact),) = conditioner.complete(rows, known, MIXED_CELLS, **options)
+        ((_, found),) = conditioner.complete(rows, known, MIXED_CELLS, integrate=False, **options)
+        rng = torch.Generator().manual_seed(0)
+        drawn, n_effective = conditioner.draw(
+            rows, known, MIXED_CELLS, 2000, rng, lambda x: x[:, 1] == 0, integrate=False
+        )
+    assert exact.n_effective.isinf().all()
+    assert found.x.shape == (1, 4096, 4)
+    assert 0 < found.std_error.item() < 0.05
+    assert abs(found.log_marginal - exact.log_marginal).item() < 4 * found.std_error.item()
+    assert (drawn[0, :, 1] == 0).all()
+    assert 1000 < n_effective.item() < 20_000
 
 
 def test_a_flow_in_the_stack_is_part_of_the_weight():
