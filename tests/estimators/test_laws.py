@@ -1259,7 +1259,7 @@ def test_bad_column_of_a_frame_is_named():
     for values in (days, days - days[0]):
         with pytest.raises(ValueError, match="column 'bad' of X holds"):
             NCEDensity().fit(pandas.DataFrame({"bad": values}))
-    estimator = fitted("sm-sliced")
+    estimator = fitted("adversarial")
     with pytest.raises(ValueError, match="^column 1 contains NaN"):
         estimator.score_samples([[0.0, 1.0], [0.0, np.nan]])
 
