@@ -1,9 +1,10 @@
 """Models: what a fit ends with, torch modules on standardised columns that know no estimator."""
 
-from skebm.models.completions import Completions
+from skebm.models.completions import N_REPLICATES, Completions, restricted
 from skebm.models.conditional import Conditioner
 from skebm.models.latent import LatentVariableModel, antithetic_noise
 from skebm.models.latent_conditional import LatentConditioner
+from skebm.models.sweeps import N_CANDIDATES, Sweeps
 from skebm.models.tilted import (
     CLIP,
     FeatureMap,
@@ -24,11 +25,15 @@ __all__ = [
     "LatentConditioner",
     "LatentVariableModel",
     "MarginalBin",
+    "N_CANDIDATES",
+    "N_REPLICATES",
     "ModesAndBackground",
     "ModesTogether",
     "ScaleAverage",
+    "Sweeps",
     "TiltedMixture",
     "antithetic_noise",
     "feature_scores",
     "log_ratio",
+    "restricted",
 ]
