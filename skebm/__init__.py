@@ -1,6 +1,7 @@
 """Energy-based density estimators in scikit-learn's style, over PyTorch."""
 
 from skebm._version import __version__
+from skebm.compose import DensityImputer
 from skebm.energies import Boosting, Network
 from skebm.estimators import (
     TRUSTED_TYPES,
@@ -17,6 +18,7 @@ __all__ = [
     "AdversarialEBM",
     "Boosting",
     "ContrastiveDivergenceEBM",
+    "DensityImputer",
     "FlowContrastiveDensity",
     "ImplicitVAE",
     "NCEDensity",

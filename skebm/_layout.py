@@ -23,11 +23,14 @@ class Cell(NamedTuple):
         Columns of the row; -1 for none.
     n_states : int
         Number of states; 0 without a column of states.
+    missing : int
+        Which of these says that it is missing; -1 for none.
     """
 
     state: int = -1
     value: int = -1
     n_states: int = 0
+    missing: int = -1
 
     @property
     def columns(self) -> list[int]:

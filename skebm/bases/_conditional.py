@@ -8,6 +8,7 @@ and so it is in other coordinates of single columns, and for stacks of such mixt
 """
 
 import math
+from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any, Protocol
 
@@ -54,13 +55,16 @@ class Conditional(Protocol):
 
 
 @singledispatch
-def condition(distribution: Any, known: Tensor) -> Conditional | None:
+def condition(distribution: Any, known: Tensor, excluded: Sequence[int] = ()) -> Conditional | None:
     """Conditional distributions of a mixture, given some of its columns.
 
     Parameters
     ----------
     distribution : distribution
     known : Tensor of bool of shape (n_features,)
+    excluded : sequence of int, default=()
+        Of every column of states one that it does not show if it is open, which is given as well;
+        -1 for none.
 
     Returns
     -------
@@ -156,25 +160,34 @@ class _OfNumbers(_Part):
 
 
 @condition.register
-def _(distribution: GaussianMixtureBase, known: Tensor) -> Conditional:
+def _(
+    distribution: GaussianMixtureBase, known: Tensor, excluded: Sequence[int] = ()
+) -> Conditional:
     return _OfNumbers(distribution, distribution.means, known)
 
 
 @condition.register
-def _(distribution: KernelDensityBase, known: Tensor) -> Conditional:
+def _(distribution: KernelDensityBase, known: Tensor, excluded: Sequence[int] = ()) -> Conditional:
     return _OfNumbers(distribution, distribution.centers, known)
 
 
 class _WithStates(_Part):
     """Within components, states are independent of each other and of the values."""
 
-    def __init__(self, distribution: Any, known: Tensor):
+    def __init__(self, distribution: Any, known: Tensor, excluded: Sequence[int] = ()):
         super().__init__(distribution, known)
         self.distribution, self.layout = distribution, distribution.layout
+        self.excluded = {i: s for i, s in enumerate(excluded) if s >= 0 and not known[i]}
         self.known_states, self.known_values = known.split(
             [self.layout.n_states, self.layout.n_values]
         )
         self.open_values = (~self.known_values).nonzero().squeeze(1)
+
+    def log_joint(self, x: Tensor) -> Tensor:
+        joint = super().log_joint(x)
+        for i, state in self.excluded.items():
+            joint = joint + (1.0 - self._masses(i)[:, state]).log()
+        return joint
 
     def draw(self, x: Tensor, which: Tensor, u: Tensor) -> Tensor:
         states, values = x[:, : self.layout.n_states], self.layout.values(x).clone()
@@ -184,6 +197,19 @@ class _WithStates(_Part):
         return self.layout.join(torch.where(self.known_states, states, drawn).long(), values)
 
     def _draw_states(self, which, u):
+        codes = self._states(which, u)
+        for i, state in self.excluded.items():
+            masses = self._masses(i).clone()
+            masses[:, state] = 0.0
+            steps = masses.cumsum(1)[which]
+            codes[:, i] = (u[:, i, None] * steps[:, -1:] > steps[:, :-1]).sum(1)
+        return codes
+
+    def _states(self, which, u):
+        raise NotImplementedError
+
+    def _masses(self, i):
+        """Probabilities of the states of a column in every component, (n_components, size)."""
         raise NotImplementedError
 
     def _draw_values(self, values, which, u):
@@ -201,8 +227,11 @@ class _OfMixedMixture(_WithStates):
             precision = torch.cholesky_inverse(torch.linalg.cholesky(covariances))
             yield rows, there, _Normals(of.means[:, columns], precision, len(there))
 
-    def _draw_states(self, which, u):
+    def _states(self, which, u):
         return states_of(self.distribution.masses, which, u)
+
+    def _masses(self, i):
+        return self.distribution.masses[i]
 
     def _draw_values(self, values, which, u):
         drawn = torch.empty_like(u)
@@ -222,8 +251,11 @@ class _OfMixedMixture(_WithStates):
 class _OfMixedKernel(_WithStates):
     """All columns are independent within a component."""
 
-    def _draw_states(self, which, u):
+    def _states(self, which, u):
         return self.distribution.states_around(which, u)
+
+    def _masses(self, i):
+        return self.distribution.masses_around(i)
 
     def _draw_values(self, values, which, u):
         mean, deviation = (a[which][:, self.open_values] for a in self.distribution.around())
@@ -238,11 +270,11 @@ class _InCoordinates:
     """Of a mixture in other coordinates of single columns."""
 
     def __init__(self, base: Conditional, transform: Any, known: Tensor):
-        self.base, self.transform, self.known = base, transform, known
+        self.base = base
         self.n_components = base.n_components
-        self.kept = known.nonzero().squeeze(1)
+        self.kept, self.open = known.nonzero().squeeze(1), (~known).nonzero().squeeze(1)
         self._to_known = transform.marginal(self.kept.tolist())
-        self._to_open = transform.marginal((~known).nonzero().squeeze(1).tolist())
+        self._to_open = transform.marginal(self.open.tolist())
 
     def _mapped(self, x):
         """Rows whose known cells are in these coordinates, and their log-determinants."""
@@ -257,8 +289,10 @@ class _InCoordinates:
         return self.base.log_joint(z) + log_det[:, None]
 
     def draw(self, x: Tensor, which: Tensor, u: Tensor) -> Tensor:
-        drawn = self.transform.inverse(self.base.draw(self._mapped(x)[0], which, u))
-        return torch.where(self.known, x, drawn)
+        drawn, x = self.base.draw(self._mapped(x)[0], which, u), x.clone()
+        if len(self.open):
+            x[:, self.open] = self._to_open.inverse(drawn[:, self.open])
+        return x
 
     def quantiles(self, x: Tensor, row: Tensor, which: Tensor, z: Tensor) -> Tensor:
         found = self.base.quantiles(self._mapped(x)[0], row, which, z)
@@ -271,8 +305,10 @@ class _InCoordinates:
 
 
 @condition.register
-def _(distribution: TransformedBase, known: Tensor) -> Conditional | None:
-    base = condition(distribution.base, known)
+def _(
+    distribution: TransformedBase, known: Tensor, excluded: Sequence[int] = ()
+) -> Conditional | None:
+    base = condition(distribution.base, known, excluded)
     return None if base is None else _InCoordinates(base, distribution.transform, known)
 
 
@@ -317,9 +353,9 @@ class _Stacked:
 
 
 @condition.register
-def _(distribution: StackedBase, known: Tensor) -> Conditional | None:
+def _(distribution: StackedBase, known: Tensor, excluded: Sequence[int] = ()) -> Conditional | None:
     pairs = zip(distribution.components, distribution.weights.tolist(), strict=True)
-    found = [(condition(q, known), weight) for q, weight in pairs]
+    found = [(condition(q, known, excluded), weight) for q, weight in pairs]
     kept = [(part, weight) for part, weight in found if part is not None]
     return _Stacked(*map(list, zip(*kept, strict=True))) if kept else None
 

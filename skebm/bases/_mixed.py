@@ -251,6 +251,14 @@ class MixedKernelBase(nn.Module):
         sizes = torch.tensor(self.layout.sizes, device=u.device)
         return torch.where(anew < 1.0, (anew * sizes).long(), codes)
 
+    def masses_around(self, column: int) -> Tensor:
+        """Probabilities of the states of a column around the centres, (n_centers, size)."""
+        size = self.layout.sizes[column]
+        own = self.layout.codes(self.centers)[:, column, None] == torch.arange(
+            size, device=self.centers.device
+        )
+        return (1.0 - self.mixing) * own.to(self.centers) + self.mixing / size
+
     def marginal(self, kept: Sequence[int]) -> "MixedKernelBase":
         """Distribution of some columns, the others summed and integrated out."""
         values = [j - self.layout.n_states for j in kept if j >= self.layout.n_states]

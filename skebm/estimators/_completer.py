@@ -9,9 +9,23 @@ from numpy.typing import NDArray
 
 from skebm._threads import limit_threads
 from skebm._typing import FloatArray
-from skebm.models import Completions, Conditioner, LatentConditioner
+from skebm.models import (
+    N_CANDIDATES,
+    N_REPLICATES,
+    Completions,
+    Conditioner,
+    LatentConditioner,
+    Sweeps,
+    restricted,
+)
 from skebm.models.conditional import MAX_PROPOSED
 from skebm.training import Columns
+
+N_SWEEPS, N_CHAINS, N_KEPT = 6, 4, 3
+"""Sweeps of Gibbs sampling, and chains of which the last sweeps make means and masses."""
+
+N_LATENT_DRAWS = 64
+"""Draws of a latent-variable model that make the same."""
 
 
 class Weighted(NamedTuple):
@@ -42,6 +56,30 @@ class Weighted(NamedTuple):
     def weights(self) -> FloatArray:
         """Weights of the completions, which add up to one, (n, m)."""
         return self.found.weights.cpu().numpy()
+
+
+class Possible(NamedTuple):
+    """What a cell of some rows may be, given that it is not missing.
+
+    Attributes
+    ----------
+    rows : ndarray of int of shape (n,)
+        Which rows these are.
+    column : int
+        Of X.
+    cells : ndarray of shape (n, m)
+        Numbers, or codes of categories.
+    weights : ndarray of shape (n, m)
+        Add up to one.
+    log_density : ndarray of shape (n, m) or None
+        Log-densities of the numbers given all else, up to a constant, where they are known.
+    """
+
+    rows: NDArray[np.int_]
+    column: int
+    cells: FloatArray
+    weights: FloatArray
+    log_density: FloatArray | None = None
 
 
 class Marginals(NamedTuple):
@@ -239,6 +277,123 @@ class Completer:
 
     def _allows(self, complete):
         """Which encoded rows may be drawn, (m, d) -> (m,) of bool; None for all."""
-        if not complete:
-            return None
-        return lambda x: torch.as_tensor(self.columns.is_complete(x.cpu().numpy()), device=x.device)
+        return self._is_complete if complete else None
+
+    # ------------------------------------------------------------------ holes of many rows
+
+    def fill(
+        self, rows: FloatArray, known: NDArray[np.bool_], n: int, rng: torch.Generator
+    ) -> FloatArray:
+        """Draw all open cells of many rows n times, none of them missing.
+
+        A cell that is open alone is drawn by `draw`, and several by Gibbs sampling.
+
+        Returns
+        -------
+        ndarray of shape (n, n_rows, n_features)
+            In the units of X, as the columns show numbers; codes of categories.
+        """
+        x, known_columns = self._encoded(rows, known)
+        drawn = x[:, None].repeat(1, n, 1)
+        alone, several = _one_and_more(self._is_open(known_columns))
+        if len(alone):
+            drawn[alone] = self.draw(rows[alone], known[alone], n, rng, complete=True)[0]
+        if len(several) and isinstance(self._conditioner, LatentConditioner):
+            drawn[several] = self._from_latents(rows[several], known[several], n, rng)
+        elif len(several):
+            own, of = (a[several].repeat_interleave(n, 0) for a in (x, known_columns))
+            *_, (chains, _) = self._sweeps(own, of, N_SWEEPS, rng)
+            drawn[several] = chains.view(len(several), n, -1)
+        seed = int(torch.randint(2**31 - 1, (), generator=rng, device=rng.device))
+        tables = drawn.transpose(0, 1).flatten(0, 1).cpu().numpy()
+        return self.columns.restore(tables, np.random.RandomState(seed)).reshape(n, len(x), -1)
+
+    def possible(
+        self, rows: FloatArray, known: NDArray[np.bool_], rng: torch.Generator
+    ) -> Iterator[Possible]:
+        """What open cells of many rows may be, column by column, none of them missing.
+
+        Of a cell that is open alone these are all of its states, and nodes; of several, what Gibbs
+        sampling has proposed last, in several chains.
+        """
+        x, known_columns = self._encoded(rows, known)
+        is_open = self._is_open(known_columns)
+        alone, several = _one_and_more(is_open)
+        for weighted in self.complete(rows[alone], known[alone], n_draws=N_REPLICATES):
+            found, own = restricted(weighted.found, self._is_complete), alone[weighted.rows]
+            column = int(is_open[own[0]].argmax())
+            yield Possible(
+                own, column, weighted.cells[:, :, column], found.weights.cpu().numpy(),
+                found.log_density.cpu().numpy(),
+            )  # fmt: skip
+        if not len(several):
+            return
+        if isinstance(self._conditioner, LatentConditioner):
+            drawn = self.fill(rows[several], known[several], N_LATENT_DRAWS, rng)
+            for j in np.flatnonzero(is_open[several].any(axis=0)):
+                cells = drawn[:, is_open[several, j], j].T
+                even = np.full(cells.shape, 1.0 / N_LATENT_DRAWS)
+                yield Possible(several[is_open[several, j]], int(j), cells, even)
+            return
+        own, of = (a[several].repeat_interleave(N_CHAINS, 0) for a in (x, known_columns))
+        columns = {cell: j for j, cell in enumerate(self.columns.cells)}
+        place = is_open[several].cumsum(0) - 1  # of a row among those that lack a cell
+        size = (N_KEPT, N_CHAINS, N_CANDIDATES + 1)
+        found = {
+            int(j): np.zeros((2, is_open[several, j].sum(), *size))
+            for j in np.flatnonzero(is_open[several].any(axis=0))
+        }
+        for sweep, (_, turns) in enumerate(self._sweeps(own, of, N_SWEEPS, rng)):
+            kept = sweep - (N_SWEEPS - N_KEPT)
+            for turn in turns if kept >= 0 else ():
+                j, (n, m, d) = columns[turn.cell], turn.x.shape
+                row, chain = np.divmod(turn.rows.cpu().numpy(), N_CHAINS)
+                shown = self.columns.restore(turn.x.view(n * m, d).cpu().numpy())[:, j]
+                both = shown.reshape(n, m), turn.weights.cpu().numpy() / (N_KEPT * N_CHAINS)
+                found[j][:, place[row, j], kept, chain] = both
+        for j, (cells, weights) in found.items():
+            n = len(cells)
+            yield Possible(
+                several[is_open[several, j]], j, cells.reshape(n, -1), weights.reshape(n, -1)
+            )
+
+    def _from_latents(self, rows, known, n, rng):
+        """Draws of rows given weighted latent variables, cells that are missing then drawn anew."""
+        drawn = self.draw(rows, known, n, rng, complete=True)[0]
+        x = drawn.flatten(0, 1)
+        for cell in self.columns.cells:
+            missing = (x[:, cell.state] == cell.missing).nonzero().squeeze(1)
+            if cell.missing < 0 or not len(missing):
+                continue
+            others = torch.ones_like(x[missing], dtype=torch.bool)
+            others[:, cell.columns] = False
+            with torch.no_grad(), limit_threads(1):
+                x[missing] = self._conditioner.draw(
+                    x[missing], others, [cell], 1, rng,
+                    lambda found, cell=cell: found[:, cell.state] != cell.missing,
+                )[0][:, 0]  # fmt: skip
+        return x.view(drawn.shape)
+
+    def _is_open(self, known_columns):
+        """Which cells of X are open; those of constant columns never are."""
+        known = known_columns.cpu().numpy()
+        return np.column_stack([~known[:, c.columns].all(1) for c in self.columns.cells])
+
+    def _is_complete(self, x):
+        return torch.as_tensor(self.columns.is_complete(x.cpu().numpy()), device=x.device)
+
+    def _sweeps(self, x, known, n, rng):
+        """States of chains after every sweep, with its turns."""
+        conditioner: Any = self._conditioner
+        sweeps, cells = Sweeps(conditioner), self.columns.cells
+        with torch.no_grad(), limit_threads(1):
+            x = sweeps.start(x, known, cells, rng)
+            for _ in range(n):
+                x, turns = sweeps.sweep(x, known, cells, rng)
+                yield x, turns
+
+
+def _one_and_more(is_open):
+    """Rows with one open cell, and with several."""
+    n_open = is_open.sum(1)
+    return np.flatnonzero(n_open == 1), np.flatnonzero(n_open > 1)

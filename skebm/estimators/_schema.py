@@ -1,13 +1,14 @@
 """How the cells of a table become numbers, and rows of numbers a table like it again."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from skebm._typing import FloatArray
 
@@ -239,6 +240,61 @@ class Schema:
         for j, values in enumerate(cells):
             array[:, j] = values
         return array
+
+
+def filled(
+    X: Any,
+    columns: Sequence[CellColumn],
+    where: NDArray[np.bool_],
+    rows: FloatArray,
+    rng: np.random.RandomState | None,
+) -> Any:
+    """A copy of a table with other cells in some places, in its dtypes.
+
+    Parameters
+    ----------
+    X : DataFrame or ndarray of shape (n, n_features)
+    columns : sequence of CellColumn
+        What codes of categories mean.
+    where : ndarray of bool of shape (n, n_features)
+    rows : ndarray of shape (n, n_features)
+        As of `Schema.encode`.
+    rng : RandomState or None
+        As of `Schema.decode`.
+
+    Returns
+    -------
+    DataFrame or ndarray of shape (n, n_features)
+    """
+    container, table = container_of(X), X.copy() if hasattr(X, "copy") else X.clone()
+    for j in np.flatnonzero(where.any(axis=0)).tolist():
+        own, places = _dtype(X, j), np.flatnonzero(where[:, j])
+        cells = rows[places, j]
+        if columns and columns[j].is_category:
+            cells = columns[j].cells(cells, rng)
+        else:
+            cells = CellColumn(j, str(own)).numbers(cells)
+        if container == "array":
+            table[places, j] = cells
+        elif container == "pandas":
+            table.isetitem(j, _with_cells(X.iloc[:, j], places, cells))
+        else:
+            series, values = X[:, j], values_of(X, j)
+            values[places] = type(series)(cells.tolist()).cast(own).to_list()
+            table = table.with_columns(type(series)(series.name, values.tolist(), dtype=own))
+    return table
+
+
+def _with_cells(series, places, cells):
+    """A series of pandas with other cells in some places."""
+    import pandas as pd
+
+    series = series.copy()
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        new = [c for c in dict.fromkeys(cells) if c not in series.cat.categories]
+        series = series.cat.add_categories(new)
+    series.iloc[places] = pd.array(cells.tolist(), dtype=series.dtype)
+    return series
 
 
 def as_table(X: Any) -> Any:

@@ -1,10 +1,11 @@
 """Models: what a fit ends with, torch modules on standardised columns that know no estimator."""
 
 from skebm.models.centred import CentredEnergy, StateDraws
-from skebm.models.completions import Completions
+from skebm.models.completions import N_REPLICATES, Completions, restricted
 from skebm.models.conditional import Conditioner
 from skebm.models.latent import LatentVariableModel, antithetic_noise
 from skebm.models.latent_conditional import LatentConditioner
+from skebm.models.sweeps import N_CANDIDATES, Sweeps
 from skebm.models.tilted import (
     CLIP,
     FeatureMap,
@@ -26,12 +27,16 @@ __all__ = [
     "LatentConditioner",
     "LatentVariableModel",
     "MarginalBin",
+    "N_CANDIDATES",
+    "N_REPLICATES",
     "ModesAndBackground",
     "ModesTogether",
     "ScaleAverage",
     "StateDraws",
+    "Sweeps",
     "TiltedMixture",
     "antithetic_noise",
     "feature_scores",
     "log_ratio",
+    "restricted",
 ]

@@ -11,6 +11,7 @@ of the conditional of the mixture.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -63,6 +64,9 @@ N_PARTICLES, N_PILOT = 64, 256
 N_DRAWS, ROWS_PER_COMPONENT, MAX_COMPONENTS = 4_000, 100, 20
 """Draws of a model without a mixture of its own, and the size of the mixture fitted to them."""
 
+KEPT_CONDITIONALS = 32
+"""Sets of known columns whose conditionals are kept; a table with holes has many."""
+
 _EVALUATED = 8_192  # rows at once
 _COMPLETED = 65_536  # completions at once
 
@@ -78,6 +82,11 @@ class Conditioner:
         With conditionals in closed form.
     is_mixture : bool, default=False
         Whether the model is the mixture, so that one completion tells what many do.
+    tilt : callable, default=None
+        Logarithm of what the model is the mixture times of, up to a constant, (n, d) -> (n,);
+        where it is not known it comes of `evaluate`.
+    make_members : callable, default=list
+        Returns the same of every member.
     """
 
     is_mixture: bool
@@ -87,9 +96,12 @@ class Conditioner:
         evaluate: Callable[[Tensor], tuple[Tensor, Tensor]],
         mixture: Distribution,
         is_mixture: bool = False,
+        tilt: Callable[[Tensor], Tensor] | None = None,
+        make_members: Callable[[], list["Conditioner"]] = list,
     ):
         self._evaluate, self._mixture, self.is_mixture = evaluate, mixture, is_mixture
-        self._conditionals: dict[tuple[bool, ...], Any] = {}
+        self._tilt, self._make_members = tilt, make_members
+        self._conditionals: dict[tuple[int, ...], Any] = {}
 
     @classmethod
     def of(cls, model: TiltedMixture, layout: Layout, seed: int) -> "Conditioner":
@@ -120,18 +132,46 @@ class Conditioner:
                 return members, log_bases.logsumexp(0) - math.log(len(log_bases))
             return members, mixture.log_prob(x)
 
-        return cls(evaluate, mixture, is_base and model.is_untilted)
+        def tilt(x):
+            return x.new_zeros(len(x)) if model.is_untilted else model.tilt(x[None])[0]
+
+        def make_members():
+            return [cls.of(model.member(k), layout, seed) for k in range(model.n_members)]
+
+        is_tilted = is_base and model.n_members == 1
+        return cls(
+            evaluate, mixture, is_base and model.is_untilted, tilt if is_tilted else None,
+            make_members,
+        )  # fmt: skip
+
+    @cached_property
+    def members(self) -> list["Conditioner"]:
+        """Every member by itself."""
+        return self._make_members()
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Log-densities of members, (K, n), and of the mixture, (n,), at complete rows (n, d)."""
         members, mixture = zip(*map(self._evaluate, x.split(_EVALUATED)), strict=True)
         return torch.cat(members, dim=1), torch.cat(mixture)
 
-    def _given(self, known):
+    def log_weight(self, x: Tensor) -> Tensor:
+        """Log-density over that of the mixture, up to a constant, (n, d) -> (n,)."""
+        if self._tilt is not None:
+            return torch.cat([self._tilt(rows) for rows in x.split(_EVALUATED)])
+        members, mixture = self.evaluate(x)
+        return _log_mean(members) - mixture
+
+    def sample(self, n: int, rng: torch.Generator) -> Tensor:
+        """Draw rows of the mixture, (n, d)."""
+        return self._mixture.sample(n, rng)
+
+    def _given(self, known, excluded=()):
         """Conditionals of the mixture given these columns."""
-        key = tuple(known.tolist())
+        key = *known.tolist(), *excluded
         if key not in self._conditionals:
-            self._conditionals[key] = condition(self._mixture, known)
+            if len(self._conditionals) == KEPT_CONDITIONALS:
+                self._conditionals.clear()
+            self._conditionals[key] = condition(self._mixture, known, excluded)
         return self._conditionals[key]
 
     # ------------------------------------------------------------------ all rows
@@ -253,7 +293,31 @@ class Conditioner:
         u : Tensor of shape (m, d + 1) or (n, m, d + 1)
             Uniform numbers in (0, 1), for the component and for every cell.
         """
-        conditional, n, m = self._given(known), len(x), u.shape[-2]
+        rows, log_known = self.propose(x, known, u)
+        n, m = rows.shape[:2]
+        members, mixture = self.evaluate(rows.flatten(0, 1))
+        log_density = _log_mean(members).view(n, m)
+        log_weights = log_density - mixture.view(n, m) + log_known - math.log(m)
+        return Completions(
+            rows, log_weights, log_density, _shares(members, log_weights),
+            _error_of_replicates(log_weights), ess(log_weights),
+        )  # fmt: skip
+
+    def propose(
+        self, x: Tensor, known: Tensor, u: Tensor, excluded: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Draws of the conditional of the mixture, by uniform numbers as of `of_points`.
+
+        With `excluded`, it is given as well that open cells do not show these states, one for every
+        column of states, -1 for none.
+
+        Returns
+        -------
+        rows : Tensor of shape (n, m, d)
+        log_known : Tensor of shape (n, 1)
+            Log-density of what is given under the mixture.
+        """
+        conditional, n, m = self._given(known, excluded), len(x), u.shape[-2]
         joint = conditional.log_joint(x)
         log_known = joint.logsumexp(1, keepdim=True)
         edges = (joint - log_known).exp().cumsum(1)
@@ -262,13 +326,7 @@ class Conditioner:
         which = which.clamp_max(joint.shape[1] - 1).flatten()
         rows = x.repeat_interleave(m, dim=0)
         rows = conditional.draw(rows, which, u[..., 1:].reshape(n * m, -1))
-        members, mixture = self.evaluate(rows)
-        log_density = _log_mean(members).view(n, m)
-        log_weights = log_density - mixture.view(n, m) + log_known - math.log(m)
-        return Completions(
-            rows.view(n, m, -1), log_weights, log_density, _shares(members, log_weights),
-            _error_of_replicates(log_weights), ess(log_weights),
-        )  # fmt: skip
+        return rows.view(n, m, -1), log_known
 
     @staticmethod
     def _can_be_annealed(known, cells):

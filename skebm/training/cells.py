@@ -174,6 +174,15 @@ class Grid:
             ends |= {"values": tuple(values.tolist()), "shares": tuple(mass.tolist())}
         return cls(step, values[0] if step else 0.0, **ends)
 
+    def rounded(self, numbers: FloatArray) -> FloatArray:
+        """The nearest numbers on the grid, within the bounds, (n,) -> (n,)."""
+        if self.step:
+            # in decimals, as tables are written: not .30000000000000004
+            decimals = max(0, 9 - int(np.floor(np.log10(self.step))))
+            steps = np.round((numbers - self.origin) / self.step)
+            numbers = np.round(self.origin + self.step * steps, decimals)
+        return np.clip(numbers, self.low, self.high)
+
     def shown(self, numbers: FloatArray, rng: np.random.RandomState) -> FloatArray:
         """What the column shows for numbers that were drawn from its density, (n,) -> (n,).
 
@@ -186,13 +195,7 @@ class Grid:
             numbers = np.where(numbers < self.low, 2.0 * self.low - numbers, numbers)
         if self.mirrors[1]:
             numbers = np.where(numbers > self.high, 2.0 * self.high - numbers, numbers)
-        result = numbers
-        if self.step:
-            # in decimals, as tables are written: not .30000000000000004
-            decimals = max(0, 9 - int(np.floor(np.log10(self.step))))
-            steps = np.round((numbers - self.origin) / self.step)
-            result = np.round(self.origin + self.step * steps, decimals)
-        result = np.clip(result, self.low, self.high)
+        result = self.rounded(numbers)
         if not self.values:
             return result
         values, above = np.array(self.values), np.cumsum(self.shares)

@@ -235,7 +235,8 @@ class Columns:
         places = np.where(self.varying, n_states + np.cumsum(self.varying) - 1, -1)
         cells = [Cell(value=int(place)) for place in places]
         for i, s in enumerate(self.states):
-            cells[s.column] = cells[s.column]._replace(state=i, n_states=s.size)
+            missing = s.size - 1 if s.missing else -1
+            cells[s.column] = cells[s.column]._replace(state=i, n_states=s.size, missing=missing)
         return cells
 
     @property
@@ -397,6 +398,12 @@ class Columns:
             is_number = (codes == 0) if s.value >= 0 else np.zeros(len(x), bool)
             X[:, s.column] = np.where(is_number, X[:, s.column], shown)
         return X
+
+    def rounded(self, column: int, numbers: FloatArray) -> FloatArray:
+        """Numbers on the grid of a column of X, within its bounds, in the units of X."""
+        if not self.varying[column]:
+            return numbers
+        return self.grids[int(self.varying[:column].sum())].rounded(numbers)
 
     def bounded(self, x: np.ndarray) -> FloatArray:
         """Encoded rows whose values lie within the bounds at which the rows pile up."""

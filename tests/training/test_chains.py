@@ -385,7 +385,8 @@ def mixed_chains(sampler="mala", n_steps=3):
     stand_in = classes(0.5, 0.5, [[0.0, 0.0], [1.0, 0.3]])  # that is no good
     moves = Moves(sampler, n_steps=n_steps, step_size=0.6, reinit_fraction=0.0)
     step_size = torch.full((K,), 0.6)
-    followers = Chains(tilted, stand_in, moves, step_size=step_size, dtype=torch.float64, rng=rng())
+    options = {"step_size": step_size, "dtype": torch.float64, "rng": rng(1)}
+    followers = Chains(tilted, stand_in, moves, **options)
     return truth, followers
 
 
