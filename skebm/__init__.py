@@ -9,6 +9,7 @@ from skebm.estimators import (
     FlowContrastiveDensity,
     ImplicitVAE,
     NCEDensity,
+    OutlierDetector,
     ScoreMatchingEBM,
 )
 
@@ -20,6 +21,7 @@ __all__ = [
     "ImplicitVAE",
     "NCEDensity",
     "Network",
+    "OutlierDetector",
     "ScoreMatchingEBM",
     "TRUSTED_TYPES",
     "__version__",

@@ -11,6 +11,7 @@ from skebm.bases._adapters import (
 from skebm.bases._autoregressive import AutoregressiveFlow
 from skebm.bases._combine import (
     AffineTransform,
+    ArcsinhTransform,
     Coordinates,
     StackedBase,
     TransformedBase,
@@ -44,6 +45,7 @@ from skebm.bases._mixtures import ConfiningGaussian, GaussianMixtureBase, Kernel
 from skebm.bases._stacked_flow import FlowBase, StackedFlow
 from skebm.bases._stacking import stacking_weights
 from skebm.bases._together import Together
+from skebm.bases._views import VIEWS, fit_views
 from skebm.bases._zuko import ZukoFlows
 
 __all__ = [
@@ -51,8 +53,10 @@ __all__ = [
     "JUDGED_AT_ONCE",
     "MAX_FIT_ROWS",
     "MAX_PATTERNS",
+    "VIEWS",
     "WITH_STATES",
     "AffineTransform",
+    "ArcsinhTransform",
     "AutoregressiveFlow",
     "ConfiningGaussian",
     "Coordinates",
@@ -83,6 +87,7 @@ __all__ = [
     "fit_flow",
     "fit_gaussian_mixture",
     "fit_mixed_mixture",
+    "fit_views",
     "marginal",
     "patterns",
     "stacking_weights",

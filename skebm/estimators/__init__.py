@@ -9,6 +9,7 @@ from skebm.estimators.contrastive_divergence import ContrastiveDivergenceEBM
 from skebm.estimators.flow_contrastive import FlowContrastiveDensity
 from skebm.estimators.implicit_vae import ImplicitVAE
 from skebm.estimators.nce import NCEDensity
+from skebm.estimators.outliers import OutlierDetector
 from skebm.estimators.score_matching import ScoreMatchingEBM
 from skebm.training import Columns
 from skebm.training.cells import Grid
@@ -21,6 +22,7 @@ __all__ = [
     "FlowContrastiveDensity",
     "ImplicitVAE",
     "NCEDensity",
+    "OutlierDetector",
     "ScoreMatchingEBM",
     "TRUSTED_TYPES",
 ]
@@ -29,7 +31,7 @@ TRUSTED_TYPES = [
     f"{cls.__module__}.{cls.__qualname__}"
     for cls in (
         *(AdversarialEBM, ContrastiveDivergenceEBM, FlowContrastiveDensity),
-        *(ImplicitVAE, NCEDensity, ScoreMatchingEBM),
+        *(ImplicitVAE, NCEDensity, OutlierDetector, ScoreMatchingEBM),
         *(Boosting, Network, Columns, FlowDensity, ImplicitSampler, Moves),
         *(CellColumn, ColumnReport, Grid, Schema, StateColumn),
     )

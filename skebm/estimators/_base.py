@@ -73,7 +73,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, Detector, BaseEstimator, ABC):
     columns, and for itself `_columns` and `_seed`.
     """
 
-    smoothing: float | Literal["scott", "multiscale"] = 0.0
+    smoothing: float | Literal["scott"] = 0.0
     contamination: float | Literal["auto"] = "auto"
     device: str | torch.device = "auto"
     random_state: RandomState = None

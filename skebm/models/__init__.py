@@ -7,20 +7,21 @@ from skebm.models.tilted import (
     MarginalBin,
     ModesAndBackground,
     ModesTogether,
-    ScaleAverage,
     TiltedMixture,
     feature_scores,
     log_ratio,
 )
+from skebm.models.views import CommonScale, LowestView
 
 __all__ = [
     "CLIP",
+    "CommonScale",
     "FeatureMap",
     "LatentVariableModel",
+    "LowestView",
     "MarginalBin",
     "ModesAndBackground",
     "ModesTogether",
-    "ScaleAverage",
     "TiltedMixture",
     "antithetic_noise",
     "feature_scores",

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,12 @@ from skebm._memory import key_of, remembered
 from skebm._parallel import side_by_side
 from skebm._typing import FloatArray
 from skebm._warnings import warn
-from skebm.bases import MAX_PATTERNS, Coordinates, StackedBase, patterns
+from skebm.bases import MAX_PATTERNS, Coordinates, patterns
 from skebm.exceptions import LowEffectiveSampleSizeWarning
-from skebm.models import FeatureMap, ScaleAverage, TiltedMixture
+from skebm.models import FeatureMap, TiltedMixture
 from skebm.partition import MIN_ESS_SHARE, LogPartition, adaptive_importance_sampling, estimate
 
-from .acceptance import BLENDED, NOT_TRAINED, Decision, accept, data_modes
-from .columns import scott
+from .acceptance import NOT_TRAINED, Decision, accept, data_modes
 from .distributions import (
     Distributions,
     gaussianization,
@@ -36,13 +34,10 @@ from .trained import Fitted, Trained
 TARGET_STD_ERROR = 0.01
 """Standard error of log Z, in nats, that ``n_partition_samples="auto"`` aims at."""
 
-MAX_PARTITION_SAMPLES, MAX_BLEND_SAMPLES = 400_000, 32_768
+MAX_PARTITION_SAMPLES, MAX_RANKING_SAMPLES = 400_000, 32_768
 
 MAX_LEARNED_GAP = 0.5
 """Nats by which a learned log Z may differ from the measured one before a warning."""
-
-COARSE_SMOOTHING = 0.5
-"""Coarsest scale of ``smoothing="multiscale"``; the others are 0 and Scott's."""
 
 
 def leave_results(task: TiltedTask, trained: Trained, model: TiltedMixture) -> dict[str, Any]:
@@ -168,10 +163,6 @@ def _distributions(task, recipe):
     return make_distributions(task, recipe.base, recipe.noise)
 
 
-def _bases(task, recipe):
-    return _distributions(task, recipe).bases
-
-
 def _distributions_of(task, recipe):
     """Those of a warm start."""
     bases, proposals = list(task.start.bases), list(task.start.proposals)
@@ -183,44 +174,6 @@ def _distributions_of(task, recipe):
         )
     noise = proposals if recipe.noise is None else resolve(task, recipe.noise, "noise")
     return Distributions(bases, proposals, noise)
-
-
-def fit_blend(task_at: Callable[..., Task], recipe: Recipe) -> Fitted:
-    """Fit the geometric mean of the bases at several scales, ``smoothing="multiscale"``.
-
-    Parameters
-    ----------
-    task_at : callable
-        ``task_at(smoothing=h)`` -> Task.
-    recipe : Recipe
-
-    Returns
-    -------
-    Fitted
-    """
-    if recipe.base is None or recipe.noise is not None:
-        raise ValueError('smoothing="multiscale" blends bases: it needs a base, and noise=None.')
-    with torch.no_grad():
-        plain = task_at(smoothing=0.0)
-        if plain.layout.n_states:
-            raise ValueError(
-                f'smoothing="multiscale" knows numbers only, and {plain.columns.first_state()}; '
-                "take smoothing=0 or a number."
-            )
-        scales = []
-        for h in (0.0, scott(plain.x), COARSE_SMOOTHING):
-            smoothed = task_at(smoothing=h)
-            key = _key(smoothed, recipe, "bases")
-            scales.append(remembered(plain.memory, key, partial(_bases, smoothed, recipe)))
-        # their arithmetic mean is normalised, easy to sample, and nowhere below the geometric one
-        bases = [StackedBase(at, [1.0] * len(at)) for at in zip(*scales, strict=True)]
-        features = torch.nn.Identity()
-        task = tilted_task(plain, Distributions(bases, bases, bases), features)
-        model = TiltedMixture(bases, bases, features, ScaleAverage(bases))
-        trained = Trained.nothing(task)
-        left = recipe.finish(task, trained, model)
-        partition = measure(model, task, recipe.n_partition_samples, for_ranking=True)
-        return finished(task, trained, BLENDED, model, partition, left)
 
 
 def measure(
@@ -253,7 +206,7 @@ def measure(
     target = TARGET_STD_ERROR * math.sqrt(n_members)
     automatic = isinstance(n_partition_samples, str)
     if automatic:
-        most = MAX_BLEND_SAMPLES if for_ranking else MAX_PARTITION_SAMPLES
+        most = MAX_RANKING_SAMPLES if for_ranking else MAX_PARTITION_SAMPLES
         options = {"target_std_error": target, "max_samples": most}
     else:
         options = {"target_std_error": 0.0, "max_samples": n_partition_samples}
@@ -270,7 +223,7 @@ def measure(
 
     partition = adaptive_importance_sampling(draw, rngs[0], **options)
     if automatic:
-        # gradients of a blend of kernel densities are slow
+        # gradients of kernel densities are slow
         fewer = {"n_particles": 512, "max_particles": 512} if for_ranking else {}
         partition = _anneal_where_needed(model, partition, target, task, fewer)
     model.log_partition = partition.value

@@ -218,7 +218,6 @@ def test_other_estimators_name_the_column_and_the_one_to_take(Estimator):
         ({"base": "flow"}, "base='flow' knows numbers only, and column 'region' holds categories"),
         ({"base": None}, "base=None knows numbers only"),
         ({"noise": "uniform"}, "noise='uniform' knows numbers only"),
-        ({"smoothing": "multiscale"}, "knows numbers only"),
         ({"atoms": {"nothing": [0]}}, "atoms has 'nothing'"),
         ({"atoms": {"amount": ["zero"]}}, "must be numbers"),
     ],
