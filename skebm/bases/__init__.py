@@ -45,11 +45,12 @@ from skebm.bases._mixtures import ConfiningGaussian, GaussianMixtureBase, Kernel
 from skebm.bases._stacked_flow import FlowBase, StackedFlow
 from skebm.bases._stacking import stacking_weights
 from skebm.bases._together import Together
-from skebm.bases._views import VIEWS, fit_views
+from skebm.bases._views import IN_OWN_COLUMNS, VIEWS, fit_views
 from skebm.bases._zuko import ZukoFlows
 
 __all__ = [
     "CANDIDATES",
+    "IN_OWN_COLUMNS",
     "JUDGED_AT_ONCE",
     "MAX_FIT_ROWS",
     "MAX_PATTERNS",

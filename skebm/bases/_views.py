@@ -16,37 +16,55 @@ from skebm._random import spawn
 from skebm._typing import Distribution
 
 from ._combine import ArcsinhTransform
-from ._fit import MAX_CENTERS, _Candidate, _Gaussian, _Mapped, _moments, _Rows, _widely
+from ._fit import MAX_CENTERS, _Candidate, _Gaussian, _Mapped, _moments, _Rows
 from ._mixed import MixedKernelBase, ValuesTransform
 from ._mixtures import KernelDensityBase
 
-SHARP_BANDWIDTH = 0.3
-"""Width of the kernel that sees gaps, in standard deviations of the columns."""
+SHARP, ROUND, WIDE = 0.3, 1.0, 2.0
+"""Widths of kernels, in standard deviations of the columns: of "sharp", "linear" and "wide"."""
 
-N_NEIGHBORS = 10
-"""A kernel of the local view is as wide as the distance to the neighbour of this number."""
+N_NEIGHBORS = 20
+"""A kernel of "local" is as wide as the distance to the neighbour of this number."""
 
-MIN_WIDTH = 0.05
-"""Narrowest kernel of the local view, as a share of the median one."""
+MIN_WIDTH = 0.01
+"""Narrowest kernel of "local", as a share of the median one."""
 
 STATE_MIXING = 0.1
 """Probability with which kernels of states draw a state anew."""
 
 
-class _Sharp(_Candidate):
-    """Kernel density with one narrow width."""
+class _FixedKernel(_Candidate):
+    """Kernel density with one width, of independent columns or with their covariance."""
+
+    def __init__(self, bandwidth, whitened=False):
+        self.bandwidth = bandwidth
+        self.whitened = whitened
 
     def fit(self, rows, settings, rng):
         rows = rows.first(MAX_CENTERS)  # a random subsample: rows come in random order
         mean, spread = _moments(rows)
         if rows.layout.n_states:
+            bandwidth = self.bandwidth
             return MixedKernelBase(
-                rows.layout, rows.x, SHARP_BANDWIDTH, STATE_MIXING, mean, spread, rows.weight
+                rows.layout, rows.x, bandwidth, STATE_MIXING, mean, spread, rows.weight
             )
-        return KernelDensityBase(rows.x, SHARP_BANDWIDTH, rows.weight, spread.square().diag())
+        covariance = spread.square().diag()
+        if self.whitened:
+            covariance = _shrunk_covariance(rows, mean)
+        return KernelDensityBase(rows.x, self.bandwidth, rows.weight, covariance)
 
 
-class _Local(_Candidate):
+def _shrunk_covariance(rows, mean):
+    """Covariance, as with some rows more whose columns are independent."""
+    share = rows.weight / rows.weight.sum()
+    centered = rows.x - mean
+    covariance = (share[:, None] * centered).mT @ centered
+    n_rows, n_more = 1.0 / share.square().sum(), rows.x.shape[1] + 3.0
+    variance = covariance.diagonal().clamp(min=1e-6).diag()
+    return (n_rows * covariance + n_more * variance) / (n_rows + n_more)
+
+
+class _LocalKernel(_Candidate):
     """Kernel density whose kernels are as wide as the rows around them lie apart."""
 
     def fit(self, rows, settings, rng):
@@ -54,8 +72,7 @@ class _Local(_Candidate):
         squares = _squared_distances(rows).fill_diagonal_(torch.inf)
         k = min(N_NEIGHBORS, max(1, len(rows.x) - 1))
         widths = (squares.kthvalue(k, dim=1).values / rows.x.shape[1]).sqrt()
-        median = widths.median()
-        widths = widths.clamp(min=max(MIN_WIDTH * median.item(), 1e-3))
+        widths = widths.clamp(min=max(MIN_WIDTH * widths.median().item(), 1e-3))
         if rows.layout.n_states:
             mean, spread = _moments(rows)
             ones = torch.ones_like(spread)
@@ -78,11 +95,23 @@ def _squared_distances(rows):
     return squares
 
 
-class _Independent(_Gaussian):
-    """Gaussian of independent columns."""
+class _Linear(_Mapped):
+    """What sees the correlation of columns: kernels with their covariance.
+
+    Kernels of states know no covariance, so that one Gaussian takes their place.
+    """
+
+    def __init__(self):
+        super().__init__(_FixedKernel(ROUND, whitened=True), _arcsinh)
+
+    def fit(self, rows, settings, rng):
+        if not rows.layout.n_states:
+            return super().fit(rows, settings, rng)
+        gaussian = _Mapped(_Gaussian(), _arcsinh)
+        return gaussian.fit(rows, gaussian.choose(rows, rows, rng), rng)
 
     def choose(self, rows, held, rng):
-        return 1, 3.0, True
+        return None
 
 
 def _arcsinh(rows):
@@ -91,14 +120,18 @@ def _arcsinh(rows):
 
 
 VIEWS: dict[str, Any] = {
-    "sharp": _Sharp(),
-    "local": _Local(),
-    "linear": _Mapped(_Gaussian(), _arcsinh),
-    "marginal": _Mapped(_Independent(), _widely),
+    "sharp": _FixedKernel(SHARP),
+    "local": _LocalKernel(),
+    "linear": _Linear(),
+    "wide": _Mapped(_FixedKernel(WIDE), _arcsinh),
 }
 """Name -> candidate, as `CANDIDATES`. "sharp" sees rows in gaps; "local" rows that lie farther from
-others than these lie from each other; "linear" rows off the correlation of the columns; "marginal"
-rows that are rare in single columns."""
+others than these lie from each other; "linear" rows off the correlation of the columns; "wide" rows
+on the outside of everything."""
+
+IN_OWN_COLUMNS = frozenset({"linear"})
+"""Views, of mapped columns, whose density is to be taken per unit of these: the slope of the map
+would say again that far values are rare."""
 
 
 def fit_views(

@@ -16,7 +16,7 @@ from ._base import parameters
 from ._mixed import MixedDensity
 from ._tilted import SCORED_ROWS, MemberDensity, TiltedDensity
 
-VIEWS_OF = {"clean": ("sharp", "linear"), "contaminated": ("local", "linear", "marginal")}
+VIEWS_OF = {"clean": ("sharp", "linear"), "contaminated": ("local", "linear", "wide")}
 """Views by `training`."""
 
 
@@ -46,8 +46,9 @@ class OutlierDetector(MixedDensity, MemberDensity):
         Members of the cross-fitted ensemble. 1 is the plain model with a validation split.
     n_partition_samples : int or "auto", default="auto"
         Samples per member for log Z. "auto" draws until its standard error is below .01 nats, but
-        no more than 32,768, and anneals where the effective sample size stays below one per cent.
-        The ranking of rows does not depend on it.
+        no more than 16,384. Where the effective sample size stays below one per cent, as in some
+        twenty and more columns, a warning says so, and members share one log Z. The ranking of rows
+        hardly depends on it.
     contamination : float or "auto", default="auto"
         Share of the training rows that `predict` and `fit_predict` call outliers; rows with the
         score at which the share ends are none, so that with ties it is less. "auto" takes the
@@ -84,14 +85,13 @@ class OutlierDetector(MixedDensity, MemberDensity):
     views_ : list of str
         Names of the views: "sharp" sees rows in gaps, "local" rows that lie farther from others
         than these lie from each other, "linear" rows off the correlation of the columns,
-        "marginal" rows that are rare in single columns, and "density" is `density`.
+        "wide" rows on the outside of everything, and "density" is `density`.
     log_partition_ : ndarray of shape (n_members,)
         Measured log Z of every member, in nats.
     log_partition_std_error_ : ndarray of shape (n_members,)
         Its standard error.
     effective_sample_size_ : ndarray of shape (n_members,)
-        Effective number of samples behind log Z (where it was annealed: of importance samples that
-        would give the same error).
+        Effective number of samples behind log Z.
     offset_ : float
         Threshold of `predict` on `score_samples`.
     out_of_fold_offset_ : float
@@ -189,7 +189,10 @@ class OutlierDetector(MixedDensity, MemberDensity):
     def _fit(self, rows, weight, columns, context):
         task = self._task(rows, weight, columns, context, smoothing=0.0)
         recipe = None if self.density is None else self.density._recipe()
-        return fit_lowest_view(task, VIEWS_OF[self.training], self.n_partition_samples, recipe)
+        return fit_lowest_view(
+            task, VIEWS_OF[self.training], self.n_partition_samples,
+            trims=self.training == "contaminated", density=recipe,
+        )  # fmt: skip
 
     def view_scores(self, X: ArrayLike) -> FloatArray:
         """How likely every row is in every view, on their common scale.

@@ -81,12 +81,15 @@ class LowestView(TiltedMixture):
     ----------
     bases : list of K StackedBase
         Mixtures of the views of every member, on standardised columns.
-    scale : CommonScale
+    in_own_columns : sequence of bool
+        Which components are `TransformedBase` whose density is taken in the columns of their base.
     layout : Layout
         Of the rows.
     density : TiltedMixture, default=None
         Further model of K members; its own is the last view of each, in the place of the last
         component of the mixture.
+    scale : CommonScale, default=None
+        By default log-densities as they are.
     """
 
     scale: Any
@@ -95,13 +98,15 @@ class LowestView(TiltedMixture):
     def __init__(
         self,
         bases: Sequence[StackedBase],
-        scale: CommonScale,
+        in_own_columns: Sequence[bool],
         layout: Layout,
         density: TiltedMixture | None = None,
+        scale: CommonScale | None = None,
     ):
         super().__init__(bases, bases, Unmapped(layout), None)
-        self.scale = scale
+        self.in_own_columns = tuple(in_own_columns)
         self.density = density
+        self.scale = nn.Identity() if scale is None else scale
 
     @property
     def is_untilted(self) -> bool:
@@ -111,7 +116,9 @@ class LowestView(TiltedMixture):
     def member(self, k: int) -> "LowestView":
         """Member k alone, as a model of one."""
         density = None if self.density is None else self.density.member(k)
-        single = LowestView(self.bases[k : k + 1], self.scale, self.features.layout, density)
+        bases: Any = self.bases[k : k + 1]
+        layout = self.features.layout
+        single = LowestView(bases, self.in_own_columns, layout, density, self.scale)
         single.log_partition = self.log_partition[k : k + 1]
         single.log_partition_std_error = self.log_partition_std_error[k : k + 1]
         return single
@@ -119,29 +126,36 @@ class LowestView(TiltedMixture):
     def view_scores(self, x: torch.Tensor) -> torch.Tensor:
         """g_v(log q_kv(x)) - log Z_k, the mean over members, (n, d) -> (n, n_views)."""
         scores = [
-            self.scale(self._views(k, x)[0]) - self.log_partition[k] for k in range(self.n_members)
+            self.scale(self.view_log_probs(k, x)[0]) - self.log_partition[k]
+            for k in range(self.n_members)
         ]
         return torch.stack(scores).mean(0)
 
-    def _views(self, k, x):
-        """Log-densities of the views of member k, (n, n_views), and of their mixture, (n,)."""
-        base = self.bases[k]
-        logs = base.log_components(x)
-        mixture = (logs + base.weights.log()).logsumexp(-1)
+    def view_log_probs(self, k: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-densities of the views of member k, (n, d) -> (n, n_views), and of their mixture."""
+        base, views, components = self.bases[k], [], []
+        for view, own in zip(base.components, self.in_own_columns, strict=True):
+            if own:
+                z, log_det = view.transform(x)
+                views.append(view.base.log_prob(z))
+                components.append(views[-1] + log_det)
+            else:
+                views.append(view.log_prob(x))
+                components.append(views[-1])
         if self.density is not None:
-            own = self.density.log_member(k, x)
-            logs = torch.cat([logs[:, :-1], own[:, None]], dim=1)
-        return logs, mixture
+            views[-1] = self.density.log_member(k, x)
+        mixture = (torch.stack(components, dim=-1) + base.weights.log()).logsumexp(-1)
+        return torch.stack(views, dim=-1), mixture
 
     def log_members(self, x: torch.Tensor) -> torch.Tensor:
         """Normalised log-density of every member at the same rows, (n, d) -> (K, n)."""
-        lowest = [self.scale(self._views(k, x)[0]).amin(-1) for k in range(self.n_members)]
-        return torch.stack(lowest) - self.log_partition[:, None]
+        logs = [self.view_log_probs(k, x)[0] for k in range(self.n_members)]
+        return self.scale(torch.stack(logs)).amin(-1) - self.log_partition[:, None]
 
     def tilt(self, x: torch.Tensor) -> torch.Tensor:
         """Of the mixtures of the views, (K, n, d) -> (K, n)."""
         tilts = []
         for k, rows in enumerate(x):
-            logs, mixture = self._views(k, rows)
+            logs, mixture = self.view_log_probs(k, rows)
             tilts.append(self.scale(logs).amin(-1) - mixture)
         return torch.stack(tilts)

@@ -34,7 +34,7 @@ from .trained import Fitted, Trained
 TARGET_STD_ERROR = 0.01
 """Standard error of log Z, in nats, that ``n_partition_samples="auto"`` aims at."""
 
-MAX_PARTITION_SAMPLES, MAX_RANKING_SAMPLES = 400_000, 32_768
+MAX_PARTITION_SAMPLES = 400_000
 
 MAX_LEARNED_GAP = 0.5
 """Nats by which a learned log Z may differ from the measured one before a warning."""
@@ -176,13 +176,7 @@ def _distributions_of(task, recipe):
     return Distributions(bases, proposals, noise)
 
 
-def measure(
-    model: TiltedMixture,
-    task: TiltedTask,
-    n_partition_samples: int | str,
-    *,
-    for_ranking: bool = False,
-) -> LogPartition:
+def measure(model: TiltedMixture, task: TiltedTask, n_partition_samples: int | str) -> LogPartition:
     """Log Z of every member by importance sampling, on fresh samples; kept in the model.
 
     Parameters
@@ -190,29 +184,48 @@ def measure(
     model : TiltedMixture
     task : TiltedTask
     n_partition_samples : int or "auto"
-    for_ranking : bool, default=False
-        Whether log Z is not worth much time, because scores are only compared.
+
+    Returns
+    -------
+    LogPartition
+    """
+    if model.is_untilted:
+        exact = torch.zeros(model.n_members, dtype=torch.float64)
+        return LogPartition(exact, exact, torch.full_like(exact, math.inf), 0, "exact")
+    partition = by_importance(model, task, n_partition_samples, MAX_PARTITION_SAMPLES)
+    if isinstance(n_partition_samples, str):
+        partition = _anneal_where_needed(model, partition, task)
+    model.log_partition = partition.value
+    model.log_partition_std_error = partition.std_error
+    _warn_of_errors(partition)
+    return partition
+
+
+def by_importance(
+    model: TiltedMixture, task: TiltedTask, n_partition_samples: int | str, max_samples: int
+) -> LogPartition:
+    """Log Z of every member by importance sampling, on fresh samples.
+
+    Parameters
+    ----------
+    model : TiltedMixture
+    task : TiltedTask
+    n_partition_samples : int or "auto"
+    max_samples : int
+        Of every member, for "auto".
 
     Returns
     -------
     LogPartition
     """
     task.progress.stage("log Z")
-    n_members = model.n_members
-    if model.is_untilted:
-        exact = torch.zeros(n_members, dtype=torch.float64)
-        return LogPartition(exact, exact, torch.full_like(exact, math.inf), 0, "exact")
-    # the errors of the members are independent and average out
-    target = TARGET_STD_ERROR * math.sqrt(n_members)
-    automatic = isinstance(n_partition_samples, str)
-    if automatic:
-        most = MAX_RANKING_SAMPLES if for_ranking else MAX_PARTITION_SAMPLES
-        options = {"target_std_error": target, "max_samples": most}
+    if isinstance(n_partition_samples, str):
+        options = {"target_std_error": _target(model), "max_samples": max_samples}
     else:
         options = {"target_std_error": 0.0, "max_samples": n_partition_samples}
         options["batch_size"] = max(1, min(8192, n_partition_samples // 2))
-    rngs = task.seeds.rngs("log Z", n_members)
-    members = [model.member(k) for k in range(n_members)]
+    rngs = task.seeds.rngs("log Z", model.n_members)
+    members = [model.member(k) for k in range(model.n_members)]
 
     def draw(n, _):
         drawn = side_by_side(
@@ -221,18 +234,15 @@ def measure(
         )  # fmt: skip
         return torch.cat(drawn)
 
-    partition = adaptive_importance_sampling(draw, rngs[0], **options)
-    if automatic:
-        # gradients of kernel densities are slow
-        fewer = {"n_particles": 512, "max_particles": 512} if for_ranking else {}
-        partition = _anneal_where_needed(model, partition, target, task, fewer)
-    model.log_partition = partition.value
-    model.log_partition_std_error = partition.std_error
-    _warn_of_errors(partition)
-    return partition
+    return adaptive_importance_sampling(draw, rngs[0], **options)
 
 
-def _anneal_where_needed(model, partition, target, task, options):
+def _target(model):
+    """Standard error of every member: they are independent and average out."""
+    return TARGET_STD_ERROR * math.sqrt(model.n_members)
+
+
+def _anneal_where_needed(model, partition, task):
     """Measure again, by sequential Monte Carlo and bridge sampling, where the ESS is too low.
 
     The model then goes on as before; its samples are still proposed by the base.
@@ -251,7 +261,7 @@ def _anneal_where_needed(model, partition, target, task, options):
         try:
             again = estimate(
                 log_density, model.proposals[k], task.seeds.rng("log Z, annealed", k),
-                target_std_error=target, max_samples=0, **options,
+                target_std_error=_target(model), max_samples=0,
             )  # fmt: skip
         except ValueError:  # no path from the proposal to the model
             continue

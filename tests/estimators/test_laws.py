@@ -890,8 +890,9 @@ def test_interrupted_fit_leaves_the_estimator_as_it_was(name, monkeypatch):
     unfitted, estimator = quick(name), quick(name).fit(rows)
     before = dict(vars(unfitted))
     scores, state = estimator.score_samples(rows), dict(vars(estimator))
-    room = views if name == "detector" else fit
-    steps = [(latent, "_finished")] if name in LATENT else [(room, "measure"), (room, "finished")]
+    steps = [(latent, "_finished")] if name in LATENT else [(fit, "measure"), (fit, "finished")]
+    if name == "detector":
+        steps = [(views, "by_importance"), (views, "finished")]
     for where, step in [*steps, (BaseDensity, "_threshold")]:
         for victim, error in ((unfitted, KeyboardInterrupt), (estimator, RuntimeError)):
 
