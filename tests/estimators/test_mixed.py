@@ -21,6 +21,7 @@ from skebm import (
     ImplicitVAE,
     NCEDensity,
     Network,
+    OutlierDetector,
     ScoreMatchingEBM,
 )
 
@@ -31,7 +32,8 @@ QUICK_VAE = {
     "encoder": "gaussian", "hidden_layer_sizes": (32,), "max_epochs": 20, "learning_rate": 0.01,
     "n_importance_samples": 50, "random_state": 0,
 }  # fmt: skip
-SETTINGS = {NCEDensity: QUICK, ImplicitVAE: QUICK_VAE}
+QUICK_DETECTOR = {"n_members": 2, "random_state": 0}
+SETTINGS = {NCEDensity: QUICK, ImplicitVAE: QUICK_VAE, OutlierDetector: QUICK_DETECTOR}
 both = pytest.mark.parametrize("Estimator", SETTINGS)
 
 
@@ -311,6 +313,8 @@ def test_draws_have_the_states_and_values_of_the_rows(fitted):
     assert (drawn["amount"] == 0).mean() == pytest.approx((frame["amount"] == 0).mean(), abs=0.05)
     assert drawn["visits"].min() >= 0
     assert drawn["amount"].min() == 0  # an atom at the end is a bound
+    if isinstance(fitted, OutlierDetector):  # whose views are wide
+        return
     together = drawn.groupby("member")["age"].mean()
     # few continuous latent variables do not tell the two groups apart altogether
     tolerance = 3.0 if isinstance(fitted, ImplicitVAE) else 2.0
@@ -553,7 +557,7 @@ def test_a_table_of_categories_alone():
     assert list(estimator.sample(4, random_state=0)) == ["region", "member"]
 
 
-@both
+@pytest.mark.parametrize("Estimator", [NCEDensity, ImplicitVAE])
 def test_a_warm_start_begins_anew(Estimator):
     network = {"energy_model": Network(max_epochs=1)} if Estimator is NCEDensity else {}
     estimator = quick(Estimator, **network, warm_start=True)
