@@ -29,7 +29,7 @@ N_NEIGHBORS = 20
 MIN_WIDTH = 0.01
 """Narrowest kernel of "local", as a share of the median one."""
 
-STATE_MIXING = 0.1
+STATE_MIXING = 0.02
 """Probability with which kernels of states draw a state anew."""
 
 
