@@ -2,8 +2,8 @@
 The views of an outlier detector
 ================================
 
-:class:`~skebm.OutlierDetector` looks at a row in several ways, and lets the one decide that finds it
-oddest. Here is a table with three odd rows, and what each view makes of them.
+:class:`~skebm.OutlierDetector` looks at a row in several ways, and lets the one decide that finds
+it oddest. Here is a table with three odd rows, and what each view makes of them.
 """
 
 # %%

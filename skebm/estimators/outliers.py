@@ -140,16 +140,18 @@ class OutlierDetector(MixedDensity, MemberDensity):
 
     Examples
     --------
+    >>> import numpy as np
     >>> from skebm import OutlierDetector
-    >>> from skebm.datasets import make_two_moons
-    >>> X = make_two_moons(n_samples=400, random_state=0)
+    >>> rng = np.random.default_rng(0)
+    >>> along = rng.normal(size=600) + 6.0 * rng.integers(2, size=600)
+    >>> X = along[:, None] + rng.normal(0.0, 0.4, (600, 2))  # two clusters along a line
     >>> detector = OutlierDetector(random_state=0).fit(X)
-    >>> detector.predict([[0.5, 0.25], [0.0, 1.0], [5.0, 5.0]])
+    >>> detector.predict([[3.3, 2.7], [0.0, 0.0], [5.0, 1.6]])  # in the gap, in place, off the line
     array([-1,  1, -1])
 
-    Rows of the table itself, and which view makes the oddest one odd:
+    A row of the table itself, and the view that makes it odd:
 
-    >>> X[0] = [0.5, 0.25]
+    >>> X[0] = [3.3, 2.7]
     >>> detector = OutlierDetector(training="contaminated", random_state=0)
     >>> int(detector.fit_predict(X)[0])
     -1
