@@ -11,6 +11,7 @@ from skebm.estimators import (
     FlowContrastiveDensity,
     ImplicitVAE,
     NCEDensity,
+    OutlierDetector,
     ScoreMatchingEBM,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "ImplicitVAE",
     "NCEDensity",
     "Network",
+    "OutlierDetector",
     "ScoreMatchingEBM",
     "TRUSTED_TYPES",
     "UNKNOWN",

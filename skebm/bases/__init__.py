@@ -11,6 +11,7 @@ from skebm.bases._adapters import (
 from skebm.bases._autoregressive import AutoregressiveFlow
 from skebm.bases._combine import (
     AffineTransform,
+    ArcsinhTransform,
     Coordinates,
     StackedBase,
     TransformedBase,
@@ -46,15 +47,19 @@ from skebm.bases._mixtures import ConfiningGaussian, GaussianMixtureBase, Kernel
 from skebm.bases._stacked_flow import FlowBase, StackedFlow
 from skebm.bases._stacking import stacking_weights
 from skebm.bases._together import Together
+from skebm.bases._views import IN_OWN_COLUMNS, VIEWS, fit_views
 from skebm.bases._zuko import ZukoFlows
 
 __all__ = [
     "CANDIDATES",
+    "IN_OWN_COLUMNS",
     "JUDGED_AT_ONCE",
     "MAX_FIT_ROWS",
     "MAX_PATTERNS",
+    "VIEWS",
     "WITH_STATES",
     "AffineTransform",
+    "ArcsinhTransform",
     "AutoregressiveFlow",
     "Conditional",
     "ConfiningGaussian",
@@ -87,6 +92,7 @@ __all__ = [
     "fit_flow",
     "fit_gaussian_mixture",
     "fit_mixed_mixture",
+    "fit_views",
     "marginal",
     "mixture_part",
     "patterns",

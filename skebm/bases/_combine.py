@@ -205,3 +205,24 @@ class AffineTransform(nn.Module):
         """The map of some columns."""
         kept = list(kept)
         return AffineTransform(self.center[kept], self.scale[kept])
+
+
+class ArcsinhTransform(nn.Module):
+    """Columns whose tails are logarithms: x -> arcsinh(x)."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return arcsinh(x), (n, d), and its log-determinant, (n,)."""
+        z, log_slope = self.columns(x)
+        return z, log_slope.sum(1)
+
+    def columns(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map columns, (d, n), and return log dz/dx as well, of the same shape; NaN stays NaN."""
+        return x.arcsinh(), -0.5 * x.square().log1p()
+
+    def inverse(self, z: torch.Tensor) -> torch.Tensor:
+        """Return x with arcsinh(x) = z."""
+        return z.sinh()
+
+    def marginal(self, kept: Sequence[int]) -> "ArcsinhTransform":
+        """The map of some columns."""
+        return self

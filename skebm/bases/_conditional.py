@@ -148,6 +148,8 @@ class _OfNumbers(_Part):
         order = torch.cat([self.kept, self.open])
         precision = distribution.whitening @ distribution.whitening.mT
         precision = precision.view(-1, *precision.shape[-2:])[:, order[:, None], order]
+        if isinstance(distribution, KernelDensityBase):
+            precision = precision / distribution.widths.square()[:, None, None]
         self._normals = _Normals(means[:, order], precision, len(self.kept))
 
     def draw(self, x: Tensor, which: Tensor, u: Tensor) -> Tensor:

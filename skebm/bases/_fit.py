@@ -224,6 +224,17 @@ def _standardization(rows):
     return AffineTransform(-mean / scale, 1.0 / scale)
 
 
+def _moments(rows):
+    """Mean and standard deviation of every column of values, of the rows that have it."""
+    values = rows.layout.values(rows.x)
+    there = (~values.isnan()).to(values)
+    share = rows.weight[:, None] * there
+    share = share / share.sum(0).clamp(min=1e-300)
+    filled = values.nan_to_num()
+    mean = (share * filled).sum(0)
+    return mean, (share * (filled - mean).square()).sum(0).sqrt().clamp(min=1e-3)
+
+
 def _some(rows, n, rng):
     """At most n of these rows, in random order."""
     return rows[torch.randperm(len(rows), generator=rng)[:n]]
@@ -335,16 +346,9 @@ class _Kernel(_Candidate):
 
     @staticmethod
     def _fit_mixed(rows, factor, mixing):
-        values = rows.layout.values(rows.x)
-        there = (~values.isnan()).to(values)
-        share = rows.weight[:, None] * there
-        share = share / share.sum(0).clamp(min=1e-300)
-        filled = values.nan_to_num()
-        mean = (share * filled).sum(0)
-        spread = (share * (filled - mean).square()).sum(0).sqrt().clamp(min=1e-3)
-        bandwidth = factor * len(values) ** (-1.0 / (max(1, rows.layout.n_values) + 4))
-        weight = rows.weight
-        return MixedKernelBase(rows.layout, rows.x, bandwidth, mixing, mean, spread, weight)
+        bandwidth = factor * len(rows.x) ** (-1.0 / (max(1, rows.layout.n_values) + 4))
+        mean, spread = _moments(rows)
+        return MixedKernelBase(rows.layout, rows.x, bandwidth, mixing, mean, spread, rows.weight)
 
     def choose(self, rows, held, rng):
         mixed = rows.layout.n_states > 0
@@ -427,32 +431,33 @@ class SklearnDensity(_Candidate):
         return SklearnDensityBase(clone(self.estimator).fit(rows.x.numpy(), **options))  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class _Gaussianized(_Candidate):
-    """A candidate on marginally Gaussianised columns."""
+class _Mapped(_Candidate):
+    """A candidate on columns that a map has made, ``make(rows)``."""
 
-    def __init__(self, candidate, bandwidth):
+    def __init__(self, candidate, make):
         self.candidate = candidate
-        self.bandwidth = bandwidth
+        self.make = make
         self.min_gain = candidate.min_gain
 
     def fit(self, rows, settings, rng):
-        transform = _gaussianization(rows, self.bandwidth)
+        transform = self.make(rows)
         z, _ = rows.mapped(transform)
         return TransformedBase(transform, self.candidate.fit(z, settings, rng))
 
     def choose(self, rows, held, rng):
-        transform = _gaussianization(rows, self.bandwidth)
+        transform = self.make(rows)
         return self.candidate.choose(rows.mapped(transform)[0], held.mapped(transform)[0], rng)
 
 
 _widely = partial(_gaussianization, bandwidth=_WIDE)
+_narrowly = partial(_gaussianization, bandwidth=_NARROW)
 CANDIDATES: dict[str, Any] = {
     "gaussian": _Gaussian(),
     "gmm": _Mixture(),
-    "gaussianized_gmm": _Gaussianized(_Mixture(), _WIDE),
-    "gaussianized_gmm_narrow": _Gaussianized(_Mixture(), _NARROW),
+    "gaussianized_gmm": _Mapped(_Mixture(), _widely),
+    "gaussianized_gmm_narrow": _Mapped(_Mixture(), _narrowly),
     "kde": _Kernel(),
-    "gaussianized_kde": _Gaussianized(_Kernel(), _WIDE),
+    "gaussianized_kde": _Mapped(_Kernel(), _widely),
     "flow": _Flow("coupling", _widely, train_flows),
     "autoregressive": _Flow("autoregressive", _standardization, _train_quickly),
     "gaussianized_autoregressive": _Flow("autoregressive", _widely, _train_quickly),

@@ -157,8 +157,8 @@ class MixedKernelBase(nn.Module):
     ----------
     layout : Layout
     centers : Tensor of shape (n_centers, n_features)
-    bandwidth : float
-        Of values, in the units of `spread`.
+    bandwidth : float or Tensor of shape (n_centers,)
+        Of values, in the units of `spread`; the same at every centre, or one for each.
     mixing : float
         lambda, in (0, 1].
     mean, spread : Tensor of shape (n_values,)
@@ -169,6 +169,7 @@ class MixedKernelBase(nn.Module):
     layout: Layout
     centers: Tensor
     weights: Tensor
+    bandwidth: Tensor
     mean: Tensor
     spread: Tensor
 
@@ -176,15 +177,16 @@ class MixedKernelBase(nn.Module):
         self,
         layout: Layout,
         centers: Tensor,
-        bandwidth: float,
+        bandwidth: float | Tensor,
         mixing: float,
         mean: Tensor,
         spread: Tensor,
         weights: Tensor,
     ):
         super().__init__()
-        self.layout, self.bandwidth, self.mixing = layout, bandwidth, mixing
-        buffers = {"centers": centers, "weights": weights / weights.sum()}
+        self.layout, self.mixing = layout, mixing
+        bandwidth = torch.as_tensor(bandwidth).to(weights).expand(len(centers)).contiguous()
+        buffers = {"centers": centers, "weights": weights / weights.sum(), "bandwidth": bandwidth}
         for name, tensor in (buffers | {"mean": mean, "spread": spread}).items():
             self.register_buffer(name, tensor)
 
@@ -198,7 +200,7 @@ class MixedKernelBase(nn.Module):
         absent = v.isnan()
         return (
             torch.where(absent, self.mean, v),
-            torch.where(absent, self.spread, self.bandwidth * self.spread),
+            torch.where(absent, self.spread, self.bandwidth[:, None] * self.spread),
         )
 
     def _coefficients(self):

@@ -127,13 +127,13 @@ class ConfiningGaussian(GaussianMixtureBase):
 
 
 class KernelDensityBase(nn.Module):
-    r"""Gaussian kernel density, :math:`q(x) = \sum_i w_i N(x; c_i, h^2 \Sigma)`.
+    r"""Gaussian kernel density, :math:`q(x) = \sum_i w_i N(x; c_i, h_i^2 \Sigma)`.
 
     Parameters
     ----------
     centers : array-like of shape (n_centers, n_features)
-    bandwidth : float
-        h, in the units of `scale_tril`.
+    bandwidth : float or array-like of shape (n_centers,)
+        h; the same at every centre, or one for each (Breiman, Meisel & Purcell 1977).
     weights : array-like of shape (n_centers,), default=None
         Uniform by default.
     covariance : array-like of shape (n_features, n_features), default=None
@@ -142,6 +142,7 @@ class KernelDensityBase(nn.Module):
 
     centers: torch.Tensor
     weights: torch.Tensor
+    widths: torch.Tensor
     scale_tril: torch.Tensor
     whitening: torch.Tensor
     white_centers: torch.Tensor
@@ -150,7 +151,7 @@ class KernelDensityBase(nn.Module):
     def __init__(
         self,
         centers: ArrayLike,
-        bandwidth: float,
+        bandwidth: float | ArrayLike,
         weights: ArrayLike | None = None,
         covariance: ArrayLike | None = None,
     ):
@@ -160,16 +161,20 @@ class KernelDensityBase(nn.Module):
         weights = torch.ones(n) if weights is None else torch.as_tensor(weights)
         weights = weights.to(torch.float64)
         covariance = torch.eye(d) if covariance is None else torch.as_tensor(covariance)
-        scale_tril = bandwidth * torch.linalg.cholesky(covariance.to(torch.float64))
+        scale_tril = torch.linalg.cholesky(covariance.to(torch.float64))
+        widths = torch.as_tensor(bandwidth, dtype=torch.float64)
+        if not widths.ndim:
+            scale_tril, widths = widths * scale_tril, torch.ones(1, dtype=torch.float64)
         whitening = torch.linalg.solve_triangular(
             scale_tril, torch.eye(d, dtype=torch.float64), upper=False
         ).mT
         self.register_buffer("centers", centers)
         self.register_buffer("weights", weights / weights.sum())
+        self.register_buffer("widths", widths)  # in the units of scale_tril
         self.register_buffer("scale_tril", scale_tril.contiguous())
         self.register_buffer("whitening", whitening.contiguous())
         self.register_buffer("white_centers", centers @ whitening)
-        log_det = scale_tril.diagonal().log().sum()
+        log_det = scale_tril.diagonal().log().sum() + d * widths.log()
         self.register_buffer("log_heights", self.weights.log() - log_det - 0.5 * d * _LOG_2PI)
 
     @property
@@ -181,14 +186,20 @@ class KernelDensityBase(nn.Module):
         distance = torch.cdist(
             x @ self.whitening, self.white_centers, compute_mode="donot_use_mm_for_euclid_dist"
         )
-        return self.log_heights - 0.5 * distance.square()
+        return self.log_heights - 0.5 * (distance / self.widths).square()
 
     def _rows(self, x):
         y = x @ self.whitening
         square = y.square().sum(-1)
-        constant = self.log_heights - 0.5 * self.white_centers.square().sum(-1)
-        logs = torch.addmm(constant, y, self.white_centers.mT).logsumexp(-1) - 0.5 * square
-        far = square.detach() > _FAR
+        precision = self.widths.square().reciprocal()
+        constant = self.log_heights - 0.5 * precision * self.white_centers.square().sum(-1)
+        if len(precision) == 1:
+            logs = torch.addmm(constant, y, self.white_centers.mT).logsumexp(-1) - 0.5 * square
+        else:
+            linear = torch.cat([(precision[:, None] * self.white_centers).mT, precision[None]])
+            functions = torch.cat([y, -0.5 * square[:, None]], dim=1)
+            logs = torch.addmm(constant, functions, linear).logsumexp(-1)
+        far = square.detach() * precision.max() > _FAR
         if far.any():  # |y|^2 - 2 y.c + |c|^2 has lost its digits there
             logs = logs.index_put((far,), self._joint(x[far]).logsumexp(-1))
         return logs
@@ -202,10 +213,12 @@ class KernelDensityBase(nn.Module):
         which = draw_components(self.weights, n, rng)
         noise = torch.randn(n, self.n_features, dtype=torch.float64, generator=rng,
                             device=self.centers.device)  # fmt: skip
+        noise = self.widths.expand(len(self.centers))[which, None] * noise
         return self.centers[which] + noise @ self.scale_tril.mT
 
     def marginal(self, kept: Sequence[int]) -> "KernelDensityBase":
         """Distribution of some columns, the others integrated out."""
         kept = list(kept)
         covariance = (self.scale_tril @ self.scale_tril.mT)[kept][:, kept]
-        return KernelDensityBase(self.centers[:, kept], 1.0, self.weights, covariance)
+        widths = self.widths.expand(len(self.centers))
+        return KernelDensityBase(self.centers[:, kept], widths, self.weights, covariance)

@@ -18,7 +18,8 @@ from skebm._sklearn_compat import _check_method_params, _check_sample_weight, _s
 from skebm._statistics import weighted_quantile
 from skebm._typing import FloatArray, RandomState
 from skebm.bases import draw_from
-from skebm.estimators._base import AUTO_CONTAMINATION, BaseDensity
+from skebm.estimators._base import BaseDensity
+from skebm.estimators._detector import AUTO_CONTAMINATION
 from skebm.training import relative_precision
 from skebm.training.columns import Precision
 

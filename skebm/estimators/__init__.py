@@ -1,6 +1,7 @@
 """Estimators: one file each; what they share starts with an underscore."""
 
 from skebm.energies import Boosting, Network
+from skebm.estimators._calibration import Calibration
 from skebm.estimators._generators import FlowDensity, ImplicitSampler
 from skebm.estimators._given import UNKNOWN
 from skebm.estimators._mixed import ColumnReport
@@ -12,6 +13,7 @@ from skebm.estimators.explanation import Explanation, Surprise
 from skebm.estimators.flow_contrastive import FlowContrastiveDensity
 from skebm.estimators.implicit_vae import ImplicitVAE
 from skebm.estimators.nce import NCEDensity
+from skebm.estimators.outliers import OutlierDetector
 from skebm.estimators.score_matching import ScoreMatchingEBM
 from skebm.training import Columns
 from skebm.training.cells import Grid
@@ -27,6 +29,7 @@ __all__ = [
     "ImplicitVAE",
     "MarginalDensity",
     "NCEDensity",
+    "OutlierDetector",
     "ScoreMatchingEBM",
     "Surprise",
     "TRUSTED_TYPES",
@@ -37,9 +40,9 @@ TRUSTED_TYPES = [
     f"{cls.__module__}.{cls.__qualname__}"
     for cls in (
         *(AdversarialEBM, ContrastiveDivergenceEBM, FlowContrastiveDensity),
-        *(ImplicitVAE, NCEDensity, ScoreMatchingEBM),
+        *(ImplicitVAE, NCEDensity, OutlierDetector, ScoreMatchingEBM),
         *(Boosting, Network, Columns, FlowDensity, ImplicitSampler, Moves),
-        *(CellColumn, ColumnReport, Grid, Schema, StateColumn),
+        *(Calibration, CellColumn, ColumnReport, Grid, Schema, StateColumn),
     )
 ]
 """What a fitted estimator of skebm is made of, for ``skops.io.load(file, trusted=TRUSTED_TYPES)``.

@@ -1,9 +1,10 @@
-"""The shell of every estimator: validation, scores, outlier detection, pickling."""
+"""The shell of every estimator: validation, scores, pickling."""
 
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from numbers import Integral, Real
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar, dataclass_transform, o
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, DensityMixin, OutlierMixin
+from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import (
     check_consistent_length,
@@ -25,7 +26,6 @@ from skebm import _threads
 from skebm._random import Seeds
 from skebm._sklearn_compat import Interval, StrOptions, _check_sample_weight, _fit_context
 from skebm._state import ModulesAsArrays
-from skebm._statistics import weighted_quantile
 from skebm._tensors import results_like, without_tensors
 from skebm._threads import limit_threads
 from skebm._typing import FloatArray, RandomState
@@ -47,10 +47,8 @@ from skebm.training.columns import Precision
 from skebm.training.degenerate import warn_of_degenerate_columns
 
 from ._cells import Remedies, bad_cell, refuse_what_would_be_read_through
+from ._detector import Detector
 from ._schema import Schema, as_table, is_missing, values_of
-
-AUTO_CONTAMINATION = 0.05
-"""``contamination="auto"``: share of new rows of the same kind that `predict` calls outliers."""
 
 MAX_ROWS = 400_000
 """Rows of a table that a fit looks at, where members learn from few of them anyway: with two
@@ -68,15 +66,27 @@ def parameters(cls: type[_Estimator]) -> type[_Estimator]:
     return dataclass(kw_only=True, eq=False, repr=False)(cls)
 
 
+@contextmanager
+def unchanged_by_failure(estimator: BaseEstimator) -> Iterator[dict[str, Any]]:
+    """Run a fit, and leave the estimator as it was if that fails; yields what it was."""
+    before = vars(estimator).copy()
+    try:
+        yield before
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
+
+
 @parameters
-class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, ABC):
+class BaseDensity(ModulesAsArrays, DensityMixin, Detector, BaseEstimator, ABC):
     """What all estimators share; a family of them adds the methods below.
 
     Parameters are documented in the estimators. A fitted one has `model_`, a module on standardised
     columns, and for itself `_columns` and `_seed`.
     """
 
-    smoothing: float | Literal["scott", "multiscale"] = 0.0
+    smoothing: float | Literal["scott"] = 0.0
     contamination: float | Literal["auto"] = "auto"
     device: str | torch.device = "auto"
     random_state: RandomState = None
@@ -85,13 +95,10 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
 
     # what a fit sets
     model_: Any = field(init=False)
-    offset_: float = field(init=False)
     history_: dict[str, np.ndarray] = field(init=False)
     n_iter_: int = field(init=False)
     out_of_fold_scores_: FloatArray = field(init=False)
     out_of_fold_members_: NDArray[np.int_] = field(init=False)
-    out_of_fold_offset_: float = field(init=False)
-    out_of_fold_decision_function_: FloatArray = field(init=False)
     _columns: Columns = field(init=False)
     _schema: Schema = field(init=False)
     _seed: int = field(init=False)
@@ -99,7 +106,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "smoothing": [StrOptions({"scott"}), Interval(Real, 0, None, closed="left")],
-        "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+        **Detector._parameter_constraints,
         "device": [str, torch.device],
         "random_state": ["random_state"],
         "warm_start": ["boolean"],
@@ -222,8 +229,6 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         self : object
             Fitted. If fitting fails or is interrupted, the estimator stays as it was.
         """
-        before = vars(self).copy()
-        n_threads = torch.get_num_threads()  # for training; all else is made of small steps
         if _threads.was_forked:
             _threads.was_forked = False
             warn(
@@ -231,7 +236,8 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
                 "to one here, because it would wait for ever for the others. Start processes by "
                 "'spawn' or 'forkserver', or by joblib's loky, to train with several."
             )
-        try:
+        with unchanged_by_failure(self) as before:
+            n_threads = torch.get_num_threads()  # for training; all else is made of small steps
             with (
                 torch.inference_mode(False),  # which training cannot do with; it allows gradients
                 torch.no_grad(),
@@ -270,15 +276,9 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
                 }  # fmt: skip
                 fitted = self._fit(rows, weight, columns, context)
                 self._keep(fitted, columns, seeds, copy_of, looked_at)
-                self.offset_ = self._threshold(rows, weight, fitted.scores)
-                self.out_of_fold_offset_ = self._out_of_fold_threshold(rows, weight, fitted.scores)
-                decision = self._comparable(fitted.scores, rows) - self.out_of_fold_offset_
-                self.out_of_fold_decision_function_ = np.full(len(looked_at), np.nan)
-                self.out_of_fold_decision_function_[looked_at] = decision[copy_of]
-        except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
-            raise
+                for name, values in self._judge(rows, weight, groups, fitted).items():
+                    setattr(self, name, np.full(len(looked_at), np.nan))
+                    getattr(self, name)[looked_at] = values[copy_of]
         return self
 
     def _read(self, X, sample_weight, groups, rng):
@@ -403,34 +403,6 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         self.out_of_fold_members_[looked_at] = fitted.judges[copy_of]
         for name, value in fitted.attributes.items():
             setattr(self, name, value)
-
-    def _threshold(self, rows, weight, held_out_scores):
-        """Score below which `predict` calls a row an outlier."""
-        if self.contamination != "auto":
-            scores = self._comparable(self._log_density(rows), rows)
-            return float(weighted_quantile(scores, weight, self.contamination))
-        held_out_scores = self._comparable(held_out_scores, rows)
-        held = ~np.isnan(held_out_scores)
-        return float(weighted_quantile(held_out_scores[held], weight[held], AUTO_CONTAMINATION))
-
-    def _out_of_fold_threshold(self, rows, weight, held_out_scores):
-        """Score below which `fit_predict` calls a training row an outlier."""
-        if self.contamination == "auto":
-            return self.offset_
-        scores = held_out_scores.copy()
-        seen = np.isnan(scores)
-        if seen.any():
-            scores[seen] = self._log_density(rows[seen])
-        scores = self._comparable(scores, rows)
-        return float(weighted_quantile(scores, weight, self.contamination))
-
-    def _comparable(self, scores, rows):
-        """Scores as thresholds take them, which do not depend on units where values are absent.
-
-        Rows of `rows` are in the units of X, and met by the columns of the fit.
-        """
-        columns = self._columns
-        return scores + columns.absent_log_det(columns.encode(rows)) if columns.states else scores
 
     def _draw_seed(self, random_state):
         return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
@@ -596,82 +568,6 @@ class BaseDensity(ModulesAsArrays, DensityMixin, OutlierMixin, BaseEstimator, AB
         rows = self._columns.restore(x.cpu().numpy(), own)
         rows = rows if given is None else np.where(given[0], given[1], rows)
         return self._schema.decode(rows, output, own)
-
-    # ------------------------------------------------------------------ outlier detector
-
-    def decision_function(self, X: ArrayLike) -> FloatArray:
-        """`score_samples` minus `offset_`: negative for outliers.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-
-        Returns
-        -------
-        ndarray of shape (n_samples,), float64
-            In nats. Of a row without a value in some column (its cell is missing, or an atom) it
-            also has the logarithm of one over the scale of the column, as of rows with the value,
-            so that units make no difference.
-        """
-        rows, like = self._validate(X), results_like(X)
-        return like(self._comparable(self._log_density(rows), rows) - self.offset_)
-
-    def predict(self, X: ArrayLike) -> NDArray[np.int_]:
-        """Label rows: +1 for inliers, -1 for outliers.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-
-        Returns
-        -------
-        ndarray of shape (n_samples,), int
-        """
-        rows = self._validate(X)
-        scores = self._comparable(self._log_density(rows), rows)
-        return results_like(X)(np.where(scores - self.offset_ < 0, -1, 1))
-
-    def fit_predict(
-        self,
-        X: ArrayLike,
-        y: object = None,
-        sample_weight: ArrayLike | None = None,
-        groups: ArrayLike | None = None,
-    ) -> NDArray[np.int_]:
-        """Fit, then label the same rows, each by the member that has not seen it.
-
-        The density of a training row is flattered by the row itself. So the labels come from
-        `out_of_fold_scores_`, and not from `predict`, which is for new rows: with
-        ``contamination="auto"`` the rows below `offset_` are outliers, with a number the share with
-        the lowest out-of-fold scores. Rows that were never held out (with one member, beyond 50,000
-        per member, or not looked at in a large table) are judged by `score_samples`, and so are
-        rows of weight zero, which were left out of the fit.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-        y : Ignored
-            Present for API consistency by convention.
-        sample_weight : array-like of shape (n_samples,), default=None
-        groups : array-like of shape (n_samples,), default=None
-            As in `fit`.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,), int
-            +1 for inliers, -1 for outliers.
-        """
-        self.fit(X, sample_weight=sample_weight, groups=groups)
-        decision = self.out_of_fold_decision_function_
-        if sample_weight is not None and np.ndim(sample_weight) == 1:
-            used = np.asarray(without_tensors(sample_weight), dtype=np.float64) > 0
-            decision = np.full(len(used), np.nan)
-            decision[used] = self.out_of_fold_decision_function_
-        if np.isnan(decision).any():
-            rows = self._validate(X)
-            seen = self._comparable(self._log_density(rows), rows) - self.out_of_fold_offset_
-            decision = np.where(np.isnan(decision), seen, decision)
-        return results_like(X)(np.where(decision < 0, -1, 1))
 
     # ------------------------------------------------------------------ pickling
 

@@ -4,7 +4,6 @@ import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import field
-from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
@@ -38,10 +37,10 @@ from skebm.energies import (
     resolve_energy_model,
 )
 from skebm.exceptions import LowEffectiveSampleSizeWarning
-from skebm.models import Conditioner, FeatureMap
+from skebm.models import Conditioner
 from skebm.partition import rows_by_importance
 from skebm.samplers import mala, run
-from skebm.training import CONFINEMENT, Recipe, fit_blend, fit_tilted, make_task
+from skebm.training import CONFINEMENT, Recipe, fit_tilted, make_task
 
 from ._asking import Asking
 from ._base import BaseDensity, parameters
@@ -83,7 +82,7 @@ def _has_gradient(estimator):
     """Whether the fitted (or to be fitted) energy can be differentiated."""
     model = getattr(estimator, "model_", None)
     if model is None:
-        given = estimator.energy_model
+        given = getattr(estimator, "energy_model", None)
         if not hasattr(given, "predict_proba"):
             return True
         from sklearn.ensemble import HistGradientBoostingClassifier  # here: its import is slow
@@ -102,19 +101,12 @@ def _if_differentiable(method: _Method) -> _Method:
 
 
 @parameters
-class TiltedDensity(EnergyModelMixin, Asking, BaseDensity):
-    """Bases tilted by energies; an estimator adds its fields and `_recipe`.
+class MemberDensity(Asking, BaseDensity):
+    """Density that is the mean of members, a `TiltedMixture`: its scores and draws."""
 
-    It may override `_check_parameters`, too.
-    """
-
-    base: DistributionLike = "auto"
-    energy_model: EnergyModel | None = "auto"
     n_members: int = 4
     n_partition_samples: int | Literal["auto"] = "auto"
-    recalibration: bool = True
     n_jobs: int | None = None
-    memory: Any = None
 
     # what a fit sets
     log_partition_: FloatArray = field(init=False)
@@ -123,98 +115,22 @@ class TiltedDensity(EnergyModelMixin, Asking, BaseDensity):
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **BaseDensity._parameter_constraints,
-        "base": [*DISTRIBUTION, None],
-        "energy_model": "no_validation",  # its own `validate` says what is wrong
         "n_members": [Interval(Integral, 1, None, closed="left")],
         "n_partition_samples": [StrOptions({"auto"}), Interval(Integral, 100, None, closed="left")],
-        "recalibration": ["boolean"],
         "n_jobs": [Integral, None],
-        "memory": [None, str, HasMethods(["cache"])],
-        "smoothing": [
-            StrOptions({"scott", "multiscale"}),
-            *BaseDensity._parameter_constraints["smoothing"][1:],
-        ],
     }
-
-    @abstractmethod
-    def _recipe(self) -> Recipe:
-        """What is particular to the method, a `Recipe`; `_basic_recipe` knows the shared fields."""
-
-    def _basic_recipe(self, train, **particular):
-        """Recipe with what the shared fields say."""
-        return Recipe(
-            train=train,
-            base=self.base,
-            own_energy=not (self.energy_model is None or isinstance(self.energy_model, str)),
-            n_partition_samples=self.n_partition_samples,
-            recalibrates=self.recalibration,
-            **particular,
-        )
-
-    def _resolve_energy_model(
-        self, default: Network | Boosting, *, network_only: bool = False
-    ) -> Any:
-        """What `energy_model` says, checked: a specification, a classifier, or None for no energy.
-
-        Parameters
-        ----------
-        default : Network or Boosting
-            Of "auto".
-        network_only : bool, default=False
-            Whether the method trains networks and nothing else.
-        """
-        if self.energy_model is None:
-            if self.base is None:
-                raise ValueError("energy_model=None is the base alone, so that it needs a base.")
-            return None
-        model = resolve_energy_model(self.energy_model, default)
-        if network_only and not isinstance(model, Network):
-            raise ValueError(
-                f"{type(self).__name__} trains networks only, and energy_model is {model!r}; take "
-                "Network(...), a torch module, or NCEDensity."
-            )
-        if isinstance(model, Network | Boosting):
-            model.validate()
-        return model
-
-    # ------------------------------------------------------------------ fit
 
     @property
     def _n_folds(self):
         return max(2, self.n_members)
 
-    def _cannot_go_on_from(self, model, n_units):
-        if not isinstance(model.features, FeatureMap):
-            return "the last fit blended scales and learned nothing"
-        if model.n_members != min(self.n_members, n_units):
-            return f"the last fit has {model.n_members} members"
-        if isinstance(model.bases[0], ConfiningGaussian) != (self.base is None):
-            return "base is another one"
-        return None
-
-    def _kept_and_fresh(self, model, x, weight):
-        x, weight = x[:COMPARED_ROWS], weight[:COMPARED_ROWS]
-        kept = (model.base_log_prob(x) @ weight / weight.sum()).item()
-        if self.base is not None:
-            return kept, gaussian_log_likelihood(x, weight)
-        # what confines an energy without a base is no model of the rows, but it has to hold them
-        center = weight @ x / weight.sum()
-        variance = weight @ (x - center).square() / weight.sum()
-        fresh = ConfiningGaussian(center, CONFINEMENT**2 * variance).log_prob(x)
-        return kept, (fresh @ weight / weight.sum()).item() - CONFINED * x.shape[1]
-
-    def _fit(self, rows, weight, columns, context):
-        shares = self.memory is not None and self.random_state is not None
-        task_at = partial(
-            make_task, rows, weight, columns, n_members=self.n_members,
+    def _task(self, rows, weight, columns, context, **particular):
+        """Split the rows among the members, `smoothing` and other particulars being given."""
+        return make_task(
+            rows, weight, columns, n_members=self.n_members,
             validation_fraction=VALIDATION_FRACTION,
-            n_jobs=resolve_n_jobs(self.n_jobs, context["n_threads"]),
-            memory=check_memory(self.memory) if shares else None, **context,
+            n_jobs=resolve_n_jobs(self.n_jobs, context["n_threads"]), **context, **particular,
         )  # fmt: skip
-        recipe = self._recipe()
-        if self.smoothing == "multiscale":
-            return fit_blend(task_at, recipe)
-        return fit_tilted(task_at(smoothing=self.smoothing), recipe)
 
     # ------------------------------------------------------------------ density
 
@@ -232,6 +148,12 @@ class TiltedDensity(EnergyModelMixin, Asking, BaseDensity):
         with torch.no_grad():
             error = self.model_.log_prob_std(self._tensor(X)).cpu().numpy()
         return self._log_density(X), error
+
+    def _member_scores(self, X):
+        """Log-density of validated rows, in the units of X, under every member, (K, n)."""
+        # one by one, each as a model of its own, which knows what to do with states it has not met
+        members = [self.model_.member(k) for k in range(self.model_.n_members)]
+        return np.stack([self._on_rows(member.log_prob, X) for member in members])
 
     def base_score_samples(self, X: ArrayLike) -> FloatArray:
         """Log-density of every row under the base alone, without the tilt.
@@ -485,3 +407,91 @@ class TiltedDensity(EnergyModelMixin, Asking, BaseDensity):
             return torch.rand(shape, generator=rng, **like)
 
         return rows_by_importance(propose, sizes, uniform)
+
+
+@parameters
+class TiltedDensity(EnergyModelMixin, MemberDensity):
+    """Bases tilted by energies; an estimator adds its fields and `_recipe`.
+
+    It may override `_check_parameters`, too.
+    """
+
+    base: DistributionLike = "auto"
+    energy_model: EnergyModel | None = "auto"
+    recalibration: bool = True
+    memory: Any = None
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **MemberDensity._parameter_constraints,
+        "base": [*DISTRIBUTION, None],
+        "energy_model": "no_validation",  # its own `validate` says what is wrong
+        "recalibration": ["boolean"],
+        "memory": [None, str, HasMethods(["cache"])],
+    }
+
+    @abstractmethod
+    def _recipe(self) -> Recipe:
+        """What is particular to the method, a `Recipe`; `_basic_recipe` knows the shared fields."""
+
+    def _basic_recipe(self, train, **particular):
+        """Recipe with what the shared fields say."""
+        return Recipe(
+            train=train,
+            base=self.base,
+            own_energy=not (self.energy_model is None or isinstance(self.energy_model, str)),
+            n_partition_samples=self.n_partition_samples,
+            recalibrates=self.recalibration,
+            **particular,
+        )
+
+    def _resolve_energy_model(
+        self, default: Network | Boosting, *, network_only: bool = False
+    ) -> Any:
+        """What `energy_model` says, checked: a specification, a classifier, or None for no energy.
+
+        Parameters
+        ----------
+        default : Network or Boosting
+            Of "auto".
+        network_only : bool, default=False
+            Whether the method trains networks and nothing else.
+        """
+        if self.energy_model is None:
+            if self.base is None:
+                raise ValueError("energy_model=None is the base alone, so that it needs a base.")
+            return None
+        model = resolve_energy_model(self.energy_model, default)
+        if network_only and not isinstance(model, Network):
+            raise ValueError(
+                f"{type(self).__name__} trains networks only, and energy_model is {model!r}; take "
+                "Network(...), a torch module, or NCEDensity."
+            )
+        if isinstance(model, Network | Boosting):
+            model.validate()
+        return model
+
+    # ------------------------------------------------------------------ fit
+
+    def _cannot_go_on_from(self, model, n_units):
+        if model.n_members != min(self.n_members, n_units):
+            return f"the last fit has {model.n_members} members"
+        if isinstance(model.bases[0], ConfiningGaussian) != (self.base is None):
+            return "base is another one"
+        return None
+
+    def _kept_and_fresh(self, model, x, weight):
+        x, weight = x[:COMPARED_ROWS], weight[:COMPARED_ROWS]
+        kept = (model.base_log_prob(x) @ weight / weight.sum()).item()
+        if self.base is not None:
+            return kept, gaussian_log_likelihood(x, weight)
+        # what confines an energy without a base is no model of the rows, but it has to hold them
+        center = weight @ x / weight.sum()
+        variance = weight @ (x - center).square() / weight.sum()
+        fresh = ConfiningGaussian(center, CONFINEMENT**2 * variance).log_prob(x)
+        return kept, (fresh @ weight / weight.sum()).item() - CONFINED * x.shape[1]
+
+    def _fit(self, rows, weight, columns, context):
+        shares = self.memory is not None and self.random_state is not None
+        memory = check_memory(self.memory) if shares else None
+        particular = {"smoothing": self.smoothing, "memory": memory}
+        return fit_tilted(self._task(rows, weight, columns, context, **particular), self._recipe())

@@ -87,12 +87,9 @@ class ContrastiveDivergenceEBM(MixedDensity, TiltedDensity):
     recalibration : bool, default=True
         Whether the factor on f, and the weights of separate modes where training hardly sees them,
         are set by held-out likelihood after training; what does not help there is left out.
-    smoothing : float, "scott" or "multiscale", default=0.0
+    smoothing : float or "scott", default=0.0
         h > 0 fits the density of X + h eps, eps normal with the standard deviations of the columns.
-        "scott" is n^(-1 / (d + 4)). Density estimation wants 0. Anomaly detection wants several
-        scales at once: "multiscale" is the normalised geometric mean of the bases at h = 0, Scott's
-        h and h = .5, without a trained energy, so that `score_samples` is the mean of three
-        log-densities up to a constant.
+        "scott" is n^(-1 / (d + 4)). Density estimation wants 0.
     contamination : float or "auto", default="auto"
         Share of the training rows that `predict` and `fit_predict` call outliers; rows with the
         score at which the share ends are none, so that with ties it is less. "auto" takes the
@@ -166,8 +163,7 @@ class ContrastiveDivergenceEBM(MixedDensity, TiltedDensity):
         Epochs of the state kept; 0 if none was accepted.
     accepted_ : str
         What was kept: "tilt"; "recalibration", the base with its modes weighted anew and no energy;
-        "base"; "blend", with ``smoothing="multiscale"``; or "flow" or "generator", where a game has
-        made a better density of one.
+        "base"; or "flow" or "generator", where a game has made a better density of one.
     held_out_gain_ : float
         Gain of the held-out log-likelihood over the base, in nats per row: of what was accepted, or
         of the tilt that was rejected; 0 where training found none.

@@ -50,35 +50,6 @@ class FeatureMap(nn.Module):
         return torch.cat([states, values.clamp(-CLIP, CLIP)], dim=-1)
 
 
-class ScaleAverage(nn.Module):
-    """Tilt that turns the arithmetic mean of distributions into their geometric mean; never
-    positive.
-
-    Parameters
-    ----------
-    bases : list of K StackedBase
-        Of distributions at several scales, with equal weights.
-    """
-
-    bases: Modules
-
-    def __init__(self, bases: Iterable[StackedBase]):
-        super().__init__()
-        self.bases = nn.ModuleList(bases)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Mean of the log-densities minus log of the mean density, (K, n, d) -> (K, n)."""
-        values = []
-        for base, rows in zip(self.bases, x, strict=True):
-            logs = base.log_components(rows)
-            values.append(logs.mean(-1) - logs.logsumexp(-1) + math.log(logs.shape[-1]))
-        return torch.stack(values)
-
-    def member(self, k: int) -> "ScaleAverage":
-        """Member k alone, still (1, n, d) -> (1, n)."""
-        return ScaleAverage([self.bases[k]])
-
-
 class ModesAndBackground(nn.Module):
     """Responsibilities of the components of a mixture, and of a wider distribution around them.
 

@@ -13,11 +13,12 @@ from skebm.training.columns import (
 from skebm.training.copies import join_groups, merge_copies
 from skebm.training.device import resolve_device
 from skebm.training.distributions import CONFINEMENT
-from skebm.training.fit import Recipe, fit_blend, fit_tilted
+from skebm.training.fit import Recipe, fit_tilted
 from skebm.training.progress import Progress
 from skebm.training.task import Task, make_task
 from skebm.training.tilted_task import TiltedTask
 from skebm.training.trained import Candidate, Fitted, Trained
+from skebm.training.views import fit_lowest_view
 
 __all__ = [
     "CONFINEMENT",
@@ -30,7 +31,7 @@ __all__ = [
     "Task",
     "TiltedTask",
     "Trained",
-    "fit_blend",
+    "fit_lowest_view",
     "fit_tilted",
     "join_groups",
     "make_task",

@@ -66,8 +66,8 @@ class Decision:
     Attributes
     ----------
     accepted : str
-        "tilt"; "recalibration", where the tilt is the weights of modes alone; "base"; "blend", of
-        several scales; or the name of a candidate.
+        "tilt"; "recalibration", where the tilt is the weights of modes alone; "base"; "views", the
+        lowest of several; or the name of a candidate.
     gain, std_error : float
         Of the held-out log-likelihood over the base, in nats per row: of what was accepted, or of
         the tilt that was rejected; 0 where there was none.
@@ -87,8 +87,6 @@ class Decision:
 
 
 NOT_TRAINED = Decision("base", 0.0, 0.0, "base alone: no energy was trained")
-
-BLENDED = Decision("blend", 0.0, 0.0, "blend of bases at several scales: no energy was trained")
 
 
 def in_nats(gain: float, error: float) -> str:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,12 @@ from skebm._memory import key_of, remembered
 from skebm._parallel import side_by_side
 from skebm._typing import FloatArray
 from skebm._warnings import warn
-from skebm.bases import MAX_PATTERNS, Coordinates, StackedBase, patterns
+from skebm.bases import MAX_PATTERNS, Coordinates, patterns
 from skebm.exceptions import LowEffectiveSampleSizeWarning
-from skebm.models import FeatureMap, ScaleAverage, TiltedMixture
+from skebm.models import FeatureMap, TiltedMixture
 from skebm.partition import MIN_ESS_SHARE, LogPartition, adaptive_importance_sampling, estimate
 
-from .acceptance import BLENDED, NOT_TRAINED, Decision, accept, data_modes
-from .columns import scott
+from .acceptance import NOT_TRAINED, Decision, accept, data_modes
 from .distributions import (
     Distributions,
     gaussianization,
@@ -36,13 +34,10 @@ from .trained import Fitted, Trained
 TARGET_STD_ERROR = 0.01
 """Standard error of log Z, in nats, that ``n_partition_samples="auto"`` aims at."""
 
-MAX_PARTITION_SAMPLES, MAX_BLEND_SAMPLES = 400_000, 32_768
+MAX_PARTITION_SAMPLES = 400_000
 
 MAX_LEARNED_GAP = 0.5
 """Nats by which a learned log Z may differ from the measured one before a warning."""
-
-COARSE_SMOOTHING = 0.5
-"""Coarsest scale of ``smoothing="multiscale"``; the others are 0 and Scott's."""
 
 
 def leave_results(task: TiltedTask, trained: Trained, model: TiltedMixture) -> dict[str, Any]:
@@ -170,10 +165,6 @@ def _distributions(task, recipe):
     return make_distributions(task, recipe.base, recipe.noise)
 
 
-def _bases(task, recipe):
-    return _distributions(task, recipe).bases
-
-
 def _distributions_of(task, recipe):
     """Those of a warm start."""
     bases, proposals = list(task.start.bases), list(task.start.proposals)
@@ -187,51 +178,7 @@ def _distributions_of(task, recipe):
     return Distributions(bases, proposals, noise)
 
 
-def fit_blend(task_at: Callable[..., Task], recipe: Recipe) -> Fitted:
-    """Fit the geometric mean of the bases at several scales, ``smoothing="multiscale"``.
-
-    Parameters
-    ----------
-    task_at : callable
-        ``task_at(smoothing=h)`` -> Task.
-    recipe : Recipe
-
-    Returns
-    -------
-    Fitted
-    """
-    if recipe.base is None or recipe.noise is not None:
-        raise ValueError('smoothing="multiscale" blends bases: it needs a base, and noise=None.')
-    with torch.no_grad():
-        plain = task_at(smoothing=0.0)
-        if plain.layout.n_states:
-            raise ValueError(
-                f'smoothing="multiscale" knows numbers only, and {plain.columns.first_state()}; '
-                "take smoothing=0 or a number."
-            )
-        scales = []
-        for h in (0.0, scott(plain.x), COARSE_SMOOTHING):
-            smoothed = task_at(smoothing=h)
-            key = _key(smoothed, recipe, "bases")
-            scales.append(remembered(plain.memory, key, partial(_bases, smoothed, recipe)))
-        # their arithmetic mean is normalised, easy to sample, and nowhere below the geometric one
-        bases = [StackedBase(at, [1.0] * len(at)) for at in zip(*scales, strict=True)]
-        features = torch.nn.Identity()
-        task = tilted_task(plain, Distributions(bases, bases, bases), features)
-        model = TiltedMixture(bases, bases, features, ScaleAverage(bases))
-        trained = Trained.nothing(task)
-        left = recipe.finish(task, trained, model)
-        partition = measure(model, task, recipe.n_partition_samples, for_ranking=True)
-        return finished(task, trained, BLENDED, model, partition, left)
-
-
-def measure(
-    model: TiltedMixture,
-    task: TiltedTask,
-    n_partition_samples: int | str,
-    *,
-    for_ranking: bool = False,
-) -> LogPartition:
+def measure(model: TiltedMixture, task: TiltedTask, n_partition_samples: int | str) -> LogPartition:
     """Log Z of every member by importance sampling, on fresh samples; kept in the model.
 
     Parameters
@@ -239,29 +186,48 @@ def measure(
     model : TiltedMixture
     task : TiltedTask
     n_partition_samples : int or "auto"
-    for_ranking : bool, default=False
-        Whether log Z is not worth much time, because scores are only compared.
+
+    Returns
+    -------
+    LogPartition
+    """
+    if model.is_untilted:
+        exact = torch.zeros(model.n_members, dtype=torch.float64)
+        return LogPartition(exact, exact, torch.full_like(exact, math.inf), 0, "exact")
+    partition = by_importance(model, task, n_partition_samples, MAX_PARTITION_SAMPLES)
+    if isinstance(n_partition_samples, str):
+        partition = _anneal_where_needed(model, partition, task)
+    model.log_partition = partition.value
+    model.log_partition_std_error = partition.std_error
+    _warn_of_errors(partition)
+    return partition
+
+
+def by_importance(
+    model: TiltedMixture, task: TiltedTask, n_partition_samples: int | str, max_samples: int
+) -> LogPartition:
+    """Log Z of every member by importance sampling, on fresh samples.
+
+    Parameters
+    ----------
+    model : TiltedMixture
+    task : TiltedTask
+    n_partition_samples : int or "auto"
+    max_samples : int
+        Of every member, for "auto".
 
     Returns
     -------
     LogPartition
     """
     task.progress.stage("log Z")
-    n_members = model.n_members
-    if model.is_untilted:
-        exact = torch.zeros(n_members, dtype=torch.float64)
-        return LogPartition(exact, exact, torch.full_like(exact, math.inf), 0, "exact")
-    # the errors of the members are independent and average out
-    target = TARGET_STD_ERROR * math.sqrt(n_members)
-    automatic = isinstance(n_partition_samples, str)
-    if automatic:
-        most = MAX_BLEND_SAMPLES if for_ranking else MAX_PARTITION_SAMPLES
-        options = {"target_std_error": target, "max_samples": most}
+    if isinstance(n_partition_samples, str):
+        options = {"target_std_error": _target(model), "max_samples": max_samples}
     else:
         options = {"target_std_error": 0.0, "max_samples": n_partition_samples}
         options["batch_size"] = max(1, min(8192, n_partition_samples // 2))
-    rngs = task.seeds.rngs("log Z", n_members)
-    members = [model.member(k) for k in range(n_members)]
+    rngs = task.seeds.rngs("log Z", model.n_members)
+    members = [model.member(k) for k in range(model.n_members)]
 
     def draw(n, _):
         drawn = side_by_side(
@@ -270,18 +236,15 @@ def measure(
         )  # fmt: skip
         return torch.cat(drawn)
 
-    partition = adaptive_importance_sampling(draw, rngs[0], **options)
-    if automatic:
-        # gradients of a blend of kernel densities are slow
-        fewer = {"n_particles": 512, "max_particles": 512} if for_ranking else {}
-        partition = _anneal_where_needed(model, partition, target, task, fewer)
-    model.log_partition = partition.value
-    model.log_partition_std_error = partition.std_error
-    _warn_of_errors(partition)
-    return partition
+    return adaptive_importance_sampling(draw, rngs[0], **options)
 
 
-def _anneal_where_needed(model, partition, target, task, options):
+def _target(model):
+    """Standard error of every member: they are independent and average out."""
+    return TARGET_STD_ERROR * math.sqrt(model.n_members)
+
+
+def _anneal_where_needed(model, partition, task):
     """Measure again, by sequential Monte Carlo and bridge sampling, where the ESS is too low.
 
     The model then goes on as before; its samples are still proposed by the base.
@@ -300,7 +263,7 @@ def _anneal_where_needed(model, partition, target, task, options):
         try:
             again = estimate(
                 log_density, model.proposals[k], task.seeds.rng("log Z, annealed", k),
-                target_std_error=target, max_samples=0, **options,
+                target_std_error=_target(model), max_samples=0,
             )  # fmt: skip
         except ValueError:  # no path from the proposal to the model
             continue

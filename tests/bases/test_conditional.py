@@ -40,9 +40,16 @@ def _gaussianized():
     return TransformedBase(transform, _gaussians())
 
 
+def _kernel_of_many_widths():
+    rng = np.random.default_rng(3)
+    centers, widths = rng.normal(size=(30, 3)), rng.uniform(0.3, 1.0, size=30)
+    return KernelDensityBase(centers, widths, covariance=[[1, 0.4, 0], [0.4, 0.8, 0], [0, 0, 0.5]])
+
+
 NUMBERS = {
     "gaussians": _gaussians,
     "kernel": _kernel,
+    "kernel of many widths": _kernel_of_many_widths,
     "gaussianized": _gaussianized,
     "stack": lambda: StackedBase([_kernel(), _gaussians(), _gaussianized()], [0.2, 0.5, 0.3]),
 }

@@ -101,13 +101,36 @@ def test_shaped_kernels_against_scipy():
     np.testing.assert_allclose(base.log_prob(x), logsumexp(joint, axis=1), atol=1e-9)
 
 
+def test_kernels_with_widths_of_their_own_against_scipy():
+    rng = np.random.default_rng(5)
+    widths = rng.uniform(0.2, 2.0, 40)
+    base = KernelDensityBase(kernels().centers, widths, kernels().weights, SHAPE)
+    x = points(50)
+    covariances = widths[:, None, None] ** 2 * SHAPE
+    joint = literal(base.weights.numpy(), base.centers.numpy(), covariances, x.numpy())
+    np.testing.assert_allclose(base.log_prob(x), logsumexp(joint, axis=1), atol=1e-9)
+    part = literal(
+        base.weights.numpy(), base.centers[:, 1:].numpy(), covariances[:, 1:, 1:], x[:, 1:].numpy()
+    )
+    np.testing.assert_allclose(
+        base.marginal([1, 2]).log_prob(x[:, 1:]), logsumexp(part, axis=1), atol=1e-9
+    )
+    weight, centers = base.weights.numpy(), base.centers.numpy()
+    mean = weight @ centers
+    spread = (centers - mean).T @ (weight[:, None] * (centers - mean))
+    expected = spread + np.tensordot(weight, covariances, axes=1)
+    drawn = base.sample(200_000, torch.Generator().manual_seed(0)).numpy()
+    np.testing.assert_allclose(np.cov(drawn.T), expected, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["one width", "many"])
 @pytest.mark.parametrize("offset", [1e4, 1e8])
-def test_kernel_density_keeps_its_digits_far_out(offset):
+def test_kernel_density_keeps_its_digits_far_out(offset, kind):
     rng = np.random.default_rng(4)
     centers = rng.normal(size=(30, 2))
     centers[:5] += offset  # a far cluster, with its own neighbours
     x = torch.as_tensor(centers + 0.05 * rng.normal(size=centers.shape)).requires_grad_(True)
-    base = KernelDensityBase(centers, 0.05)
+    base = KernelDensityBase(centers, 0.05 if kind == "one width" else np.full(30, 0.05))
     difference = (x.detach()[:, None] - torch.as_tensor(centers)) / 0.05
     logs = -0.5 * difference.square().sum(-1)
     expected = logs.logsumexp(1) - np.log(30 * 2 * np.pi * 0.05**2)

@@ -398,20 +398,6 @@ def test_without_an_energy_it_is_the_flow_alone(monkeypatch):
         density(energy_model=None, base=None).fit(rings())
 
 
-def test_scales_are_of_the_flow_that_was_asked_for(monkeypatch):
-    built, small = [], distributions.build_flow
-
-    def spy(flow, *args, **options):
-        built.append(flow)
-        return small("coupling", *args, **options)
-
-    monkeypatch.setattr(distributions, "build_flow", spy)
-    estimator = density(flow="nice", smoothing="multiscale").fit(rings()[:100])
-    assert built == ["nice"] * 3
-    assert np.isfinite(estimator.score_samples(new_rings())).all()
-    assert np.isfinite(estimator.flow_.score_samples(new_rings())).all()
-
-
 def start_of(estimator):
     """The flow before the game."""
     return FlowDensity(estimator._columns, estimator.model_.bases)

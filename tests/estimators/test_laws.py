@@ -31,18 +31,19 @@ from skebm import (
     ImplicitVAE,
     NCEDensity,
     Network,
+    OutlierDetector,
     ScoreMatchingEBM,
 )
 from skebm._random import Seeds
 from skebm.compose import DensityPipeline
 from skebm.datasets import make_two_moons
 from skebm.estimators import _base
-from skebm.estimators._base import BaseDensity
+from skebm.estimators._detector import thresholds
 from skebm.estimators._mixed import MixedDensity
 from skebm.exceptions import InconsistentVersionWarning, LowEffectiveSampleSizeWarning
-from skebm.training import Progress, fit, latent
+from skebm.training import Progress, fit, latent, views
 
-UNTRAINED = {"nce-base-alone", "nce-multiscale"}
+UNTRAINED = {"nce-base-alone", "detector"}
 WITH_TREES = {"nce-trees", "fce"}
 """Their densities jump; those of the others are continuous."""
 
@@ -84,7 +85,7 @@ ESTIMATORS = {
         **linear_embedding(0.03, 120, base=None, noise="gaussian")
     ),
     "nce-base-alone": lambda: NCEDensity(**trees(energy_model=None)),
-    "nce-multiscale": lambda: NCEDensity(**trees(smoothing="multiscale")),
+    "detector": lambda: OutlierDetector(**COMMON),
     "sm-exact": lambda: ScoreMatchingEBM(**network(method="exact")),
     "sm-sliced": lambda: ScoreMatchingEBM(**network(method="sliced")),
     "sm-denoising": lambda: ScoreMatchingEBM(
@@ -135,7 +136,7 @@ def quick(name, epochs=2):
     if name in LATENT:
         return estimator.set_params(max_epochs=epochs)
     length = {Network: "energy_model__max_epochs", Boosting: "energy_model__max_iter"}
-    if estimator.energy_model is not None:
+    if getattr(estimator, "energy_model", None) is not None:
         estimator.set_params(**{length[type(estimator.energy_model)]: epochs})
     if name == "fce":
         estimator.set_params(correction__max_iter=epochs)
@@ -196,9 +197,7 @@ def fineness(name):
 
 def threshold(name, contamination):
     """Threshold of the fitted estimator, had it been fitted with that contamination."""
-    estimator = copy.deepcopy(fitted(name)).set_params(contamination=contamination)
-    with torch.no_grad():
-        return estimator._threshold(data(2), np.ones(400), None)
+    return np.quantile(fitted(name).score_samples(data(2)), contamination)
 
 
 @cache
@@ -331,8 +330,8 @@ def test_constant_columns_and_rows_of_weight_zero_change_nothing(name):
             assert (estimator.stein_score(new)[:, [1, 3]] == 0.0).all()
 
 
-for_likelihood = [name for name in ESTIMATORS if name not in {"nce-multiscale", *LATENT}]
-"""Without smoothing, which is for ranking."""
+for_likelihood = [name for name in ESTIMATORS if name not in {"detector", *LATENT}]
+"""Without what is for ranking."""
 
 
 @pytest.mark.parametrize("name", for_likelihood, scope="module")
@@ -377,7 +376,7 @@ def test_what_was_accepted_is_said_with_its_gain(name):
         if name not in UNTRAINED:
             assert kept_base or -0.02 < rise - gain < 0.06
     if name in UNTRAINED:
-        assert accepted == ("blend" if name == "nce-multiscale" else "base")
+        assert accepted == ("views" if name == "detector" else "base")
         assert estimator.summary().endswith("no energy was trained")
     else:
         error = estimator.held_out_gain_std_error_
@@ -549,7 +548,7 @@ class Rare(torch.nn.Module):
 
 @pytest.mark.parametrize(
     "name",
-    ["nce-trees", "nce-multiscale", "sm-exact", "cd-from-rows", "fce-no-base", "adversarial"],
+    ["nce-trees", "detector", "sm-exact", "cd-from-rows", "fce-no-base", "adversarial"],
     scope="module",
 )
 def test_sample_is_not_silent_about_repeated_rows(name, recwarn):
@@ -890,7 +889,9 @@ def test_interrupted_fit_leaves_the_estimator_as_it_was(name, monkeypatch):
     before = dict(vars(unfitted))
     scores, state = estimator.score_samples(rows), dict(vars(estimator))
     steps = [(latent, "_finished")] if name in LATENT else [(fit, "measure"), (fit, "finished")]
-    for where, step in [*steps, (BaseDensity, "_threshold")]:
+    if name == "detector":
+        steps = [(views, "by_importance"), (views, "finished")]
+    for where, step in [*steps, (type(estimator), "_judge")]:
         for victim, error in ((unfitted, KeyboardInterrupt), (estimator, RuntimeError)):
 
             def interrupt(*args, error=error, **kwargs):
@@ -937,9 +938,8 @@ def test_weights_stand_for_repeated_rows(name):
     flagged = weight[weighted.predict(rows) == -1].sum() / weight.sum()
     assert abs(flagged - 0.1) <= weight.max() / weight.sum()
     held = np.isfinite(weighted.out_of_fold_scores_)
-    offset = weighted.set_params(contamination="auto")._threshold(
-        rows, weight, weighted.out_of_fold_scores_
-    )
+    in_sample = weighted.score_samples(rows)
+    offset, _ = thresholds("auto", in_sample, weighted.out_of_fold_scores_, weight)
     flagged = weighted.out_of_fold_scores_[held] < offset
     assert np.average(flagged, weights=weight[held]) == pytest.approx(0.05, abs=0.01)
 
@@ -1071,7 +1071,7 @@ def test_ties_make_no_spike(name):
     assert (peaks < 2.0 * truth.max()).all()
 
 
-@every_estimator
+@pytest.mark.parametrize("name", [n for n in ESTIMATORS if n != "detector"], scope="module")
 @pytest.mark.parametrize("h", [0.7, "scott"])
 def test_smoothing_adds_noise_of_that_width(name, h):
     epochs = 60 if name == "nce-no-base" else 10 if name in LATENT else 5
@@ -1097,12 +1097,10 @@ def test_contamination_is_the_share_of_flagged_training_rows(name):
         flagged = fitted(name).score_samples(data(2)) < threshold(name, contamination)
         assert flagged.sum() == contamination * 400
     # of rows with one score none is flagged where only some could be
-    estimator, rows = copy.deepcopy(fitted(name)), np.repeat(data(2)[:2], [37, 13], axis=0)
-    scores = estimator.score_samples(rows)
+    scores = fitted(name).score_samples(np.repeat(data(2)[:2], [37, 13], axis=0))
     rare_is_odd = scores[-1] < scores[0]
     for share, n_flagged in ((0.1, 0), (0.2, 0), (0.3, 13), (0.5, 13)):
-        with torch.no_grad():
-            offset = estimator.set_params(contamination=share)._threshold(rows, np.ones(50), None)
+        offset, _ = thresholds(share, scores, np.full(50, np.nan), np.ones(50))
         assert (scores < offset - 1e-9).sum() == n_flagged * rare_is_odd
 
 
@@ -1283,11 +1281,12 @@ def test_bad_parameters_are_refused_by_name(name):
         with pytest.raises(ValueError, match=parameter):
             ESTIMATORS[name]().set_params(**params).fit(data(1)[:50])
 
-    bad = BAD_VALUES
+    shared = set(ESTIMATORS[name]().get_params())
+    bad = {key: values for key, values in BAD_VALUES.items() if key in shared}
     if name in LATENT:
-        shared = set(ESTIMATORS[name]().get_params())
-        bad = {key: bad[key] for key in bad if key in shared} | BAD_TRAINING
-        bad |= {"validation_fraction": [1.0]}
+        bad |= BAD_TRAINING | {"validation_fraction": [1.0]}
+    elif name == "detector":
+        bad |= {"density": [3, "nce"], "training": ["dirty"]}
     else:
         for parameter, values in BAD_TRAINING.items():
             for value in values:

@@ -21,6 +21,7 @@ from skebm import (
     ImplicitVAE,
     NCEDensity,
     Network,
+    OutlierDetector,
     ScoreMatchingEBM,
 )
 
@@ -33,9 +34,10 @@ QUICK_VAE = {
 }  # fmt: skip
 QUICK_SM = QUICK | {"energy_model": Network(hidden_layer_sizes=(16,), max_epochs=20)}
 QUICK_CD = QUICK | {"energy_model": Network(hidden_layer_sizes=(16,), max_epochs=10)}
+QUICK_DETECTOR = {"n_members": 2, "random_state": 0}
 SETTINGS = {
     NCEDensity: QUICK, ScoreMatchingEBM: QUICK_SM, ContrastiveDivergenceEBM: QUICK_CD,
-    ImplicitVAE: QUICK_VAE,
+    ImplicitVAE: QUICK_VAE, OutlierDetector: QUICK_DETECTOR,
 }  # fmt: skip
 every_estimator = pytest.mark.parametrize("Estimator", SETTINGS)
 
@@ -223,7 +225,6 @@ def test_other_estimators_name_the_column_and_the_one_to_take(Estimator):
         ({"base": "flow"}, "base='flow' knows numbers only, and column 'region' holds categories"),
         ({"base": None}, "base=None knows numbers only"),
         ({"noise": "uniform"}, "noise='uniform' knows numbers only"),
-        ({"smoothing": "multiscale"}, "knows numbers only"),
         ({"atoms": {"nothing": [0]}}, "atoms has 'nothing'"),
         ({"atoms": {"amount": ["zero"]}}, "must be numbers"),
     ],
@@ -317,6 +318,8 @@ def test_draws_have_the_states_and_values_of_the_rows(fitted):
     assert (drawn["amount"] == 0).mean() == pytest.approx((frame["amount"] == 0).mean(), abs=0.05)
     assert drawn["visits"].min() >= 0
     assert drawn["amount"].min() == 0  # an atom at the end is a bound
+    if isinstance(fitted, OutlierDetector):  # whose views are wide
+        return
     together = drawn.groupby("member")["age"].mean()
     # few continuous latent variables do not tell the two groups apart altogether
     tolerance = 3.0 if isinstance(fitted, ImplicitVAE) else 2.0
@@ -559,7 +562,10 @@ def test_a_table_of_categories_alone():
     assert list(estimator.sample(4, random_state=0)) == ["region", "member"]
 
 
-@every_estimator
+densities = pytest.mark.parametrize("Estimator", [e for e in SETTINGS if e is not OutlierDetector])
+
+
+@densities
 def test_a_warm_start_begins_anew(Estimator):
     network = {"energy_model": Network(max_epochs=1)} if Estimator is NCEDensity else {}
     estimator = quick(Estimator, **network, warm_start=True)

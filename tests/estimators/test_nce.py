@@ -669,36 +669,6 @@ def test_smoothing_of_a_gaussian_is_known(smoothing):
     assert abs(gap.mean()) < 0.01
 
 
-def test_multiscale_is_a_geometric_mean(moons, new_moons):
-    # of distributions that do not depend on the scale: the distribution itself
-    given = normal([0.5, 0.0], 2.0)
-    estimator = NCEDensity(base=given, smoothing="multiscale", random_state=0).fit(moons)
-    expected = given.log_prob(torch.as_tensor(new_moons)).numpy()
-    np.testing.assert_allclose(estimator.score_samples(new_moons), expected, atol=1e-9)
-
-    # of normal distributions with deviations s, s sqrt(1 + h^2), ...: normal, precisions averaged
-    x = np.random.default_rng(0).normal(3.0, 2.0, size=(20_000, 1))
-    estimator = NCEDensity(
-        base="gaussian", n_members=1, smoothing="multiscale", random_state=0
-    ).fit(x)  # fmt: skip
-    scales = np.array([0.0, len(x) ** (-1 / 5), 0.5])
-    precision = np.mean(1.0 / (x.var() * (1.0 + scales**2)))
-    new = np.linspace(-5.0, 11.0, 50)[:, None]
-    expected = stats.norm(x.mean(), precision**-0.5).logpdf(new[:, 0])
-    np.testing.assert_allclose(estimator.score_samples(new), expected, atol=0.1)
-    assert abs(np.mean(estimator.score_samples(new) - expected)) < 0.05
-
-
-def test_multiscale_of_gaussianised_columns(moons, new_moons):
-    estimator = NCEDensity(
-        base="gaussianized_gmm", n_members=1, smoothing="multiscale", random_state=0
-    ).fit(moons)  # fmt: skip
-    x = torch.as_tensor(estimator._columns.standardize(new_moons))
-    logs = torch.stack([q.log_prob(x) for q in estimator.model_.bases[0].components])
-    expected = logs.mean(0).numpy() + estimator._columns.log_factor - estimator.log_partition_
-    np.testing.assert_allclose(estimator.score_samples(new_moons), expected, atol=1e-7)
-
-
 def test_a_flow_in_the_base():
     truth = Funnel(n_features=3)
     X, new = truth.sample(600, random_state=0), truth.sample(2000, random_state=1)
@@ -715,12 +685,6 @@ def test_a_flow_in_the_base():
     drawn = estimator.sample(2000, random_state=0)
     assert stats.ks_2samp(drawn[:, 0], new[:, 0]).pvalue > 1e-3
     assert np.isfinite(estimator.stein_score(new[:5])).all()
-
-
-def test_multiscale_is_of_bases():
-    for given in ({"base": None}, {"noise": "uniform"}):
-        with pytest.raises(ValueError, match="it needs a base, and noise=None"):
-            NCEDensity(smoothing="multiscale", **given).fit(two_humps(50, 0)[0])
 
 
 @pytest.mark.parametrize("d", [1, 2])

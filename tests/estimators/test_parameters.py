@@ -19,6 +19,7 @@ from skebm import (
     ImplicitVAE,
     NCEDensity,
     Network,
+    OutlierDetector,
     ScoreMatchingEBM,
 )
 from skebm.datasets import make_two_moons
@@ -166,6 +167,11 @@ OTHER = {
         "warm_start": Where(True, {"patience": None}),
         "encoder_model": linear, "decoder_model": linear, "validation_fraction": 0.3,
     },
+    OutlierDetector: MIXED | {
+        "density": NCEDensity(base="gaussian", energy_model=None), "training": "contaminated",
+        "calibration_fraction": 0.3, "contamination": 0.2, "n_members": 3,
+        "n_partition_samples": 500, "random_state": 1,
+    },
 }  # fmt: skip
 """Estimator -> parameter -> another value, alone or with the neighbours that let it act."""
 
@@ -180,8 +186,9 @@ REFERENCES = {
         ImplicitVAE, n_components=2, n_importance_samples=50, hidden_layer_sizes=(8,),
         max_epochs=4, batch_size=32, random_state=0,
     ),
+    OutlierDetector: partial(OutlierDetector, **FEW),
 }  # fmt: skip
-TILTED_ESTIMATORS = [cls for cls in REFERENCES if cls is not ImplicitVAE]
+TILTED_ESTIMATORS = [cls for cls in REFERENCES if cls not in (ImplicitVAE, OutlierDetector)]
 SPECIFIED = {
     "energy_model": {cls: (network, NETWORK) for cls in TILTED_ESTIMATORS},
     "correction": {FlowContrastiveDensity: (partial(Boosting, max_iter=3), BOOSTING)},
@@ -197,7 +204,7 @@ def parameters(cls):
 def cases():
     """Yield (estimator, settings that make the reference, parameter, entry)."""
     for cls, other in OTHER.items():
-        settings = {} if cls is ImplicitVAE else {"energy_model": network}
+        settings = {"energy_model": network} if cls in TILTED_ESTIMATORS else {}
         for name in parameters(cls):
             yield pytest.param(
                 cls, settings, name, other.get(name, MISSING), id=f"{cls.__name__}-{name}"

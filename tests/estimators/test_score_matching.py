@@ -377,15 +377,6 @@ def test_early_stopping_is_by_likelihood():
     assert gain_over_base(estimator) > 0.0
 
 
-def test_multiscale_has_no_method():
-    estimator = density(max_epochs=1).fit(moons()[:100])
-    assert hasattr(estimator, "method_")
-    estimator.set_params(smoothing="multiscale").fit(moons()[:100])
-    assert estimator.n_iter_ == 0
-    assert not hasattr(estimator, "method_")
-    assert not hasattr(estimator, "sigma_")
-
-
 def test_history_begins_at_the_base():
     history = fitted_to_moons("exact").history_
     assert history["n_iter"][0] == 0

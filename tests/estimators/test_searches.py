@@ -146,15 +146,6 @@ def test_other_versions_share_nothing(tmp_path, monkeypatch):
     assert len(entries(tmp_path)) == 2
 
 
-def test_several_scales_are_shared(tmp_path):
-    settings = {"smoothing": "multiscale", "energy_model": None, "base": "gaussian"}
-    expected = fit(tmp_path, **settings).score_samples(X)
-    written = [entry.stat().st_mtime_ns for entry in entries(tmp_path)]
-    assert len(written) == 3
-    np.testing.assert_array_equal(fit(tmp_path, **settings).score_samples(X), expected)
-    assert [entry.stat().st_mtime_ns for entry in entries(tmp_path)] == written
-
-
 @pytest.mark.parametrize("content", [b"", b"damaged"])
 def test_a_damaged_entry_is_computed_again(content, tmp_path, alone, caplog):
     fit(tmp_path)

@@ -30,6 +30,7 @@ from skebm import (
     ImplicitVAE,
     NCEDensity,
     Network,
+    OutlierDetector,
     ScoreMatchingEBM,
 )
 from skebm.datasets import make_two_moons
@@ -83,8 +84,10 @@ class _OutlierDetectorFirst:
 QUICKLY = {
     NCEDensity: QUICK_NCE, ScoreMatchingEBM: QUICK_SM, ContrastiveDivergenceEBM: QUICK_CD,
     FlowContrastiveDensity: QUICK_FCE, AdversarialEBM: QUICK_ADV, ImplicitVAE: QUICK_VAE,
+    OutlierDetector: QUICK,
 }  # fmt: skip
-TILTED = [cls for cls in QUICKLY if cls is not ImplicitVAE]
+TRAINED = [cls for cls in QUICKLY if cls is not OutlierDetector]
+TILTED = [cls for cls in TRAINED if cls is not ImplicitVAE]
 
 
 def outlier_detector(cls):
@@ -462,8 +465,13 @@ def test_what_has_no_parameters_says_what_to_pass(cls, energy_model, message):
 
 SAID_ALIKE = [
     (
-        list(QUICKLY), ["contamination", "device", "random_state", "verbose"],
-        ["offset_", "out_of_fold_offset_", "training_log_", "n_features_in_", "feature_names_in_"],
+        list(QUICKLY), ["contamination", "random_state", "verbose"],
+        ["offset_", "out_of_fold_offset_", "n_features_in_", "feature_names_in_"],
+    ),
+    (TRAINED, ["device"], ["training_log_"]),
+    (
+        [*TILTED, OutlierDetector], ["n_members"],
+        ["out_of_fold_scores_", "model_", "out_of_fold_members_"],
     ),
     (
         TILTED, ["n_members", "n_partition_samples", "recalibration", "smoothing"],
@@ -473,7 +481,7 @@ SAID_ALIKE = [
     ),
     ([NCEDensity, ScoreMatchingEBM, ContrastiveDivergenceEBM], ["warm_start"], []),
     (
-        [NCEDensity, ScoreMatchingEBM, ContrastiveDivergenceEBM, ImplicitVAE],
+        [NCEDensity, ScoreMatchingEBM, ContrastiveDivergenceEBM, ImplicitVAE, OutlierDetector],
         ["categorical_features", "max_categories", "atoms", "handle_missing"], ["columns_"],
     ),
     ([ScoreMatchingEBM, ContrastiveDivergenceEBM], ["base"], ["n_iter_"]),
