@@ -210,8 +210,8 @@ class OutlierDetector(MixedDensity, MemberDensity):
         Returns
         -------
         ndarray of shape (n_samples, n_views)
-            In nats, in the units of X, the mean over members. The lowest of a row says which view
-            of `views_` makes it odd.
+            In nats, in the units of X, the mean over members; of rows of the table itself also over
+            those that have seen them. The lowest of a row says which view of `views_` makes it odd.
         """
         rows = self._validate(X)
         x = self._tensor(rows)
