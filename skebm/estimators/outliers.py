@@ -10,7 +10,7 @@ from skebm._sklearn_compat import StrOptions
 from skebm._tensors import results_like
 from skebm._threads import limit_threads
 from skebm._typing import FloatArray
-from skebm.training import fit_lowest_view
+from skebm.training import fit_lowest_view, fit_tilted
 
 from ._base import parameters
 from ._calibrated import CalibratedDetector
@@ -37,8 +37,8 @@ class OutlierDetector(MixedDensity, CalibratedDetector):
     ----------
     density : estimator or None, default=None
         A density of skebm, not fitted, such as ``NCEDensity()``, that is one more view; it is
-        fitted to the same folds. Its `n_members`, `smoothing`, `random_state` and parameters of
-        columns do not act.
+        fitted to the same folds. Of its parameters those act that say what it is: not `n_members`,
+        `random_state`, `contamination`, and what is said of columns and the computer.
     training : {"clean", "contaminated"}, default="clean"
         Whether the rows of `fit` are known to be good, and new ones are to be judged; or may hold
         outliers themselves, which `out_of_fold_scores_` and `fit_predict` are to find. "clean"
@@ -201,17 +201,21 @@ class OutlierDetector(MixedDensity, CalibratedDetector):
 
     def _check_parameters(self):
         if self.density is not None:
+            self.density._validate_params()
             self.density._check_parameters()
 
     def _kept_and_fresh(self, model, x, weight):
         raise NotImplementedError("there is no warm start")
 
     def _fit(self, rows, weight, columns, context):
-        task = self._task(rows, weight, columns, context, smoothing=0.0)
-        recipe = None if self.density is None else self.density._recipe()
+        model: Any = None
+        if self.density is not None:
+            smoothing = self.density.smoothing
+            task = self._task(rows, weight, columns, context, smoothing=smoothing)
+            model = fit_tilted(task, self.density._recipe()).model.cpu()
         return fit_lowest_view(
-            task, VIEWS_OF[self.training], self.n_partition_samples,
-            trims=self.training == "contaminated", density=recipe,
+            self._task(rows, weight, columns, context, smoothing=0.0), VIEWS_OF[self.training],
+            self.n_partition_samples, trims=self.training == "contaminated", density=model,
         )  # fmt: skip
 
     def view_scores(self, X: ArrayLike) -> FloatArray:
@@ -224,8 +228,8 @@ class OutlierDetector(MixedDensity, CalibratedDetector):
         Returns
         -------
         ndarray of shape (n_samples, n_views)
-            In nats, in the units of X, the mean over members. The lowest of a row says which view
-            of `views_` makes it odd.
+            In nats, in the units of X, the mean over members; of rows of the table itself also over
+            those that have seen them. The lowest of a row says which view of `views_` makes it odd.
         """
         rows = self._validate(X)
         x = self._tensor(rows)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -10,12 +9,12 @@ from skebm._statistics import weighted_quantile
 from skebm._warnings import warn
 from skebm.bases import IN_OWN_COLUMNS, StackedBase, fit_views, stacking_weights
 from skebm.exceptions import LowEffectiveSampleSizeWarning
-from skebm.models import CommonScale, LowestView
+from skebm.models import CommonScale, LowestView, TiltedMixture
 from skebm.partition import MIN_ESS_SHARE
 
 from .acceptance import Decision
 from .distributions import Distributions
-from .fit import Recipe, by_importance, finished, fit_tilted
+from .fit import by_importance, finished
 from .task import Task
 from .tilted_task import tilted_task
 from .trained import Fitted, Trained
@@ -40,7 +39,7 @@ def fit_lowest_view(
     n_partition_samples: int | str,
     *,
     trims: bool = False,
-    density: Recipe | None = None,
+    density: TiltedMixture | None = None,
 ) -> Fitted:
     """Fit views and the energy that is the lowest of them.
 
@@ -54,8 +53,8 @@ def fit_lowest_view(
     n_partition_samples : int or "auto"
     trims : bool, default=False
         Whether views are fitted again without the oddest rows.
-    density : Recipe, default=None
-        Of tilted bases that are one more view.
+    density : TiltedMixture, default=None
+        Fitted to the same folds, on the CPU: one more view.
 
     Returns
     -------
@@ -63,10 +62,9 @@ def fit_lowest_view(
         With `views_`, the names, among the attributes.
     """
     with torch.no_grad():
-        tilted: Any = None if density is None else fit_tilted(task, density).model.cpu()
-        model = _lowest_view(task, names, task.splits, tilted)
+        model = _lowest_view(task, names, task.splits, density)
         if trims:
-            model = _lowest_view(task, names, _trimmed(task, model), tilted)
+            model = _lowest_view(task, names, _trimmed(task, model), density)
         bases = list(model.bases)
         own = tilted_task(task, Distributions(bases, bases, bases), model.features)
         partition = _measure(model, own, n_partition_samples)

@@ -132,8 +132,23 @@ def test_a_density_is_one_more_view(training):
 
 
 def test_bad_settings_of_the_density_are_named():
-    with pytest.raises(ValueError, match="it needs a base"):
-        OutlierDetector(density=NCEDensity(base=None, energy_model=None)).fit(clusters(50))
+    for bad, match in (
+        ({"base": None, "energy_model": None}, "it needs a base"),
+        ({"objective": "likelihood"}, "'objective' parameter of NCEDensity"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            OutlierDetector(density=NCEDensity(**bad)).fit(clusters(50))
+
+
+def test_the_density_is_smoothed():
+    coarse, fine = (
+        OutlierDetector(
+            **QUICK, density=NCEDensity(base="gmm", energy_model=None, smoothing=h)
+        ).fit(clusters(300))
+        for h in (2.0, 0.0)
+    )
+    both = [d.model_.density.log_prob(d._tensor(clusters(300))).std() for d in (coarse, fine)]
+    assert both[0] < 0.7 * both[1]
 
 
 @both
