@@ -9,7 +9,11 @@ from ._common import DATA_COLOR, MARK_COLOR, MODEL_COLOR, import_pyplot, tidy
 
 
 class AnomalyScoreDisplay:
-    """Histogram of anomaly scores with the threshold of the outlier detector.
+    """Histogram of anomaly scores with the threshold of the outlier detector, or of p-values.
+
+    P-values of rows like the training rows are uniform. So theirs are drawn as densities, of every
+    class alone, beside the uniform one: where a density exceeds it near zero there are odd rows,
+    and where it does so elsewhere the new rows are not like the training rows.
 
     Use :meth:`from_estimator` to score rows; the constructor takes arrays that are already
     computed.
@@ -21,9 +25,12 @@ class AnomalyScoreDisplay:
     threshold : float, default=None
         Rows below it count as outliers.
     labels : ndarray of shape (n_samples,), default=None
-        A class per row; each class gets its own histogram.
+        A class per row; each class gets its own histogram, as a density, so that few odd rows are
+        seen beside many others.
     score_name : str, default="score"
         Label of the horizontal axis.
+    p_values : bool, default=False
+        Whether the scores are p-values.
 
     Attributes
     ----------
@@ -59,11 +66,13 @@ class AnomalyScoreDisplay:
         threshold: float | None = None,
         labels: np.ndarray | None = None,
         score_name: str = "score",
+        p_values: bool = False,
     ):
         self.scores = scores
         self.threshold = threshold
         self.labels = labels
         self.score_name = score_name
+        self.p_values = p_values
 
     @classmethod
     def from_estimator(
@@ -90,9 +99,10 @@ class AnomalyScoreDisplay:
         y : array-like of shape (n_samples,), default=None
             A known class per row, for colours only; without X per training row (of positive
             weight).
-        response_method : {"score_samples", "decision_function"}, default="score_samples"
-            What to show: log-densities, whose threshold is ``offset_``, or their difference
-            from it, whose threshold is zero.
+        response_method : {"score_samples", "decision_function", "p_values"}, \
+                default="score_samples"
+            What to show: log-densities, whose threshold is ``offset_``; their difference
+            from it, whose threshold is zero; or p-values (:class:`~skebm.OutlierDetector`).
         plot : bool, default=True
             Whether to draw at once, or only to compute.
         ax : matplotlib Axes, default=None
@@ -108,43 +118,50 @@ class AnomalyScoreDisplay:
         names = {
             "score_samples": "log-density (nats)",
             "decision_function": "log-density above the threshold (nats)",
+            "p_values": "p-value",
         }
         if response_method not in names:
             raise ValueError(
-                "response_method must be 'score_samples' or 'decision_function', "
+                "response_method must be 'score_samples', 'decision_function' or 'p_values', "
                 f"got {response_method!r}."
             )
+        relative, p_values = response_method == "decision_function", response_method == "p_values"
         labels = None if y is None else np.asarray(y)
-        relative = response_method == "decision_function"
-        if X is None:
+        offset = None
+        if p_values:
+            scores = np.asarray(
+                estimator.out_of_fold_p_values_ if X is None else estimator.p_values(X)
+            )
+        elif X is None:
             offset = estimator.out_of_fold_offset_
-            scores = estimator.out_of_fold_decision_function_
-            held = ~np.isnan(scores)
-            scores = scores[held] + (0.0 if relative else offset)
-            labels = None if labels is None else labels[held]
+            scores = estimator.out_of_fold_decision_function_ + (0.0 if relative else offset)
         else:
             offset = getattr(estimator, "offset_", None)
             if relative or offset is None:
                 scores = np.asarray(getattr(estimator, response_method)(X))
             else:  # a log-density as thresholds take it, where rows lack values
                 scores = np.asarray(estimator.decision_function(X)) + offset
+        if X is None:
+            held = ~np.isnan(scores)
+            scores, labels = scores[held], None if labels is None else labels[held]
         display = cls(
             scores,
             threshold=0.0 if relative else offset,
             labels=labels,
             score_name=names[response_method],
+            p_values=p_values,
         )
         return display.plot(ax=ax, **plot_params) if plot else display
 
-    def plot(self, ax: Any = None, *, bins: int = 40) -> Self:
+    def plot(self, ax: Any = None, *, bins: int | None = None) -> Self:
         """Draw the histogram.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
             Where to draw.
-        bins : int, default=40
-            Number of bins.
+        bins : int, default=None
+            Number of bins; None: 40, and 20 of p-values.
 
         Returns
         -------
@@ -162,13 +179,19 @@ class AnomalyScoreDisplay:
             if self.labels is None
             else [(str(c), self.scores[self.labels == c]) for c in np.unique(self.labels)]
         )
-        edges = np.histogram_bin_edges(self.scores, bins=bins)
+        # a class of few rows would not be seen beside one of many
+        as_density = self.p_values or self.labels is not None
+        if self.p_values:
+            edges = np.linspace(0.0, 1.0, (bins or 20) + 1)
+        else:
+            edges = np.histogram_bin_edges(self.scores, bins=bins or 40)
         colors = [DATA_COLOR, MODEL_COLOR, *plt.rcParams["axes.prop_cycle"].by_key()["color"]]
         for i, (name, scores) in enumerate(groups):
             color = colors[i % len(colors)]
             ax.hist(
                 scores,
                 bins=edges,
+                density=as_density,
                 histtype="stepfilled",
                 facecolor=(color, 0.3),
                 edgecolor=color,
@@ -185,10 +208,12 @@ class AnomalyScoreDisplay:
                 linewidth=1.2,
                 label=f"threshold: {self.n_outliers_} of {len(self.scores)} below",
             )
+        if self.p_values:
+            ax.axhline(1.0, color="black", linestyle=":", linewidth=1.2, label="uniform")
         ax.set_xlabel(self.score_name)
-        ax.set_ylabel("number of rows")
-        if self.threshold is not None or self.labels is not None:
-            ax.legend(frameon=False, loc="upper left")
+        ax.set_ylabel("density" if as_density else "number of rows")
+        if self.threshold is not None or self.labels is not None or self.p_values:
+            ax.legend(frameon=False, loc="upper right" if self.p_values else "upper left")
         tidy(ax)
         self.ax_, self.figure_ = ax, ax.figure
         return self

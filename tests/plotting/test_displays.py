@@ -271,10 +271,48 @@ def test_anomaly_scores_of_training_rows_are_out_of_fold(X):
 
 
 def test_anomaly_scores_by_class_share_their_bins(X):
-    y = np.arange(len(X)) % 2
+    y = (np.arange(len(X)) % 10 == 0).astype(int)
     display = AnomalyScoreDisplay.from_estimator(StandardNormal().fit(X), X, y)
     texts = [text.get_text() for text in display.ax_.get_legend().get_texts()]
     assert texts[:2] == ["0", "1"]
+    assert display.ax_.get_ylabel() == "density"
+    edges = np.linspace(display.scores.min(), display.scores.max(), 41)
+    few = np.histogram(display.scores[y == 1], bins=edges, density=True)[0]
+    drawn = display.ax_.patches[1].get_xy()[:, 1]
+    assert drawn.max() == pytest.approx(few.max())
+
+
+class WithPValues(StandardNormal):
+    """Its p-values are exact: minus twice the log-density beyond its mode is chi-square."""
+
+    def p_values(self, X):
+        return np.exp(-0.5 * (np.asarray(X) ** 2).sum(axis=1))
+
+
+def test_p_values_of_each_class_are_a_density_beside_the_uniform_one():
+    X = np.random.default_rng(0).normal(size=(2000, 2))
+    y = np.arange(len(X)) % 10 == 0
+    X[y] *= 4.0
+    display = AnomalyScoreDisplay.from_estimator(
+        WithPValues().fit(X), X, y, response_method="p_values"
+    )
+    texts = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    assert texts == ["False", "True", "uniform"]
+    assert display.threshold is None
+    assert display.n_outliers_ is None
+    assert list(display.ax_.get_lines()[0].get_ydata()) == [1.0, 1.0]
+    tops = [patch.get_xy()[:, 1].max() for patch in display.ax_.patches]
+    assert tops[0] == pytest.approx(1.0, abs=0.4)  # 20 bins of 90 rows: uniform but for chance
+    assert tops[1] > 10.0  # most of the 200 odd rows are in the first
+    share = AnomalyScoreDisplay(display.scores, threshold=0.05, p_values=True).plot(bins=10)
+    assert share.n_outliers_ == (display.scores < 0.05).sum()
+
+
+def test_p_values_of_training_rows_are_out_of_fold(X):
+    est = WithPValues().fit(X)
+    est.out_of_fold_p_values_ = np.where(np.arange(len(X)) % 3 == 0, est.p_values(X), np.nan)
+    display = AnomalyScoreDisplay.from_estimator(est, response_method="p_values")
+    np.testing.assert_array_equal(display.scores, est.p_values(X)[::3])
 
 
 def test_anomaly_scores_refuse_what_cannot_be_drawn(X):
