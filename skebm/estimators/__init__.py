@@ -1,6 +1,7 @@
 """Estimators: one file each; what they share starts with an underscore."""
 
 from skebm.energies import Boosting, Network
+from skebm.estimators._calibration import Calibration
 from skebm.estimators._generators import FlowDensity, ImplicitSampler
 from skebm.estimators._mixed import ColumnReport
 from skebm.estimators._schema import CellColumn, Schema
@@ -33,7 +34,7 @@ TRUSTED_TYPES = [
         *(AdversarialEBM, ContrastiveDivergenceEBM, FlowContrastiveDensity),
         *(ImplicitVAE, NCEDensity, OutlierDetector, ScoreMatchingEBM),
         *(Boosting, Network, Columns, FlowDensity, ImplicitSampler, Moves),
-        *(CellColumn, ColumnReport, Grid, Schema, StateColumn),
+        *(Calibration, CellColumn, ColumnReport, Grid, Schema, StateColumn),
     )
 ]
 """What a fitted estimator of skebm is made of, for ``skops.io.load(file, trusted=TRUSTED_TYPES)``.

@@ -3,7 +3,8 @@
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from numbers import Integral, Real
@@ -63,6 +64,18 @@ _Estimator = TypeVar("_Estimator")
 def parameters(cls: type[_Estimator]) -> type[_Estimator]:
     """Make the constructor of an estimator: keyword-only, of the fields of class and bases."""
     return dataclass(kw_only=True, eq=False, repr=False)(cls)
+
+
+@contextmanager
+def unchanged_by_failure(estimator: BaseEstimator) -> Iterator[dict[str, Any]]:
+    """Run a fit, and leave the estimator as it was if that fails; yields what it was."""
+    before = vars(estimator).copy()
+    try:
+        yield before
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
 
 
 @parameters
@@ -215,8 +228,6 @@ class BaseDensity(ModulesAsArrays, DensityMixin, Detector, BaseEstimator, ABC):
         self : object
             Fitted. If fitting fails or is interrupted, the estimator stays as it was.
         """
-        before = vars(self).copy()
-        n_threads = torch.get_num_threads()  # for training; all else is made of small steps
         if _threads.was_forked:
             _threads.was_forked = False
             warn(
@@ -224,7 +235,8 @@ class BaseDensity(ModulesAsArrays, DensityMixin, Detector, BaseEstimator, ABC):
                 "to one here, because it would wait for ever for the others. Start processes by "
                 "'spawn' or 'forkserver', or by joblib's loky, to train with several."
             )
-        try:
+        with unchanged_by_failure(self) as before:
+            n_threads = torch.get_num_threads()  # for training; all else is made of small steps
             with (
                 torch.inference_mode(False),  # which training cannot do with; it allows gradients
                 torch.no_grad(),
@@ -263,15 +275,9 @@ class BaseDensity(ModulesAsArrays, DensityMixin, Detector, BaseEstimator, ABC):
                 }  # fmt: skip
                 fitted = self._fit(rows, weight, columns, context)
                 self._keep(fitted, columns, seeds, copy_of, looked_at)
-                self.offset_ = self._threshold(rows, weight, fitted.scores)
-                self.out_of_fold_offset_ = self._out_of_fold_threshold(rows, weight, fitted.scores)
-                decision = self._comparable(fitted.scores, rows) - self.out_of_fold_offset_
-                self.out_of_fold_decision_function_ = np.full(len(looked_at), np.nan)
-                self.out_of_fold_decision_function_[looked_at] = decision[copy_of]
-        except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
-            raise
+                for name, values in self._judge(rows, weight, groups, fitted).items():
+                    setattr(self, name, np.full(len(looked_at), np.nan))
+                    getattr(self, name)[looked_at] = values[copy_of]
         return self
 
     def _read(self, X, sample_weight, groups, rng):

@@ -12,10 +12,39 @@ from skebm._sklearn_compat import Interval, StrOptions
 from skebm._statistics import weighted_quantile
 from skebm._tensors import results_like, without_tensors
 from skebm._typing import FloatArray
-from skebm.training import Columns
+from skebm.training import Columns, Fitted
 
 AUTO_CONTAMINATION = 0.05
 """``contamination="auto"``: share of new rows of the same kind that `predict` calls outliers."""
+
+
+def thresholds(
+    contamination: float | Literal["auto"], seen: FloatArray, held: FloatArray, weight: FloatArray
+) -> tuple[float, float]:
+    """Scores below which new rows, and training rows, are outliers.
+
+    Parameters
+    ----------
+    contamination : float or "auto"
+    seen : ndarray of shape (n,)
+        Scores of the training rows by the model that has seen them.
+    held : ndarray of shape (n,)
+        Their out-of-fold scores; NaN for rows that were never held out.
+    weight : ndarray of shape (n,)
+
+    Returns
+    -------
+    offset, out_of_fold_offset : float
+    """
+    there = ~np.isnan(held)
+    if contamination == "auto":
+        offset = float(weighted_quantile(held[there], weight[there], AUTO_CONTAMINATION))
+        return offset, offset
+    held = np.where(there, held, seen)
+    return (
+        float(weighted_quantile(seen, weight, contamination)),
+        float(weighted_quantile(held, weight, contamination)),
+    )
 
 
 class Detector(OutlierMixin, ABC):
@@ -48,25 +77,20 @@ class Detector(OutlierMixin, ABC):
     @abstractmethod
     def _log_density(self, X: np.ndarray) -> FloatArray: ...
 
-    def _threshold(self, rows, weight, held_out_scores):
-        """Score below which `predict` calls a row an outlier."""
+    def _judge(
+        self,
+        rows: FloatArray,
+        weight: FloatArray,
+        groups: NDArray[np.int_] | None,
+        fitted: Fitted,
+    ) -> dict[str, FloatArray]:
+        """Set the thresholds, and return what else there is to know of every row, by name."""
+        held = self._comparable(fitted.scores, rows)
+        seen = held
         if self.contamination != "auto":
-            scores = self._comparable(self._log_density(rows), rows)
-            return float(weighted_quantile(scores, weight, self.contamination))
-        held_out_scores = self._comparable(held_out_scores, rows)
-        held = ~np.isnan(held_out_scores)
-        return float(weighted_quantile(held_out_scores[held], weight[held], AUTO_CONTAMINATION))
-
-    def _out_of_fold_threshold(self, rows, weight, held_out_scores):
-        """Score below which `fit_predict` calls a training row an outlier."""
-        if self.contamination == "auto":
-            return self.offset_
-        scores = held_out_scores.copy()
-        seen = np.isnan(scores)
-        if seen.any():
-            scores[seen] = self._log_density(rows[seen])
-        scores = self._comparable(scores, rows)
-        return float(weighted_quantile(scores, weight, self.contamination))
+            seen = self._comparable(self._log_density(rows), rows)
+        self.offset_, self.out_of_fold_offset_ = thresholds(self.contamination, seen, held, weight)
+        return {"out_of_fold_decision_function_": held - self.out_of_fold_offset_}
 
     def _comparable(self, scores, rows):
         """Scores as thresholds take them, which do not depend on units where values are absent.
