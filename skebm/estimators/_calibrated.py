@@ -1,6 +1,5 @@
 """What a detector promises of new rows: p-values, discoveries, thresholds that can be moved."""
 
-from abc import abstractmethod
 from dataclasses import field
 from numbers import Real
 from typing import Any, ClassVar, Self
@@ -18,19 +17,20 @@ from skebm._tensors import results_like, without_tensors
 from skebm._typing import FloatArray, RandomState
 from skebm._warnings import warn
 
-from ._base import BaseDensity, parameters, unchanged_by_failure
+from ._base import parameters, unchanged_by_failure
 from ._calibration import Calibration, calibration_weight
 from ._cells import refuse_what_would_be_read_through
 from ._detector import thresholds
 from ._schema import as_table
+from ._tilted import MemberDensity
 
 
 @parameters
-class CalibratedDetector(BaseDensity):
-    """A density that keeps the scores of rows which it has not seen, for what is asked of new ones.
+class CalibratedDetector(MemberDensity):
+    """A mean of members that keeps the scores of rows which it has not seen.
 
     These are the out-of-fold scores, each by one member, or with `calibration_fraction` those of
-    rows that were set aside, by all of them.
+    rows that were set aside, by all of them. New rows are compared with them.
     """
 
     calibration_fraction: float | None = None
@@ -42,13 +42,9 @@ class CalibratedDetector(BaseDensity):
     _trained: dict[str, FloatArray] = field(init=False)
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **BaseDensity._parameter_constraints,
+        **MemberDensity._parameter_constraints,
         "calibration_fraction": [Interval(Real, 0, 1, closed="neither"), None],
     }
-
-    @abstractmethod
-    def _member_scores(self, X: FloatArray) -> FloatArray:
-        """Scores of validated rows by every member, as thresholds take them, (n, d) -> (K, n)."""
 
     # ------------------------------------------------------------------ fit
 
@@ -166,10 +162,10 @@ class CalibratedDetector(BaseDensity):
     def _p_values(self, X, random):
         rows = self._validate(X)
         if hasattr(self, "calibration_scores_"):
-            scores = self._comparable(self._log_density(rows), rows)[None]
+            scores = self._log_density(rows)[None]
         else:
             scores = self._member_scores(rows)
-        return self._calibration.p_values(scores, random)
+        return self._calibration.p_values(self._comparable(scores, rows), random)
 
     def discoveries(self, X: ArrayLike, fdr: float = 0.1) -> NDArray[np.bool_]:
         """Choose rows so that hardly any of them is a false discovery.

@@ -148,10 +148,9 @@ class MemberDensity(BaseDensity):
 
     def _member_scores(self, X):
         """Log-density of validated rows, in the units of X, under every member, (K, n)."""
-        x = self._tensor(X)
-        with torch.no_grad(), limit_threads(1):
-            parts = [self.model_.log_members(c) for c in x.split(SCORED_ROWS)]
-        return torch.cat(parts, dim=1).cpu().numpy() + self._columns.log_factors(X)
+        # one by one, each as a model of its own, which knows what to do with states it has not met
+        members = [self.model_.member(k) for k in range(self.model_.n_members)]
+        return np.stack([self._on_rows(member.log_prob, X) for member in members])
 
     def base_score_samples(self, X: ArrayLike) -> FloatArray:
         """Log-density of every row under the base alone, without the tilt.

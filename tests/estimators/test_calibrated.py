@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import false_discovery_control
 from sklearn.base import clone
 
@@ -23,11 +22,6 @@ class Calibrated(CalibratedDetector, NCEDensity):
         **CalibratedDetector._parameter_constraints,
         **NCEDensity._parameter_constraints,
     }
-
-    def _member_scores(self, X):
-        with torch.no_grad():
-            scores = self.model_.log_members(self._tensor(X)).numpy()
-        return self._comparable(scores + self._columns.log_factors(X), X)
 
 
 def normal(n, seed, d=2):
@@ -217,6 +211,19 @@ def test_ties_are_broken_at_random_on_request_only():
     assert len(np.unique(broken)) > 50
     assert (broken <= every + 1e-12).all()
     np.testing.assert_array_equal(broken, est.p_values(X, random_state=0))
+
+
+@reserved_or_not
+def test_states_that_fit_has_not_met_have_p_values(fraction):
+    pandas = pytest.importorskip("pandas")
+    random = np.random.default_rng(0)
+    X = pandas.DataFrame({"colour": random.choice(["red", "blue"], 300), "x": normal(300, 0)[:, 0]})
+    est = Calibrated(base="auto", n_members=2, calibration_fraction=fraction).fit(X)
+    new = pandas.DataFrame({"colour": ["red", "green", None], "x": [0.0, 0.0, 0.0]})
+    with pytest.warns(UserWarning, match="which fit has not met"):
+        p_values = est.p_values(new)
+    assert p_values[0] > 0.3
+    assert (p_values[1:] < 0.05).all()
 
 
 def test_a_fit_that_fails_leaves_everything_as_it_was(monkeypatch):
