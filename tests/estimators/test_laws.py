@@ -39,6 +39,7 @@ from skebm.compose import DensityPipeline
 from skebm.datasets import make_two_moons
 from skebm.estimators import _base
 from skebm.estimators._base import BaseDensity
+from skebm.estimators._detector import thresholds
 from skebm.estimators._mixed import MixedDensity
 from skebm.exceptions import InconsistentVersionWarning, LowEffectiveSampleSizeWarning
 from skebm.training import Progress, fit, latent, views
@@ -197,9 +198,7 @@ def fineness(name):
 
 def threshold(name, contamination):
     """Threshold of the fitted estimator, had it been fitted with that contamination."""
-    estimator = copy.deepcopy(fitted(name)).set_params(contamination=contamination)
-    with torch.no_grad():
-        return estimator._threshold(data(2), np.ones(400), None)
+    return np.quantile(fitted(name).score_samples(data(2)), contamination)
 
 
 @cache
@@ -893,7 +892,7 @@ def test_interrupted_fit_leaves_the_estimator_as_it_was(name, monkeypatch):
     steps = [(latent, "_finished")] if name in LATENT else [(fit, "measure"), (fit, "finished")]
     if name == "detector":
         steps = [(views, "by_importance"), (views, "finished")]
-    for where, step in [*steps, (BaseDensity, "_threshold")]:
+    for where, step in [*steps, (type(estimator), "_judge")]:
         for victim, error in ((unfitted, KeyboardInterrupt), (estimator, RuntimeError)):
 
             def interrupt(*args, error=error, **kwargs):
@@ -940,9 +939,8 @@ def test_weights_stand_for_repeated_rows(name):
     flagged = weight[weighted.predict(rows) == -1].sum() / weight.sum()
     assert abs(flagged - 0.1) <= weight.max() / weight.sum()
     held = np.isfinite(weighted.out_of_fold_scores_)
-    offset = weighted.set_params(contamination="auto")._threshold(
-        rows, weight, weighted.out_of_fold_scores_
-    )
+    in_sample = weighted.score_samples(rows)
+    offset, _ = thresholds("auto", in_sample, weighted.out_of_fold_scores_, weight)
     flagged = weighted.out_of_fold_scores_[held] < offset
     assert np.average(flagged, weights=weight[held]) == pytest.approx(0.05, abs=0.01)
 
@@ -1100,12 +1098,10 @@ def test_contamination_is_the_share_of_flagged_training_rows(name):
         flagged = fitted(name).score_samples(data(2)) < threshold(name, contamination)
         assert flagged.sum() == contamination * 400
     # of rows with one score none is flagged where only some could be
-    estimator, rows = copy.deepcopy(fitted(name)), np.repeat(data(2)[:2], [37, 13], axis=0)
-    scores = estimator.score_samples(rows)
+    scores = fitted(name).score_samples(np.repeat(data(2)[:2], [37, 13], axis=0))
     rare_is_odd = scores[-1] < scores[0]
     for share, n_flagged in ((0.1, 0), (0.2, 0), (0.3, 13), (0.5, 13)):
-        with torch.no_grad():
-            offset = estimator.set_params(contamination=share)._threshold(rows, np.ones(50), None)
+        offset, _ = thresholds(share, scores, np.full(50, np.nan), np.ones(50))
         assert (scores < offset - 1e-9).sum() == n_flagged * rare_is_odd
 
 
