@@ -13,15 +13,16 @@ from skebm._typing import FloatArray
 from skebm.training import fit_lowest_view, fit_tilted
 
 from ._base import parameters
+from ._calibrated import CalibratedDetector
 from ._mixed import MixedDensity
-from ._tilted import SCORED_ROWS, MemberDensity, TiltedDensity
+from ._tilted import SCORED_ROWS, TiltedDensity
 
 VIEWS_OF = {"clean": ("sharp", "linear"), "contaminated": ("local", "linear", "wide")}
 """Views by `training`."""
 
 
 @parameters
-class OutlierDetector(MixedDensity, MemberDensity):
+class OutlierDetector(MixedDensity, CalibratedDetector):
     r"""Outlier detector: a row is as likely as its oddest view says.
 
     .. math:: \log p(x) = \min_v g_v(\log q_v(x)) - \log Z \quad\text{(nats, in the units of X)}
@@ -42,6 +43,11 @@ class OutlierDetector(MixedDensity, MemberDensity):
         Whether the rows of `fit` are known to be good, and new ones are to be judged; or may hold
         outliers themselves, which `out_of_fold_scores_` and `fit_predict` are to find. "clean"
         takes the sharpest views, and "contaminated" those that few outliers hardly change.
+    calibration_fraction : float or None, default=None
+        Share of the rows, or of the groups, that `fit` sets aside, drawn at random. Nothing is
+        learned from them; `p_values` and thresholds come from their scores, and hold exactly. None
+        learns from all rows, and takes p-values and thresholds from out-of-fold scores, which they
+        hold by approximately.
     n_members : int, default=4
         Members of the cross-fitted ensemble. 1 is the plain model with a validation split.
     n_partition_samples : int or "auto", default="auto"
@@ -107,6 +113,13 @@ class OutlierDetector(MixedDensity, MemberDensity):
     out_of_fold_decision_function_ : ndarray of shape (n_rows,)
         `out_of_fold_scores_` above `out_of_fold_offset_`, negative for what `fit_predict` calls an
         outlier, and comparable between rows that have values in different columns.
+    out_of_fold_p_values_ : ndarray of shape (n_rows,)
+        Share of the rows of the same fold that score at most as a training row does; of rows that
+        were set aside, of these. They are uniform whatever the table holds, and rank its rows; for
+        `discoveries` in a table, fit to another one.
+    calibration_scores_ : ndarray of shape (n_apart,)
+        Scores of the rows that were set aside, in the order of the table, as thresholds take them.
+        Only with `calibration_fraction`.
     accepted_ : str
         "views"; `history_`, `n_iter_`, `held_out_gain_` and `held_out_gain_std_error_` are those of
         a fit that trains nothing.
@@ -146,8 +159,13 @@ class OutlierDetector(MixedDensity, MemberDensity):
     >>> along = rng.normal(size=600) + 6.0 * rng.integers(2, size=600)
     >>> X = along[:, None] + rng.normal(0.0, 0.4, (600, 2))  # two clusters along a line
     >>> detector = OutlierDetector(random_state=0).fit(X)
-    >>> detector.predict([[3.3, 2.7], [0.0, 0.0], [5.0, 1.6]])  # in the gap, in place, off the line
+    >>> new = [[3.3, 2.7], [0.0, 0.0], [5.0, 1.6]]  # in the gap, in place, off the line
+    >>> detector.predict(new)
     array([-1,  1, -1])
+    >>> detector.p_values(new) <= 0.05
+    array([ True, False,  True])
+    >>> detector.discoveries(new, fdr=0.1)
+    array([ True, False,  True])
 
     A row of the table itself, and the view that makes it odd:
 
@@ -172,7 +190,7 @@ class OutlierDetector(MixedDensity, MemberDensity):
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixedDensity._parameter_constraints,
-        **MemberDensity._parameter_constraints,
+        **CalibratedDetector._parameter_constraints,
         "density": [TiltedDensity, None],
         "training": [StrOptions({"clean", "contaminated"})],
     }

@@ -38,7 +38,6 @@ from skebm._random import Seeds
 from skebm.compose import DensityPipeline
 from skebm.datasets import make_two_moons
 from skebm.estimators import _base
-from skebm.estimators._base import BaseDensity
 from skebm.estimators._detector import thresholds
 from skebm.estimators._mixed import MixedDensity
 from skebm.exceptions import InconsistentVersionWarning, LowEffectiveSampleSizeWarning
