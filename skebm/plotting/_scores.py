@@ -7,6 +7,9 @@ from numpy.typing import ArrayLike
 
 from ._common import DATA_COLOR, MARK_COLOR, MODEL_COLOR, import_pyplot, tidy
 
+FAR = 5.0
+"""Interquartile ranges below the lower quartile from which on scores share a bar."""
+
 
 class AnomalyScoreDisplay:
     """Histogram of anomaly scores with the threshold of the outlier detector, or of p-values.
@@ -174,22 +177,29 @@ class AnomalyScoreDisplay:
             raise ValueError(f"{n_bad} of {len(self.scores)} scores are not finite.")
         if ax is None:
             _, ax = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
-        groups = (
-            [("rows", self.scores)]
-            if self.labels is None
-            else [(str(c), self.scores[self.labels == c]) for c in np.unique(self.labels)]
-        )
         # a class of few rows would not be seen beside one of many
         as_density = self.p_values or self.labels is not None
+        scores, n_beyond = self.scores, 0
         if self.p_values:
             edges = np.linspace(0.0, 1.0, (bins or 20) + 1)
-        else:
-            edges = np.histogram_bin_edges(self.scores, bins=bins or 40)
+        else:  # a few rows of no density at all would leave one bar for all others
+            low, high = np.quantile(scores, [0.25, 0.75])
+            least = low - FAR * (high - low)
+            if self.threshold is not None:
+                least = min(least, self.threshold - (high - low))
+            n_beyond = int((scores < least).sum()) if high > low else 0
+            scores = scores.clip(min=least) if n_beyond else scores
+            edges = np.histogram_bin_edges(scores, bins=bins or 40)
+        groups = (
+            [("rows", scores)]
+            if self.labels is None
+            else [(str(c), scores[self.labels == c]) for c in np.unique(self.labels)]
+        )
         colors = [DATA_COLOR, MODEL_COLOR, *plt.rcParams["axes.prop_cycle"].by_key()["color"]]
-        for i, (name, scores) in enumerate(groups):
+        for i, (name, own) in enumerate(groups):
             color = colors[i % len(colors)]
             ax.hist(
-                scores,
+                own,
                 bins=edges,
                 density=as_density,
                 histtype="stepfilled",
@@ -210,7 +220,8 @@ class AnomalyScoreDisplay:
             )
         if self.p_values:
             ax.axhline(1.0, color="black", linestyle=":", linewidth=1.2, label="uniform")
-        ax.set_xlabel(self.score_name)
+        beyond = f"; {n_beyond} rows below {least:.3g} in the first bar" if n_beyond else ""
+        ax.set_xlabel(self.score_name + beyond)
         ax.set_ylabel("density" if as_density else "number of rows")
         if self.threshold is not None or self.labels is not None or self.p_values:
             ax.legend(frameon=False, loc="upper right" if self.p_values else "upper left")

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import false_discovery_control
 from sklearn.base import clone
 
-from skebm import NCEDensity
+from skebm import NCEDensity, OutlierDetector
 from skebm.estimators._base import parameters
 from skebm.estimators._calibrated import CalibratedDetector
 
@@ -238,3 +238,20 @@ def test_a_fit_that_fails_leaves_everything_as_it_was(monkeypatch):
         est.fit(3.0 + normal(80, 2))
     np.testing.assert_array_equal(est.p_values(normal(10, 1)), before)
     assert len(est.out_of_fold_scores_) == 100
+
+
+@reserved_or_not
+def test_views_keep_the_promise(fraction):
+    p_values, flagged = [], []
+    for seed in range(12):
+        est = OutlierDetector(calibration_fraction=fraction, random_state=seed)
+        est.fit(normal(200, seed)).set_threshold(false_alarm_rate=0.1)
+        new = normal(1000, 100 + seed)
+        p_values.append(np.mean(est.p_values(new) <= 0.1))
+        flagged.append(np.mean(est.predict(new) < 0))
+    for shares in (p_values, flagged):
+        error = np.std(shares) / np.sqrt(len(shares))
+        assert error < 0.015
+        assert abs(np.mean(shares) - 0.1) < 3.0 * error + 0.01
+    if fraction is not None:
+        np.testing.assert_array_equal(p_values, flagged)
