@@ -15,8 +15,10 @@ from skebm import (
     ImplicitVAE,
     NCEDensity,
     Network,
+    OutlierDetector,
     ScoreMatchingEBM,
 )
+from skebm.compose import PyODAdapter
 from skebm.datasets import LatentClasses, TwoMoons, make_latent_classes, make_two_moons
 from skebm.partition import LogPartition, importance_sampling
 from skebm.plotting import DensityDisplay
@@ -61,7 +63,15 @@ def script() -> None:
     assert_type(density.history_["n_iter"], Numbers)
     DensityDisplay.from_estimator(density, X)
 
+    detector = OutlierDetector(training="contaminated", calibration_fraction=0.3)
+    assert_type(detector.fit(X).set_threshold(false_alarm_rate=0.01), OutlierDetector)
+    assert_type(detector.p_values(X, random_state=0), Floats)
+    assert_type(detector.discoveries(pd.DataFrame(X), fdr=0.2), NDArray[np.bool_])
+    assert_type(detector.out_of_fold_p_values_, Floats)
+    assert_type(PyODAdapter(detector, 0.05).fit(X).predict_proba(X), Floats)
+
     # what contradicts the documentation is found
+    detector.set_threshold(0.01)  # pyright: ignore[reportCallIssue]
     NCEDensity(n_member=4)  # pyright: ignore[reportCallIssue]
     NCEDensity("gmm")  # pyright: ignore[reportCallIssue]
     NCEDensity(n_members="four")  # pyright: ignore[reportArgumentType]
