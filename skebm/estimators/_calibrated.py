@@ -24,6 +24,9 @@ from ._detector import thresholds
 from ._schema import as_table
 from ._tilted import MemberDensity
 
+MAX_SCORED = 20_000
+"""Training rows whose scores are kept for thresholds that leave a share of these below."""
+
 
 @parameters
 class CalibratedDetector(MemberDensity):
@@ -90,9 +93,11 @@ class CalibratedDetector(MemberDensity):
         return self
 
     def _judge(self, rows, weight, groups, fitted):
-        seen = self._comparable(self._log_density(rows), rows)
+        judged = super()._judge(rows, weight, groups, fitted)
         held = self._comparable(fitted.scores, rows)
-        self._trained = {"seen": seen, "held": held, "weight": weight}
+        some = np.unique(np.linspace(0, len(rows) - 1, MAX_SCORED).astype(int))
+        seen = self._comparable(self._log_density(rows[some]), rows[some])
+        self._trained = {"seen": seen, "held": held[some], "weight": weight[some]}
         there = ~np.isnan(held)
         of_groups = None if groups is None else groups[there]
         self._calibration = Calibration(
@@ -100,11 +105,7 @@ class CalibratedDetector(MemberDensity):
         )
         p_values = np.full(len(rows), np.nan)
         p_values[there] = self._calibration.own_p_values()
-        self.offset_, self.out_of_fold_offset_ = thresholds(self.contamination, **self._trained)
-        return {
-            "out_of_fold_decision_function_": held - self.out_of_fold_offset_,
-            "out_of_fold_p_values_": p_values,
-        }
+        return judged | {"out_of_fold_p_values_": p_values}
 
     def _calibrate(self, X, sample_weight, groups):
         """Keep the scores of rows that were set aside, and take the threshold from them."""
@@ -217,7 +218,7 @@ class CalibratedDetector(MemberDensity):
         ----------
         contamination : float, default=None
             Share of the *training rows* that are outliers, in (0, 0.5]: the threshold that a fit
-            with this `contamination` has.
+            with this `contamination` has (by 20,000 of the rows where there are more).
         false_alarm_rate : float, default=None
             Share of *new rows* like the training rows that `predict` may call outliers, in (0, 1):
             at most this on the average with `calibration_fraction`, where `predict` then labels the
