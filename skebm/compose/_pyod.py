@@ -45,6 +45,10 @@ class PyODAdapter(BaseEstimator):
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, where X had any.
 
+    See Also
+    --------
+    skebm.OutlierDetector : The detector itself, with p-values and discoveries.
+
     Notes
     -----
     The conventions are those of ``BaseDetector`` of pyod (Zhao, Nasrullah and Li 2019), which need
@@ -53,14 +57,13 @@ class PyODAdapter(BaseEstimator):
     Examples
     --------
     >>> import numpy as np
-    >>> from skebm import NCEDensity
+    >>> from skebm import OutlierDetector
     >>> from skebm.compose import PyODAdapter
     >>> X = np.random.default_rng(0).normal(size=(300, 2))
-    >>> density = NCEDensity(base="gaussian", energy_model=None, random_state=0)
-    >>> detector = PyODAdapter(density, contamination=0.05).fit(X)
-    >>> int(detector.labels_.sum())
+    >>> clf = PyODAdapter(OutlierDetector(random_state=0), contamination=0.05).fit(X)
+    >>> int(clf.labels_.sum())
     15
-    >>> detector.predict([[0.0, 0.0], [5.0, 5.0]])
+    >>> clf.predict([[0.0, 0.0], [5.0, 5.0]])
     array([0, 1])
     """
 
