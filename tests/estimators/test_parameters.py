@@ -169,7 +169,8 @@ OTHER = {
     },
     OutlierDetector: MIXED | {
         "density": NCEDensity(base="gaussian", energy_model=None), "training": "contaminated",
-        "contamination": 0.2, "n_members": 3, "n_partition_samples": 500, "random_state": 1,
+        "calibration_fraction": 0.3, "contamination": 0.2, "n_members": 3,
+        "n_partition_samples": 500, "random_state": 1,
     },
 }  # fmt: skip
 """Estimator -> parameter -> another value, alone or with the neighbours that let it act."""
