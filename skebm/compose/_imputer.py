@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skebm._sklearn_compat import Interval, StrOptions, _fit_context
 from skebm._tensors import results_like, without_tensors
-from skebm._typing import RandomState
+from skebm._typing import FloatArray, RandomState
 from skebm.estimators import NCEDensity
 from skebm.estimators._asking import Asking
 from skebm.estimators._schema import as_table, container_of, filled
@@ -39,7 +39,8 @@ class DensityImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     strategy : {"draw", "mean", "mode"}, default="draw"
         "draw": a draw of the conditional distribution, which keeps spreads, correlations and
         shares. "mean": the mean of a number, on the grid of its column, and the likeliest category,
-        which keep the error of single cells small. "mode": the likeliest category, and the
+        which keep the error of single cells small; what lies beyond all numbers that `fit` has seen
+        counts as the last of them. "mode": the likeliest category, and the
         number at which its conditional density is highest.
     n_draws : int, default=1
         Tables that `impute` returns; more than one only of draws.
@@ -77,7 +78,7 @@ class DensityImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     after the other given all others, in six sweeps; mean and mode are made of what the last three
     sweeps of four chains propose, weighted, and the densest number is that at which a kernel
     density of these (Scott's bandwidth) is highest. So means of several cells have an error of
-    chance, of about .2 standard deviations where the cells depend on each other strongly.
+    chance, of about .3 standard deviations where the cells depend on each other strongly.
 
     Examples
     --------
@@ -106,6 +107,7 @@ class DensityImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     estimator_: Any
     n_features_in_: int
     _seed: int
+    _range: tuple[FloatArray, FloatArray]
 
     _parameter_constraints = {
         "estimator": "no_validation",  # `fit` says what is wrong
@@ -190,6 +192,8 @@ class DensityImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             if hasattr(estimator, name):
                 setattr(self, name, getattr(estimator, name))
         self.estimator_, self._seed = estimator, seed
+        _, rows = self._read(X)
+        self._range = np.nanmin(rows, axis=0), np.nanmax(rows, axis=0)
         return self
 
     def _unfitted(self) -> Any:
@@ -281,7 +285,9 @@ class DensityImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if not columns.varying[possible.column]:  # categories, or one number
             return _likeliest(cells, weights)
         if self.strategy == "mean":
-            mean = np.nansum(weights * cells, axis=1)
+            # tails of a density may have no mean
+            inside = np.clip(cells, *(ends[possible.column] for ends in self._range))
+            mean = np.nansum(weights * inside, axis=1)
             return columns.rounded(possible.column, mean)
         atoms = [a for s in columns.states if s.column == possible.column for a in s.atoms]
         is_atom = np.isin(cells, atoms)
