@@ -91,7 +91,9 @@ class Costs(SphinxDirective):
             rows = read(name)
             seconds[name] = {row.get("case") or row["table"]: row["fit_cpu_s"] for row in rows}
         cases = sorted(read("tables"), key=lambda row: int(row["rows"]))
-        heads = "table,rows,columns,NCEDensity,score matching,contrastive divergence,flow contrastive"
+        heads = (
+            "table,rows,columns,NCEDensity,score matching,contrastive divergence,flow contrastive"
+        )
         lines = [".. csv-table::", f"   :header: {heads}", "   :class: results", ""]
         for row in cases:
             found = [seconds[name][row["case"]] for name in self.FILES.values()]
