@@ -35,6 +35,7 @@ class Results(SphinxDirective):
         "best": directives.unchanged,
         "signed": directives.unchanged,
         "only": directives.unchanged,  # "column=value"
+        "known": directives.unchanged,  # a column that has to have a value
     }
 
     def run(self):
@@ -44,6 +45,8 @@ class Results(SphinxDirective):
         if "only" in self.options:
             column, value = self.options["only"].split("=")
             rows = [row for row in rows if row[column] == value]
+        if "known" in self.options:
+            rows = [row for row in rows if row[self.options["known"]]]
         columns = [part.strip().rpartition("=") for part in self.options["columns"].split(",")]
         heads = [head or column for head, _, column in columns]
         best = [part.strip() for part in self.options.get("best", "").split(",") if part]
