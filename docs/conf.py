@@ -80,7 +80,9 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
     "show_nav_level": 2,
 }
-html_sidebars = {"index": [], "getting_started": [], "benchmarks": []}
+html_sidebars = dict.fromkeys(
+    ["index", "getting_started", "which_one", "faq", "glossary", "changelog", "contributing"], []
+)
 
 
 def skip_foreign(app, what, name, obj, skip, options):

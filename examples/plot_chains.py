@@ -180,6 +180,15 @@ for name, chains in runs.items():
     print(summarize(chains), end="\n\n")
 
 # %%
+# The first column of four of the chains of MALA: each stays where it is for long, so that each has
+# ranks of its own.
+
+from skebm.plotting import ChainsDisplay
+
+few = runs["MALA"].samples[:, ::50, :1]
+_ = ChainsDisplay(few, names=["first column"]).plot()
+
+# %%
 # The estimator needs no such ladder here: its base covers all modes, so that
 # :meth:`~skebm.ContrastiveDivergenceEBM.sample` starts chains at rows of the base that are
 # picked by their importance, and lets them jump while they move. Its rows share the modes

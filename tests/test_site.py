@@ -15,7 +15,7 @@ def public_names():
     """What docs/api.rst lists."""
     module, names = None, []
     for line in (ROOT / "docs" / "api.rst").read_text().splitlines():
-        if match := re.match(r"\.\. currentmodule:: (\S+)", line):
+        if match := re.match(r"\.\. (?:current)?module:: (\S+)", line):
             module = match.group(1)
         elif match := re.match(r"   ([A-Za-z_][\w.]*)$", line):
             names.append(f"{module}.{match.group(1)}")

@@ -35,6 +35,7 @@ class Results(SphinxDirective):
         "best": directives.unchanged,
         "signed": directives.unchanged,
         "only": directives.unchanged,  # "column=value"
+        "known": directives.unchanged,  # a column that has to have a value
     }
 
     def run(self):
@@ -44,6 +45,8 @@ class Results(SphinxDirective):
         if "only" in self.options:
             column, value = self.options["only"].split("=")
             rows = [row for row in rows if row[column] == value]
+        if "known" in self.options:
+            rows = [row for row in rows if row[self.options["known"]]]
         columns = [part.strip().rpartition("=") for part in self.options["columns"].split(",")]
         heads = [head or column for head, _, column in columns]
         best = [part.strip() for part in self.options.get("best", "").split(",") if part]
@@ -91,7 +94,10 @@ class Costs(SphinxDirective):
             rows = read(name)
             seconds[name] = {row.get("case") or row["table"]: row["fit_cpu_s"] for row in rows}
         cases = sorted(read("tables"), key=lambda row: int(row["rows"]))
-        lines = [".. csv-table::", f"   :header: table,rows,columns,{','.join(self.FILES)}", ""]
+        heads = (
+            "table,rows,columns,NCEDensity,score matching,contrastive divergence,flow contrastive"
+        )
+        lines = [".. csv-table::", f"   :header: {heads}", "   :class: results", ""]
         for row in cases:
             found = [seconds[name][row["case"]] for name in self.FILES.values()]
             cells = [row["case"].replace("_", " "), row["rows"], row["columns"], *found]

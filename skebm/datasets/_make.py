@@ -81,6 +81,13 @@ log_density : ndarray of shape (n_samples,)
 See Also
 --------
 {name} : The distribution as an object, with its formula and source.
+
+Examples
+--------
+>>> from skebm.datasets import {make.__name__}
+>>> X, log_density = {make.__name__}(n_samples=3, random_state=0, return_log_density=True)
+>>> X.shape[0], log_density.shape
+(3, (3,))
 """
     return make
 

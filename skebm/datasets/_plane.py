@@ -16,6 +16,18 @@ class Claw(MixtureDistribution):
 
     p(x) = N(x; 0, 1) / 2 + sum_{l=0}^{4} N(x; l/2 - 1, 1/100) / 10: number 10 of Marron and
     Wand, "Exact mean integrated squared error", Annals of Statistics, 1992.
+
+    See Also
+    --------
+    make_claw : The same as a function that draws rows.
+
+    Examples
+    --------
+    >>> from skebm.datasets import Claw
+    >>> distribution = Claw()
+    >>> X = distribution.sample(3, random_state=0)
+    >>> X.shape, distribution.log_density(X).shape
+    ((3, 1), (3,))
     """
 
     name: ClassVar[str] = "claw"
@@ -33,6 +45,18 @@ class EightGaussians(MixtureDistribution):
     """Eight equal spherical Gaussians of deviation ``noise`` on a circle of radius ``radius``.
 
     A customary test of generative models, as in Grathwohl et al., "FFJORD", ICLR 2019.
+
+    See Also
+    --------
+    make_eight_gaussians : The same as a function that draws rows.
+
+    Examples
+    --------
+    >>> from skebm.datasets import EightGaussians
+    >>> distribution = EightGaussians()
+    >>> X = distribution.sample(3, random_state=0)
+    >>> X.shape, distribution.log_density(X).shape
+    ((3, 2), (3,))
     """
 
     radius: float = 2.0
@@ -54,6 +78,18 @@ class TwoMoons(MixtureDistribution):
     The points t on the two arcs (cos t, sin t) and (1 - cos t, 1/2 - sin t), 0 <= t <= pi, are
     the midpoints of 200 equal pieces of each, so that the density is a finite mixture and exact;
     at the default noise the pieces are far shorter than the noise is wide.
+
+    See Also
+    --------
+    make_two_moons : The same as a function that draws rows.
+
+    Examples
+    --------
+    >>> from skebm.datasets import TwoMoons
+    >>> distribution = TwoMoons()
+    >>> X = distribution.sample(3, random_state=0)
+    >>> X.shape, distribution.log_density(X).shape
+    ((3, 2), (3,))
     """
 
     noise: float = 0.1
@@ -73,6 +109,18 @@ class Spirals(MixtureDistribution):
     Centres +-(t / 3)(-cos t, sin t) with t = 3 pi sqrt(u), u the midpoints of 300 equal pieces
     of [0, 1] (a finite mixture, hence exact). After the "2spirals" of Grathwohl et al.,
     "FFJORD", ICLR 2019.
+
+    See Also
+    --------
+    make_spirals : The same as a function that draws rows.
+
+    Examples
+    --------
+    >>> from skebm.datasets import Spirals
+    >>> distribution = Spirals()
+    >>> X = distribution.sample(3, random_state=0)
+    >>> X.shape, distribution.log_density(X).shape
+    ((3, 2), (3,))
     """
 
     noise: float = 0.1
@@ -90,6 +138,18 @@ class Checkerboard(Distribution):
     """Uniform on every other unit square of a board of ``n_cells`` x ``n_cells`` about 0.
 
     p(x) = 1 / (number of squares) on squares (i, j) with i + j even, 0 elsewhere.
+
+    See Also
+    --------
+    make_checkerboard : The same as a function that draws rows.
+
+    Examples
+    --------
+    >>> from skebm.datasets import Checkerboard
+    >>> distribution = Checkerboard()
+    >>> X = distribution.sample(3, random_state=0)
+    >>> X.shape, distribution.log_density(X).shape
+    ((3, 2), (3,))
     """
 
     n_cells: int = 4
@@ -116,6 +176,18 @@ class Rings(Distribution):
 
     With s = ``noise``, a circle of radius R convolved with ``N(0, s^2 I)`` has the density
     ``exp(-(|x|^2 + R^2) / (2 s^2)) I_0(R |x| / s^2) / (2 pi s^2)`` (so that ``|x|`` is Rice).
+
+    See Also
+    --------
+    make_rings : The same as a function that draws rows.
+
+    Examples
+    --------
+    >>> from skebm.datasets import Rings
+    >>> distribution = Rings()
+    >>> X = distribution.sample(3, random_state=0)
+    >>> X.shape, distribution.log_density(X).shape
+    ((3, 2), (3,))
     """
 
     radii: tuple[float, ...] = (1.0, 2.0, 3.0)
@@ -145,6 +217,18 @@ class Pinwheel(Distribution):
     ``2 pi k / n_blades``; then x is turned by ``twist |x|``, a map of unit Jacobian.
     After Johnson et al., "Composing graphical models with neural networks", NeurIPS 2016, whose
     twist depends on the untwisted coordinate and leaves no closed density.
+
+    See Also
+    --------
+    make_pinwheel : The same as a function that draws rows.
+
+    Examples
+    --------
+    >>> from skebm.datasets import Pinwheel
+    >>> distribution = Pinwheel()
+    >>> X = distribution.sample(3, random_state=0)
+    >>> X.shape, distribution.log_density(X).shape
+    ((3, 2), (3,))
     """
 
     n_blades: int = 5
@@ -180,6 +264,18 @@ class Banana(Distribution):
 
     ``x_1 ~ N(0, 1)`` and ``x_2 | x_1 ~ N(curvature (x_1^2 - 1), noise^2)``; after Haario,
     Saksman and Tamminen, Computational Statistics, 1999.
+
+    See Also
+    --------
+    make_banana : The same as a function that draws rows.
+
+    Examples
+    --------
+    >>> from skebm.datasets import Banana
+    >>> distribution = Banana()
+    >>> X = distribution.sample(3, random_state=0)
+    >>> X.shape, distribution.log_density(X).shape
+    ((3, 2), (3,))
     """
 
     curvature: float = 1.0

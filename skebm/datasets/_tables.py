@@ -23,6 +23,18 @@ class Funnel(Distribution):
 
     ``x_1 ~ N(0, scale^2)`` and ``x_j | x_1 ~ N(0, exp(x_1))`` for j > 1; Neal, "Slice sampling",
     Annals of Statistics, 2003 (there: scale 3, ten columns).
+
+    See Also
+    --------
+    make_funnel : The same as a function that draws rows.
+
+    Examples
+    --------
+    >>> from skebm.datasets import Funnel
+    >>> distribution = Funnel()
+    >>> X = distribution.sample(3, random_state=0)
+    >>> X.shape, distribution.log_density(X).shape
+    ((3, 10), (3,))
     """
 
     n_features: int = 10
@@ -46,6 +58,18 @@ class GaussianMixtureDistribution(MixtureDistribution):
 
     sum_j w_j N(m_j, S_j) with w ~ Dirichlet(5), m_j ~ N(0, 4 I) and S_j = A A^T / d + I / 10,
     the entries of A standard normal.
+
+    See Also
+    --------
+    make_gaussian_mixture : The same as a function that draws rows.
+
+    Examples
+    --------
+    >>> from skebm.datasets import GaussianMixtureDistribution
+    >>> distribution = GaussianMixtureDistribution()
+    >>> X = distribution.sample(3, random_state=0)
+    >>> X.shape, distribution.log_density(X).shape
+    ((3, 10), (3,))
     """
 
     n_features: int = 10
@@ -70,6 +94,18 @@ class MultivariateT(Distribution):
     R has entries ``correlation^|i - j|``;
     ``p(x) = Gamma((df + d)/2) / (Gamma(df/2) (df pi)^(d/2) |R|^(1/2))
     (1 + x^T R^-1 x / df)^(-(df + d)/2)``.
+
+    See Also
+    --------
+    make_multivariate_t : The same as a function that draws rows.
+
+    Examples
+    --------
+    >>> from skebm.datasets import MultivariateT
+    >>> distribution = MultivariateT()
+    >>> X = distribution.sample(3, random_state=0)
+    >>> X.shape, distribution.log_density(X).shape
+    ((3, 5), (3,))
     """
 
     n_features: int = 5
@@ -100,6 +136,18 @@ class GammaCopula(Distribution):
     ``x_j = F_j^-1(Phi(z_j))`` with ``z ~ N(0, R)``, ``R_ij = correlation^|i - j|``, so that
     ``log p(x) = log N(z; 0, R) + sum_j [log f_j(x_j) - log N(z_j; 0, 1)]``. See Nelsen, "An
     introduction to copulas", 2006.
+
+    See Also
+    --------
+    make_gamma_copula : The same as a function that draws rows.
+
+    Examples
+    --------
+    >>> from skebm.datasets import GammaCopula
+    >>> distribution = GammaCopula()
+    >>> X = distribution.sample(3, random_state=0)
+    >>> X.shape, distribution.log_density(X).shape
+    ((3, 5), (3,))
     """
 
     shapes: tuple[float, ...] = (1.5, 2.0, 3.0, 5.0, 8.0)
@@ -138,6 +186,18 @@ class ShearedGaussian(Distribution):
 
     x_1 = e_1 and x_j = ``shear`` x_{j-1} + e_j with e ~ N(0, I): a map of unit Jacobian, so that
     log p(x) = log N(e; 0, I).
+
+    See Also
+    --------
+    make_sheared_gaussian : The same as a function that draws rows.
+
+    Examples
+    --------
+    >>> from skebm.datasets import ShearedGaussian
+    >>> distribution = ShearedGaussian()
+    >>> X = distribution.sample(3, random_state=0)
+    >>> X.shape, distribution.log_density(X).shape
+    ((3, 20), (3,))
     """
 
     n_features: int = 20

@@ -180,7 +180,7 @@ class CalibrationDisplay:
             style = {"color": colors[i % len(colors)], "linewidth": 1.8 if i == 0 else 1.0}
             ax.step(at, share - at, where="post", label=name, **style)
         ax.set(xlim=(0, 1), xlabel="level: share of the model below")
-        ax.set_ylabel("share of the rows below, minus level")
+        ax.set_ylabel("share of rows - level")
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         tidy(ax)
         self.ax_, self.figure_ = ax, ax.figure
