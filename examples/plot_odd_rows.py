@@ -15,7 +15,7 @@ take ten of its columns, the means over the nuclei of the cells.
 # The rows
 # --------
 
-import os
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -23,9 +23,6 @@ from sklearn.datasets import load_breast_cancer
 
 from skebm import OutlierDetector
 from skebm.plotting import AnomalyScoreDisplay
-
-# A small setting for a quick check of the code; the numbers then mean little.
-SMOKE = os.environ.get("SKEBM_SMOKE") == "1"
 
 table = load_breast_cancer(as_frame=True)
 X = table.data.filter(like="mean ")
@@ -121,10 +118,13 @@ print(
 # Promises are about means over training tables. So the whole is repeated with other benign rows
 # to learn from.
 
+# log Z of so few rows is rough, which a warning says of each fit; p-values are of ranks alone.
+
 runs = []
-for seed in range(3 if SMOKE else 20):
+for seed in range(20):
     train, new, kind = split(seed)
-    detector = OutlierDetector(random_state=seed).fit(train)
+    with warnings.catch_warnings(action="ignore"):
+        detector = OutlierDetector(random_state=seed).fit(train)
     p_values, found = detector.p_values(new), detector.discoveries(new, fdr=0.2)
     runs.append(
         {
@@ -144,11 +144,10 @@ print(pd.DataFrame({"mean": runs.mean(), "std. error": runs.sem()}).round(3))
 # %%
 # The false alarms are about one in twenty, and false discoveries below a fifth.
 
-if not SMOKE:
-    mean, error = runs.mean(), runs.sem()
-    assert abs(mean["benign with p <= 0.05"] - 0.05) < 0.02
-    assert mean["false among discoveries"] < 0.2
-    assert mean["discovered of 40"] > 20
+mean = runs.mean()
+assert abs(mean["benign with p <= 0.05"] - 0.05) < 0.02
+assert mean["false among discoveries"] < 0.2
+assert mean["discovered of 40"] > 20
 
 # %%
 # Odd in which view?

@@ -212,8 +212,6 @@ class ConditionalDensity(_Asked):
         Rows with the cells that are known.
     n_draws : int
         Completions of a row with several open cells.
-    complete : bool
-        Whether no open cell is missing.
 
     Attributes
     ----------
