@@ -103,7 +103,7 @@ def draw(results):
         long = name.replace("Divergence", "Divergence\n").replace("Contrastive", "Contrastive\n")
         long = long.replace("\nDivergence\nEBM", "\nDivergenceEBM")
         ax.set_title(f"{long}\n{ax.get_title()}", fontsize=9)
-    figure.savefig(STATIC / "compare.png", dpi=100)
+    figure.savefig(STATIC / "compare.webp", dpi=100, pil_kwargs={"quality": 88})
 
 
 def main():
