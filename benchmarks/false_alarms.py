@@ -9,7 +9,7 @@ fold or with rows set aside (``calibration_fraction=0.3``), and meets 2,000 new 
 - "flagged": the share that `predict` calls outliers, after ``set_threshold(false_alarm_rate=...)``;
 - "p-values": the share whose p-value is at most the rate;
 - "of training rows": the share that `predict` calls outliers where the threshold leaves 5 % of the
-  training rows below, ``set_threshold(contamination=0.05)``, which promises nothing of new rows.
+  out-of-fold scores of training rows below, ``set_threshold(contamination=0.05)``.
 
 Then it meets 200 rows of which 20 are planted, by normal noise of 3 standard deviations on every
 column, and makes ``discoveries(fdr=0.1)``. "false" is the mean share of unplanted rows among them;

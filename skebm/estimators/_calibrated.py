@@ -94,6 +94,8 @@ class CalibratedDetector(MemberDensity):
 
     def _judge(self, rows, weight, groups, fitted):
         judged = super()._judge(rows, weight, groups, fitted)
+        # scores of rows that sharp kernels have seen are too high to say anything of new ones
+        self.offset_ = self.out_of_fold_offset_
         held = self._comparable(fitted.scores, rows)
         some = np.unique(np.linspace(0, len(rows) - 1, MAX_SCORED).astype(int))
         seen = self._comparable(self._log_density(rows[some]), rows[some])
@@ -217,8 +219,9 @@ class CalibratedDetector(MemberDensity):
         Parameters
         ----------
         contamination : float, default=None
-            Share of the *training rows* that are outliers, in (0, 0.5]: the threshold that a fit
-            with this `contamination` has (by 20,000 of the rows where there are more).
+            Share of the *training rows* that are outliers, by their out-of-fold scores, in
+            (0, 0.5]: the threshold that a fit with this `contamination` has (by 20,000 of the rows
+            where there are more).
         false_alarm_rate : float, default=None
             Share of *new rows* like the training rows that `predict` may call outliers, in (0, 1):
             at most this on the average with `calibration_fraction`, where `predict` then labels the
@@ -240,7 +243,8 @@ class CalibratedDetector(MemberDensity):
         if false_alarm_rate is None:
             if not isinstance(contamination, Real) or not 0 < contamination <= 0.5:
                 raise ValueError(f"contamination={contamination!r} must be a number in (0, 0.5].")
-            self._move_thresholds(*thresholds(contamination, **self._trained))
+            _, offset = thresholds(contamination, **self._trained)
+            self._move_thresholds(offset, offset)
             return self
         if not isinstance(false_alarm_rate, Real) or not 0 < false_alarm_rate < 1:
             raise ValueError(

@@ -424,6 +424,8 @@ class ConditionalDensity(_Asked):
     def mean(self, column: Any) -> FloatArray:
         """Mean of a column of numbers, given the others.
 
+        Where the tails of a column are heavy, a few far completions move it; `quantile` is safer.
+
         Parameters
         ----------
         column : hashable

@@ -56,10 +56,11 @@ class OutlierDetector(MixedDensity, CalibratedDetector):
         twenty and more columns, a warning says so, and members share one log Z. The ranking of rows
         hardly depends on it.
     contamination : float or "auto", default="auto"
-        Share of the training rows that `predict` and `fit_predict` call outliers; rows with the
-        score at which the share ends are none, so that with ties it is less. "auto" takes the
-        threshold from out-of-fold scores instead, so that 5 % of *new* rows of the same
-        distribution fall below it.
+        Share of the training rows that `fit_predict` calls outliers, by their out-of-fold scores;
+        rows with the score at which the share ends are none, so that with ties it is less.
+        `predict` has the same threshold for new rows; of the training rows themselves it calls
+        fewer outliers, because the model has seen them. "auto" is the threshold below which 5 % of
+        *new* rows of the same distribution fall.
     device : str, default="auto"
         "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps". The model scores and
         samples on the device; it is fitted on the CPU.
@@ -101,8 +102,7 @@ class OutlierDetector(MixedDensity, CalibratedDetector):
     offset_ : float
         Threshold of `predict` on `score_samples`.
     out_of_fold_offset_ : float
-        Threshold of `fit_predict` on `out_of_fold_scores_`: `offset_`, or where `contamination` is
-        a number, what that share of these scores lies below.
+        Threshold of `fit_predict` on `out_of_fold_scores_`; the same.
     out_of_fold_scores_ : ndarray of shape (n_rows,)
         Log-density of every training row (of positive weight) under the member that has not seen
         it; NaN for rows that were never held out (with one member, beyond 50,000 per member, or in

@@ -133,7 +133,7 @@ def test_a_moved_threshold_is_that_of_a_fit(fraction):
     )
     given = Calibrated(calibration_fraction=fraction, contamination=0.1).fit(X)
     est.set_threshold(contamination=0.1)
-    assert est.offset_ == given.offset_ != given.out_of_fold_offset_ == est.out_of_fold_offset_
+    assert est.offset_ == given.offset_ == given.out_of_fold_offset_ == est.out_of_fold_offset_
     np.testing.assert_allclose(
         est.out_of_fold_decision_function_, given.out_of_fold_decision_function_
     )
