@@ -41,6 +41,7 @@ class MixedMixtureBase(nn.Module):
     log_masses: Tensor
     means: Tensor
     covariances: Tensor
+    diagonal: bool
 
     def __init__(
         self,
@@ -172,6 +173,7 @@ class MixedKernelBase(nn.Module):
     bandwidth: Tensor
     mean: Tensor
     spread: Tensor
+    mixing: float
 
     def __init__(
         self,

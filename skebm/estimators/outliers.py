@@ -17,7 +17,10 @@ from ._calibrated import CalibratedDetector
 from ._mixed import MixedDensity
 from ._tilted import SCORED_ROWS, TiltedDensity
 
-VIEWS_OF = {"clean": ("sharp", "linear"), "contaminated": ("local", "linear", "wide")}
+VIEWS_OF: dict[str, tuple[str, ...]] = {
+    "clean": ("sharp", "linear"),
+    "contaminated": ("local", "linear", "wide"),
+}
 """Views by `training`."""
 
 

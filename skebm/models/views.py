@@ -92,6 +92,7 @@ class LowestView(TiltedMixture):
         By default log-densities as they are.
     """
 
+    in_own_columns: tuple[bool, ...]
     scale: Any
     density: Any
 

@@ -73,15 +73,15 @@ class CalibrationDisplay:
     figure_: Any
 
     def __init__(self, levels: np.ndarray, *, names: Sequence[Any], n_draws: int | None = None):
-        self.levels = np.asarray(levels, dtype=np.float64)
+        self.levels: np.ndarray = np.asarray(levels, dtype=np.float64)
         self.names = names
         self.n_draws = n_draws
         held = [np.sort(column[~np.isnan(column)]) for column in self.levels.T]
-        self.distances_ = np.array([_distance(column) for column in held])
+        self.distances_: np.ndarray = np.array([_distance(column) for column in held])
         variances = np.array([1.0 / len(column) for column in held])
         if n_draws is not None:
             variances += 1.0 / n_draws
-        self.bands_ = kstwobign.ppf(LEVEL) * np.sqrt(variances)
+        self.bands_: np.ndarray | None = kstwobign.ppf(LEVEL) * np.sqrt(variances)
 
     @classmethod
     def from_estimator(

@@ -53,13 +53,15 @@ class ChainsDisplay:
     figure_: Any
 
     def __init__(self, samples: ArrayLike, *, names: Sequence[Any] | None = None):
-        self.samples = np.asarray(samples, dtype=np.float64)
+        self.samples: np.ndarray = np.asarray(samples, dtype=np.float64)
         if self.samples.ndim != 3:
             raise ValueError(
                 "samples must have the shape (n_draws, n_chains, d), "
                 f"got one of {self.samples.ndim} dimensions."
             )
-        self.names = [f"x{j}" for j in range(self.samples.shape[2])] if names is None else names
+        self.names: Sequence[Any] = (
+            [f"x{j}" for j in range(self.samples.shape[2])] if names is None else names
+        )
 
     def plot(
         self, ax: Any = None, *, columns: Sequence[int] | None = None, n_bins: int = 20

@@ -55,6 +55,10 @@ class ExplanationDisplay:
     3
     """
 
+    excess: np.ndarray
+    names: list[str]
+    cells: list[list[str]] | None
+    row_names: list[str] | None
     ax_: Any
     figure_: Any
 

@@ -77,7 +77,9 @@ class SamplesDisplay:
         self.data = data
         self.samples = samples
         self.names = names
-        self.levels = [None] * len(names) if levels is None else levels
+        self.levels: Sequence[Sequence[Any] | None] = (
+            [None] * len(names) if levels is None else levels
+        )
         self.n_features = n_features
 
     @classmethod

@@ -58,9 +58,9 @@ class StagesDisplay:
         new: np.ndarray,
     ):
         self.names = names
-        self.gains = np.asarray(gains, dtype=np.float64)
-        self.errors = np.asarray(errors, dtype=np.float64)
-        self.new = np.asarray(new, dtype=bool)
+        self.gains: np.ndarray = np.asarray(gains, dtype=np.float64)
+        self.errors: np.ndarray = np.asarray(errors, dtype=np.float64)
+        self.new: np.ndarray = np.asarray(new, dtype=bool)
 
     @classmethod
     def from_estimator(
