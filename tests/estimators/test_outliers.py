@@ -6,6 +6,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KernelDensity, NearestNeighbors
 
 from skebm import NCEDensity, OutlierDetector
+from skebm.datasets import make_two_moons
 from skebm.exceptions import LowEffectiveSampleSizeWarning
 
 pd = pytest.importorskip("pandas")
@@ -187,3 +188,14 @@ def test_pickles_score_alike(fitted):
     np.testing.assert_array_equal(
         pickle.loads(pickle.dumps(fitted)).score_samples(X), fitted.score_samples(X)
     )
+
+
+def test_a_detector_answers_what_is_asked_of_some_cells():
+    """Its marginal beside quadrature of its density, and the odd cell of a row."""
+    detector = OutlierDetector(**QUICK).fit(make_two_moons(n_samples=300, random_state=0))
+    grid = np.linspace(-5.0, 5.0, 4001)
+    rows = np.column_stack([np.full(4001, 0.4), grid])
+    mass = np.trapezoid(np.exp(detector.score_samples(rows)), grid)
+    given = detector.condition({0: 0.4})
+    assert given.log_density_given[0] == pytest.approx(np.log(mass), abs=5e-3)
+    assert detector.explain([[4.0, 0.3]]).of_row(0)[0].columns == (0,)
