@@ -118,7 +118,7 @@ print(
 # Promises are about means over training tables. So the whole is repeated with other benign rows
 # to learn from.
 
-# log Z of so few rows is rough, which a warning says of each fit; p-values are of ranks alone.
+# Where log Z of so few rows is rough, a warning says so; p-values are of ranks alone.
 
 runs = []
 for seed in range(20):

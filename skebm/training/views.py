@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -10,7 +11,8 @@ from skebm._warnings import warn
 from skebm.bases import IN_OWN_COLUMNS, StackedBase, fit_views, stacking_weights
 from skebm.exceptions import LowEffectiveSampleSizeWarning
 from skebm.models import CommonScale, LowestView, TiltedMixture
-from skebm.partition import MIN_ESS_SHARE
+from skebm.partition import MIN_ESS_SHARE, sequential_monte_carlo
+from skebm.samplers import random_walk
 
 from .acceptance import Decision
 from .distributions import Distributions
@@ -24,6 +26,14 @@ MIN_WEIGHT = 0.05
 
 MAX_PARTITION_SAMPLES = 16_384
 """Per member: every sample costs as much as thousands of kernels."""
+
+ANNEALING: dict[str, Any] = {
+    "n_particles": 64, "n_runs": 16, "n_pilot": 512, "n_moves": 4, "ess_share": 0.5,
+}  # fmt: skip
+"""Of log Z, where draws of the mixture of the views are not enough."""
+
+MAX_ERROR = 0.25
+"""Standard error of an annealed log Z, in nats, from which on a warning says so."""
 
 N_KNOTS = 128
 """Quantiles that the common scale goes through, at levels that are evenly spread in log-odds."""
@@ -79,25 +89,45 @@ def fit_lowest_view(
 
 
 def _measure(model, task, n_partition_samples):
-    """Log Z of every member, kept in the model; of all together where it cannot be told of each.
-
-    Annealing would need gradients of thousands of kernels at every step.
-    """
+    """Log Z of every member, kept in the model; of all together where it cannot be told of each."""
     partition = by_importance(model, task, n_partition_samples, MAX_PARTITION_SAMPLES)
     share = (partition.ess / partition.n_samples).min().item()
     if share < MIN_ESS_SHARE:
         # members differ by little, and errors of their own would shuffle the ranks of rows
-        value = partition.value.logsumexp(0) - math.log(model.n_members)
-        partition = partition._replace(value=torch.full_like(partition.value, value))
-        warn(
-            f"log Z rests on an effective sample size of {share:.2%}, because the views have "
-            "little mass in common: score_samples is off by an unknown constant, which all rows "
-            "share, and draws repeat rows. The ranking does not suffer.",
-            LowEffectiveSampleSizeWarning,
-        )
+        value = partition.value.logsumexp(0).item() - math.log(model.n_members)
+        error = partition.std_error.max().item()
+        can_anneal = task.layout is None or not task.layout.n_states  # of states nothing moves
+        if can_anneal:
+            value, error = _annealed(model, task)
+        one = torch.ones_like(partition.value)
+        partition = partition._replace(value=value * one, std_error=error * one)
+        if not can_anneal or error > MAX_ERROR:
+            after = " after annealing" if can_anneal else ", if not more"
+            warn(
+                f"log Z rests on an effective sample size of {share:.2%}, because the views have "
+                f"little mass in common, and its standard error is {error:.2g} nats{after}: "
+                "score_samples is off by an unknown constant, which all rows share, and draws "
+                "repeat rows. The ranking does not suffer.",
+                LowEffectiveSampleSizeWarning,
+            )
     model.log_partition = partition.value
     model.log_partition_std_error = partition.std_error
     return partition
+
+
+def _annealed(model, task):
+    """Log of the mean Z of the members, and its standard error, from the mixture of all views.
+
+    By random walks: gradients of thousands of kernels would take minutes.
+    """
+    task.progress.stage("log Z, annealed")
+    run = sequential_monte_carlo(
+        lambda x: model.log_members(x).logsumexp(0) - math.log(model.n_members),
+        StackedBase(list(model.bases), torch.ones(model.n_members)),
+        task.seeds.rng("log Z, annealed"),
+        kernel=random_walk, **ANNEALING,
+    )  # fmt: skip
+    return run.partition.value, run.partition.std_error
 
 
 def _lowest_view(task, names, splits, density):

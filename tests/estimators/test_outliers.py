@@ -8,6 +8,7 @@ from sklearn.neighbors import KernelDensity, NearestNeighbors
 from skebm import NCEDensity, OutlierDetector
 from skebm.datasets import make_two_moons
 from skebm.exceptions import LowEffectiveSampleSizeWarning
+from skebm.training import views
 
 pd = pytest.importorskip("pandas")
 
@@ -176,6 +177,18 @@ def test_many_columns_are_warned_of_and_ranked():
         detector = OutlierDetector(**QUICK).fit(X)
     scores = detector.score_samples(np.r_[new, 2.0 * new])
     assert roc_auc_score(np.repeat([0, 1], 100), -scores) > 0.99
+
+
+def test_log_z_is_annealed_where_draws_are_too_few(monkeypatch):
+    monkeypatch.setattr(views, "MIN_ESS_SHARE", 2.0)  # they always are
+    detector = OutlierDetector(**QUICK).fit(make_two_moons(n_samples=300, random_state=0))
+    first, second = np.linspace(-3.0, 4.0, 281), np.linspace(-2.5, 3.0, 221)
+    grid = np.stack(np.meshgrid(first, second), axis=-1).reshape(-1, 2)
+    mass = np.exp(detector.score_samples(grid)).sum() * 0.025**2
+    (error,) = np.unique(detector.log_partition_std_error_)
+    assert 0 < error < 0.3
+    assert abs(np.log(mass)) < 3 * error + 0.005
+    assert len(np.unique(detector.log_partition_)) == 1
 
 
 def test_fits_do_not_depend_on_the_number_of_jobs(fitted):
