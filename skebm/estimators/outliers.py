@@ -56,9 +56,9 @@ class OutlierDetector(MixedDensity, CalibratedDetector):
     n_partition_samples : int or "auto", default="auto"
         Samples per member for log Z. "auto" draws until its standard error is below .01 nats, but
         no more than 16,384. Where the effective sample size stays below one per cent, as in some
-        twenty and more columns, members share one log Z, which is annealed; a warning says so where
-        its standard error is above a quarter of a nat then, and in tables with states, which are not
-        annealed. The ranking of rows hardly depends on it.
+        twenty and more columns, members share one log Z, which is annealed. A warning says so where
+        its standard error is above a quarter of a nat then, and in tables with states, which are
+        not annealed. The ranking of rows hardly depends on it.
     contamination : float or "auto", default="auto"
         Share of the training rows that `fit_predict` calls outliers, by their out-of-fold scores;
         rows with the score at which the share ends are none, so that with ties it is less.
