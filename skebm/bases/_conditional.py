@@ -8,6 +8,7 @@ and so it is in other coordinates of single columns, and for stacks of such mixt
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any, Protocol
@@ -113,7 +114,7 @@ def _times(rows, matrices, which):
     return torch.bmm(rows[:, None], matrices[which]).squeeze(1)
 
 
-class _Part:
+class _Part(ABC):
     """Conditionals of one mixture, in the coordinates in which it is one."""
 
     def __init__(self, distribution: Any, known: Tensor):
@@ -127,8 +128,9 @@ class _Part:
     def log_joint(self, x: Tensor) -> Tensor:
         return self._joint(x[:, self.kept])
 
-    def _moments(self, x, which):
-        raise NotImplementedError
+    @abstractmethod
+    def _moments(self, x, which) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the only open value, (n,) each."""
 
     def quantiles(self, x: Tensor, row: Tensor, which: Tensor, z: Tensor) -> Tensor:
         mean, deviation = self._moments(x[row], which)
@@ -207,15 +209,17 @@ class _WithStates(_Part):
             codes[:, i] = (u[:, i, None] * steps[:, -1:] > steps[:, :-1]).sum(1)
         return codes
 
-    def _states(self, which, u):
-        raise NotImplementedError
+    @abstractmethod
+    def _states(self, which, u) -> Tensor:
+        """States of components by uniform numbers, (n, n_states)."""
 
-    def _masses(self, i):
+    @abstractmethod
+    def _masses(self, i) -> Tensor:
         """Probabilities of the states of a column in every component, (n_components, size)."""
-        raise NotImplementedError
 
-    def _draw_values(self, values, which, u):
-        raise NotImplementedError
+    @abstractmethod
+    def _draw_values(self, values, which, u) -> Tensor:
+        """Open values of components by uniform numbers, (n, n_open)."""
 
 
 @condition.register(MixedMixtureBase)

@@ -1,5 +1,6 @@
 """Questions about some cells of a row, which a fitted density answers without another fit."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -16,16 +17,16 @@ N_DRAWS = 1_024
 """Completions of a row with several open cells."""
 
 
-class Asking:
+class Asking(ABC):
     """What can be asked of some cells; an estimator adds `_make_completer`."""
 
     _columns: Any
     _schema: Any
     _device: Any
 
+    @abstractmethod
     def _make_completer(self) -> Completer:
         """The fitted model, for completing rows."""
-        raise NotImplementedError
 
     def _completer(self) -> Completer:
         """The same, made once."""

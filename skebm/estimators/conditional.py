@@ -1,5 +1,6 @@
 """What a fitted density says of some cells: alone, and given others."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
 from numbers import Integral
@@ -23,7 +24,7 @@ KEPT_CELLS = 2**24
 """Cells of completions that are kept for further questions; more are made anew."""
 
 
-class _Asked:
+class _Asked(ABC):
     """What densities of some columns share."""
 
     columns: list[Any]
@@ -74,9 +75,9 @@ class _Asked:
                 LowEffectiveSampleSizeWarning,
             )
 
+    @abstractmethod
     def score_samples(self, X: Any, return_std: bool = False) -> Any:
         """Log-density of rows."""
-        raise NotImplementedError
 
     def score(self, X: ArrayLike, y: object = None) -> float:
         """Mean of `score_samples`, in nats per row.
