@@ -47,12 +47,12 @@ nearly as good as hard ones, and better than no trees."""
 MANY_ROWS = 5_000
 """Above so many rows less noise is drawn for each."""
 
-LAST_SHARE, WORTH_IT = 0.25, 0.002
+LAST_SHARE, WORTH_IT = 0.2, 0.002
 """No more trees are grown where this share of them, the last ones, has raised the held-out
 likelihood by less than that, in nats per row."""
 
 _PROPOSED = 2  # base samples per noise sample, where the noise is a tilted base
-_FIRST, _ROUND = 100, 25  # trees before the first look at the held-out curve, and between looks
+_FIRST, _ROUND = 50, 25  # trees before the first look at the held-out curve, and between looks
 _STRIDE = 5  # stages from one point of that curve to the next
 _MAX_JUDGED, _MAX_POOL = 4096, 2048  # rows, and samples per member, on which softness is chosen
 
