@@ -97,15 +97,15 @@ def cost():
     import torch
 
     from skebm import NCEDensity
-    from skebm.estimators import _base
+    from skebm.estimators import _reader
 
     torch.set_num_threads(1)
     scores, fresh = [], Funnel(10).sample(FRESH, random_state=0)
     with tempfile.TemporaryDirectory() as folder:
         write(f"{folder}/rows.npy", 1_000_000, 10)
         X = np.load(f"{folder}/rows.npy", mmap_mode="r")
-        for limit in (_base.MAX_ROWS, len(X)):
-            _base.MAX_ROWS = limit
+        for limit in (_reader.MAX_ROWS, len(X)):
+            _reader.MAX_ROWS = limit
             start = time.process_time()
             scores.append(NCEDensity(random_state=0).fit(X).score_samples(fresh))
             print(f"looks at {limit} rows: {time.process_time() - start:.1f} s", flush=True)

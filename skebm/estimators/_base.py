@@ -1,6 +1,5 @@
 """The shell of every estimator: validation, scores, pickling."""
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -16,10 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import (
-    check_consistent_length,
     check_is_fitted,
-    column_or_1d,
-    validate_data,
 )
 
 from skebm import _threads
@@ -40,22 +36,20 @@ from skebm.training import (
     join_groups,
     merge_copies,
     merge_near_ties,
-    relative_precision,
     resolve_device,
 )
 from skebm.training.columns import Precision
 from skebm.training.degenerate import warn_of_degenerate_columns
 
-from ._cells import Remedies, bad_cell, refuse_what_would_be_read_through
 from ._detector import Detector
-from ._schema import Schema, as_table, is_missing, values_of
-
-MAX_ROWS = 400_000
-"""Rows of a table that a fit looks at, where members learn from few of them anyway: with two
-members each is left 200,000 to learn from, and with eight 50,000 to be judged on."""
+from ._reader import TableReader
+from ._schema import Schema
 
 MIN_DRAWN, MAX_DRAWN, MIN_COMPLETE = 64, 100_000, 1e-3
 """Rows that are drawn at once where incomplete ones are left out, and the least share of others."""
+
+OF_X = ("n_features_in_", "feature_names_in_")
+"""What a fit sets that belongs to X, and not to what was learned from it."""
 
 _Estimator = TypeVar("_Estimator")
 
@@ -79,7 +73,7 @@ def unchanged_by_failure(estimator: BaseEstimator) -> Iterator[dict[str, Any]]:
 
 
 @parameters
-class BaseDensity(ModulesAsArrays, DensityMixin, Detector, BaseEstimator, ABC):
+class BaseDensity(ModulesAsArrays, DensityMixin, TableReader, Detector, BaseEstimator, ABC):
     """What all estimators share; a family of them adds the methods below.
 
     Parameters are documented in the estimators. A fitted one has `model_`, a module on standardised
@@ -90,7 +84,6 @@ class BaseDensity(ModulesAsArrays, DensityMixin, Detector, BaseEstimator, ABC):
     contamination: float | Literal["auto"] = "auto"
     device: str | torch.device = "auto"
     random_state: RandomState = None
-    warm_start: bool = False
     verbose: int = 0
 
     # what a fit sets
@@ -109,7 +102,6 @@ class BaseDensity(ModulesAsArrays, DensityMixin, Detector, BaseEstimator, ABC):
         **Detector._parameter_constraints,
         "device": [str, torch.device],
         "random_state": ["random_state"],
-        "warm_start": ["boolean"],
         "verbose": ["verbose"],
     }
 
@@ -148,23 +140,6 @@ class BaseDensity(ModulesAsArrays, DensityMixin, Detector, BaseEstimator, ABC):
         """Folds that the rows are held out in, at least two."""
         return 2
 
-    @property
-    def _looks_at_all_rows(self) -> bool:
-        """Whether a fit learns from every row, or from a few of many, so that some will do."""
-        return True
-
-    def _cannot_go_on_from(self, model: Any, n_units: int) -> str | None:
-        """Why a warm start on so many rows, or groups of them, would be another model; or None."""
-
-    @abstractmethod
-    def _kept_and_fresh(
-        self, model: Any, x: torch.Tensor, weight: torch.Tensor
-    ) -> tuple[float, float]:
-        """Mean log-density of standardised rows under what a warm start keeps, and a fresh start.
-
-        That is a Gaussian of these rows, where the estimator has no simpler start.
-        """
-
     def _learn_columns(
         self,
         rows: np.ndarray,
@@ -186,6 +161,17 @@ class BaseDensity(ModulesAsArrays, DensityMixin, Detector, BaseEstimator, ABC):
             np.array([c.is_whole for c in columns]),
             atoms,
         )
+
+    def _start(
+        self,
+        before: dict[str, Any],
+        rows: np.ndarray,
+        weight: np.ndarray,
+        columns: Columns,
+        n_units: int,
+    ) -> Any:
+        """The model that a fit goes on from, on the CPU, or None; see `WarmStart`."""
+        return None
 
     def _report(self, columns: Columns, schema: Schema) -> Any:
         """What `columns_` shows; None for an estimator that does not have it."""
@@ -281,117 +267,9 @@ class BaseDensity(ModulesAsArrays, DensityMixin, Detector, BaseEstimator, ABC):
                     getattr(self, name)[looked_at] = values[copy_of]
         return self
 
-    def _read(self, X, sample_weight, groups, rng):
-        """What a fit looks at: all rows of positive weight, or some of many, drawn at random.
-
-        Returns
-        -------
-        rows, weight, groups
-            Of those that are looked at.
-        looked_at : ndarray of bool
-            Which of the rows of positive weight they are.
-        precision
-            Of X.
-        schema : Schema
-        """
-        precision, X = relative_precision(X), as_table(without_tensors(X))
-        refuse_what_would_be_read_through(sample_weight, "sample_weight")
-        schema = self._read_schema(X)
-        X = self._checked(X, schema, ensure_min_samples=2)
-        weight = _check_sample_weight(
-            without_tensors(sample_weight), X, dtype=np.float64, ensure_non_negative=True
-        )
-        used = np.flatnonzero(weight)
-        if len(used) < 2:
-            raise ValueError("sample_weight must be positive for at least 2 samples.")
-        looked_at = np.ones(len(used), dtype=bool)
-        if len(used) > MAX_ROWS and not self._looks_at_all_rows:
-            looked_at[torch.randperm(len(used), generator=rng)[MAX_ROWS:].numpy()] = False
-            used = used[looked_at]
-        if groups is not None:
-            groups = column_or_1d(groups)
-            check_consistent_length(X, groups)
-            groups = groups[used]
-            if len(np.unique(groups)) < 2:
-                which = "of positive weight"
-                if not looked_at.all():
-                    which = f"that fit looks at ({MAX_ROWS} of {len(looked_at)}, at random)"
-                raise ValueError(
-                    f"all samples {which} have one label in groups: give at least two, so that "
-                    "one can be held out, or groups=None."
-                )
-        return X[used], weight[used], groups, looked_at, precision, schema
-
-    def _start(self, before, rows, weight, columns, n_units):
-        """The model that a warm start goes on from, on the CPU, or None for a cold one."""
-        model, was = before.get("model_"), before.get("_columns")
-        if not self.warm_start or model is None:
-            return None
-        reason = None
-        if any(np.any(before.get(name) != getattr(self, name, None)) for name in _OF_X):
-            reason = "X has other columns"
-        elif not np.array_equal(was.precision, columns.precision):
-            reason = "the columns have other dtypes"
-        elif not was.has_states_of(columns):
-            reason = "other columns are constant, or have other states"
-        elif columns.states:
-            reason = f"{columns.first_state()}, and only tables of numbers go on"
-        else:
-            reason = self._cannot_go_on_from(model, n_units)
-        if reason is None:
-            kept, fresh = self._kept_and_fresh(
-                model, self._tensor(rows), torch.as_tensor(weight, device=self._device)
-            )
-            if not kept >= fresh:
-                reason = (
-                    f"what the last fit would leave gives these rows {kept:.2f} nats on average, "
-                    f"and a fresh start {fresh:.2f}"
-                )
-        if reason is not None:
-            warn(f"warm_start=True, but {reason}: this fit starts anew.")
-            return None
-        return copy.deepcopy(model).to("cpu")
-
-    def _read_schema(self, X: Any) -> Schema:
-        """How the cells of X become numbers; by default they are numbers."""
-        return Schema.learn(X, None, None)
-
-    _takes_missing = False
-    """Whether a missing cell is a state."""
-
-    _remedies = Remedies()
-
-    def _checked(self, X: Any, schema: Schema, **options: Any) -> FloatArray:
-        """X as doubles, categories as codes; an error names the column that has something else."""
-        refuse_what_would_be_read_through(X)
-        reset = options.get("reset", True)
-        if schema.has_categories or (self._takes_missing and schema.has_objects):
-            validate_data(self, X, reset=reset, skip_check_array=True)
-            least = options.get("ensure_min_samples", 1)
-            if len(X) < least:
-                raise ValueError(
-                    f"Found {len(X)} sample(s), while a minimum of {least} is required."
-                )
-            rows = schema.encode(X)
-            if not self._takes_missing:
-                schema.refuse_missing(rows)
-            return rows
-        try:
-            finite = "allow-nan" if self._takes_missing else True
-            return validate_data(self, X, dtype=np.float64, ensure_all_finite=finite, **options)  # pyright: ignore[reportReturnType]
-        except ValueError as error:
-            problem = bad_cell(X, self._remedies, takes_missing=self._takes_missing)
-            if problem is None:
-                raise
-            raise ValueError(problem) from error
-
-    def _names(self, rows: np.ndarray) -> Any:
-        """Names of the columns of X, for messages."""
-        return getattr(self, "feature_names_in_", range(rows.shape[1]))
-
     def _keep(self, fitted, columns, seeds, copy_of, looked_at):
         """Set what a fit has learned, and forget an earlier one."""
-        for name in [name for name in vars(self) if name.endswith("_") and name not in _OF_X]:
+        for name in [name for name in vars(self) if name.endswith("_") and name not in OF_X]:
             delattr(self, name)
         report = self._report(columns, self._schema)
         if report is not None:
@@ -419,46 +297,6 @@ class BaseDensity(ModulesAsArrays, DensityMixin, Detector, BaseEstimator, ABC):
         return self._summary
 
     # ------------------------------------------------------------------ density
-
-    def _validate(self, X: Any) -> FloatArray:
-        check_is_fitted(self)
-        table = as_table(without_tensors(X))
-        checked = self._checked(table, self._schema, reset=False)
-        rows = self._columns.snap(checked, relative_precision(X))
-        self._warn_of_other_states(rows, table)
-        elsewhere = self._columns.elsewhere(rows)
-        if elsewhere.any():
-            j = int(elsewhere.any(axis=0).argmax())
-            warn(
-                f"column {self._names(rows)[j]!r} was constant in fit "
-                f"({self._columns.constants[j]:g}), and {elsewhere[:, j].sum()} of these rows have "
-                "another value there. Their "
-                "log-density has the probability of that, and not the value in it."
-            )
-        return rows
-
-    def _warn_of_other_states(self, rows, X):
-        """Warn of categories, and of missing cells, that `fit` has not met."""
-        columns = self._columns
-        codes = columns.encode(rows)
-        for i, s in enumerate(columns.states):
-            other = np.flatnonzero(codes[:, i] < 0)
-            if not len(other):
-                continue
-            cell = values_of(X, s.column)[other[0]]
-            what = "a missing cell" if is_missing(cell) else repr(cell)
-            self._warn_of_other_state(s.column, what, len(other))
-        lost = np.isnan(rows) & columns.varying
-        lost[:, [s.column for s in columns.states]] = False
-        for j in np.flatnonzero(lost.any(axis=0)):
-            self._warn_of_other_state(j, "a missing cell", int(lost[:, j].sum()))
-
-    def _warn_of_other_state(self, j, what, n):
-        warn(
-            f"column {self._columns.names[j]!r} shows {what}, which fit has not met there; what is "
-            f"new there is in {n} of these rows. Their log-density has the probability of anything "
-            "new in the column, and the density of the other cells."
-        )
 
     @property
     def _device(self):
@@ -587,5 +425,3 @@ class BaseDensity(ModulesAsArrays, DensityMixin, Detector, BaseEstimator, ABC):
 
 
 _VERSION = "_skebm_version"
-
-_OF_X = ("n_features_in_", "feature_names_in_")

@@ -45,6 +45,7 @@ from skebm.training import CONFINEMENT, Recipe, fit_tilted, make_task
 from ._asking import Asking
 from ._base import BaseDensity, parameters
 from ._completer import Completer
+from ._warm_start import WarmStart
 
 SCORED_ROWS = 8192
 """Rows that are scored at once, so that memory does not grow with n."""
@@ -410,7 +411,7 @@ class MemberDensity(Asking, BaseDensity):
 
 
 @parameters
-class TiltedDensity(EnergyModelMixin, MemberDensity):
+class TiltedDensity(EnergyModelMixin, WarmStart, MemberDensity):
     """Bases tilted by energies; an estimator adds its fields and `_recipe`.
 
     It may override `_check_parameters`, too.
@@ -423,6 +424,7 @@ class TiltedDensity(EnergyModelMixin, MemberDensity):
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MemberDensity._parameter_constraints,
+        **WarmStart._parameter_constraints,
         "base": [*DISTRIBUTION, None],
         "energy_model": "no_validation",  # its own `validate` says what is wrong
         "recalibration": ["boolean"],

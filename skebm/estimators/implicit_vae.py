@@ -26,6 +26,7 @@ from ._asking import Asking
 from ._base import parameters
 from ._completer import Completer
 from ._mixed import MixedDensity
+from ._warm_start import WarmStart
 
 COMPARED_ROWS = 500
 """Rows on which the model that a warm start keeps is compared with a Gaussian."""
@@ -40,7 +41,9 @@ DECODED_ROWS, ENCODED = 8192, 2**16
 
 
 @parameters
-class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Asking, MixedDensity):
+class ImplicitVAE(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, WarmStart, Asking, MixedDensity
+):
     r"""Variational autoencoder: density and transformer, with an implicit encoder.
 
     Rows are made from latent variables, z ~ N(0, I) and x ~ p(x | z), by a decoder network. Its
@@ -256,6 +259,7 @@ class ImplicitVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Asking, Mix
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixedDensity._parameter_constraints,
+        **WarmStart._parameter_constraints,
         "n_components": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "encoder": [StrOptions({"implicit", "stein", "gaussian"})],
         "likelihood": [StrOptions(set(LIKELIHOODS))],

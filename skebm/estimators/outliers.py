@@ -187,7 +187,6 @@ class OutlierDetector(MixedDensity, CalibratedDetector):
 
     # what acts in other densities, and not here
     smoothing: ClassVar[float] = 0.0  # pyright: ignore[reportIncompatibleVariableOverride]
-    warm_start: ClassVar[bool] = False  # pyright: ignore[reportIncompatibleVariableOverride]
 
     # what a fit sets
     views_: list[str] = field(init=False)
@@ -207,9 +206,6 @@ class OutlierDetector(MixedDensity, CalibratedDetector):
         if self.density is not None:
             self.density._validate_params()
             self.density._check_parameters()
-
-    def _kept_and_fresh(self, model, x, weight):
-        raise NotImplementedError("there is no warm start")
 
     def _fit(self, rows, weight, columns, context):
         model: Any = None

@@ -8,7 +8,7 @@ import pytest
 
 from skebm import Boosting, NCEDensity, Network, ScoreMatchingEBM
 from skebm.datasets import make_two_moons
-from skebm.estimators import _base
+from skebm.estimators import _reader
 
 N, LIMIT = 500, 200
 TREES = Boosting(max_iter=5, early_stopping=False)
@@ -16,7 +16,7 @@ TREES = Boosting(max_iter=5, early_stopping=False)
 
 @pytest.fixture(autouse=True)
 def _few_rows(monkeypatch):
-    monkeypatch.setattr(_base, "MAX_ROWS", LIMIT)
+    monkeypatch.setattr(_reader, "MAX_ROWS", LIMIT)
 
 
 @pytest.fixture(scope="module")
