@@ -1,6 +1,6 @@
 """What a density has to know of a transformer: where it maps from and to, and how it stretches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from sklearn.preprocessing import (
 )
 
 from skebm._containers import like
-from skebm._sklearn_compat import power_standardization
+from skebm._sklearn_compat import _safe_indexing, power_standardization
 from skebm._typing import FloatArray
 from skebm._warnings import warn
 
@@ -304,3 +304,27 @@ _CHANGES = {
     StandardScaler: _divides,
 }
 """Exactly these classes: a subclass may transform in another way."""
+
+
+def filled(rows: FloatArray, transformer: Any, *, of_image: bool) -> FloatArray:
+    """Rows with numbers of the domain, or the image, of a transformer where they are missing."""
+    missing = np.isnan(rows)
+    if not missing.any():
+        return rows
+    valid = transformer.inverse_transform(np.zeros((1, rows.shape[1])))
+    return np.where(missing, as_rows(transformer.transform(valid) if of_image else valid), rows)
+
+
+def is_finite(to: FloatArray, of: FloatArray) -> NDArray[np.bool_]:
+    """Which rows are finite, or missing only where they were; (n,) of bool."""
+    finite: Any = np.isfinite(to)
+    if to.shape == of.shape:
+        finite = finite | np.isnan(of)
+    return finite.all(axis=1)
+
+
+def kept(inside: NDArray[np.bool_], *tables: Any) -> Sequence[Any]:
+    """The rows of every table that are inside."""
+    if inside.all():
+        return tables
+    return [_safe_indexing(table, np.flatnonzero(inside)) for table in tables]

@@ -5,7 +5,7 @@ import math
 from typing import Any, Literal, Self, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn import get_config
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array, check_random_state
@@ -15,16 +15,23 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from skebm._containers import like
 from skebm._sklearn_compat import _check_method_params, _check_sample_weight, _safe_indexing
-from skebm._statistics import weighted_quantile
 from skebm._typing import FloatArray, RandomState
 from skebm.bases import draw_from
 from skebm.estimators._base import BaseDensity
-from skebm.estimators._detector import AUTO_CONTAMINATION
 from skebm.training import relative_precision
 from skebm.training.columns import Precision
 
 from ._asking import AskingBehind
-from ._changes import as_rows, change_of, check_given, refuse_unknown
+from ._changes import (
+    as_rows,
+    change_of,
+    check_given,
+    filled,
+    is_finite,
+    kept,
+    refuse_unknown,
+)
+from ._detecting import DetectorBehind, has, is_detector
 
 N_IMAGE_DRAWS = 20_000
 """Draws of the density by which its mass inside the image of the transformers is measured."""
@@ -34,15 +41,7 @@ MAX_DRAWN, MAX_BARREN = 100_000, 20
 after which it gives up."""
 
 
-def _is_detector(pipeline):
-    return isinstance(pipeline.steps[-1][1], BaseDensity)
-
-
-def _has(method):
-    return lambda pipeline: hasattr(pipeline.steps[-1][1], method)
-
-
-class DensityPipeline(AskingBehind, Pipeline):
+class DensityPipeline(AskingBehind, DetectorBehind, Pipeline):
     r"""Pipeline of invertible transformers and a density, with log-densities in the units of X.
 
     If z = T(x) are the rows that reach the density q, then
@@ -213,7 +212,7 @@ class DensityPipeline(AskingBehind, Pipeline):
         self._seen[self.steps[-1][0]] = step_input[:0]
         self._met = rows[np.argmax(~np.isnan(rows), axis=0), np.arange(rows.shape[1])]
         self._constants, self._precision = np.full(rows.shape[1], np.nan), precision
-        if _is_detector(self):
+        if is_detector(self):
             constant = (rows == rows[0]).all(axis=0) & ~self._varying()
             self._constants[constant] = rows[0, constant]
         mass, error = self._measure_image()
@@ -280,29 +279,14 @@ class DensityPipeline(AskingBehind, Pipeline):
     def _varying(self) -> Any:
         """Columns that the density has a density in; the others are states to it."""
         density = self.steps[-1][1]
-        return density._columns.varying if _is_detector(self) else slice(None)
+        return density._columns.varying if is_detector(self) else slice(None)
 
     def _has_values(self, z):
         """Where rows z have a value to the density, in the columns that it has a density in."""
-        if not _is_detector(self):
+        if not is_detector(self):
             return np.ones(z.shape, dtype=bool)
         columns = self.steps[-1][1]._columns
         return ~np.isnan(columns.encode(columns.snap(z, 0.0))[:, len(columns.states) :])
-
-    def _set_threshold(self, X, weight, log_mass):
-        if not _is_detector(self):
-            return
-        density = self.steps[-1][1]
-        z, log_det, _, absent = self._forward(X)
-        self.out_of_fold_scores_ = density.out_of_fold_scores_ + log_det - log_mass
-        if density.contamination == "auto":
-            held = ~np.isnan(self.out_of_fold_scores_)
-            scores, level = (self.out_of_fold_scores_ + absent)[held], AUTO_CONTAMINATION
-            weight = weight[held]
-        else:
-            scores = density.score_samples(z) + log_det + absent - log_mass
-            level = density.contamination
-        self.offset_ = float(weighted_quantile(scores, weight, level))
 
     # ------------------------------------------------------------------ change of variables
 
@@ -328,14 +312,14 @@ class DensityPipeline(AskingBehind, Pipeline):
         single = np.zeros((len(rows), rows[:, self._varying()].shape[1]))
         for _, transformer, change in self._changes():
             if change.in_domain is not None:
-                inside = change.in_domain(_filled(as_rows(X), transformer, of_image=False))
-                X, joint, single, where = _kept(inside, X, joint, single, where)
+                inside = change.in_domain(filled(as_rows(X), transformer, of_image=False))
+                X, joint, single, where = kept(inside, X, joint, single, where)
             if not len(where):
                 break
             with np.errstate(all="ignore"):  # where a function has no value
                 z = transformer.transform(X)
-            finite = _is_finite(as_rows(z), as_rows(X))
-            X, z, joint, single, where = _kept(finite, X, z, joint, single, where)
+            finite = is_finite(as_rows(z), as_rows(X))
+            X, z, joint, single, where = kept(finite, X, z, joint, single, where)
             if len(where):
                 term = change.log_det(as_rows(X))
                 if term.ndim == 2:
@@ -345,9 +329,20 @@ class DensityPipeline(AskingBehind, Pipeline):
             X = z
         has_value = self._has_values(as_rows(X)) if len(where) else single == 0
         absent = np.where(has_value, 0.0, single).sum(1)
-        if _is_detector(self) and len(where):
+        if is_detector(self) and len(where):
             absent = self.steps[-1][1]._comparable(absent, as_rows(X))
         return X, joint + np.where(has_value, single, 0.0).sum(1), where, absent
+
+    def _behind(self, X):
+        """How many rows these are, and what `_forward` says of them, once they are checked."""
+        check_is_fitted(self)
+        rows = self._check(X)
+        if rows.shape[1] != len(self._constants):
+            raise ValueError(
+                f"X has {rows.shape[1]} features, but DensityPipeline is expecting "
+                f"{len(self._constants)} features as input."
+            )
+        return len(rows), *self._forward(like(X, self._snap(rows, relative_precision(X))))
 
     def _backward(self, z):
         """Rows that have an x, as x, and their positions in z."""
@@ -357,12 +352,12 @@ class DensityPipeline(AskingBehind, Pipeline):
                 break
             with np.errstate(all="ignore"):
                 if change.in_image is not None:
-                    inside = change.in_image(_filled(z, transformer, of_image=True))
+                    inside = change.in_image(filled(z, transformer, of_image=True))
                     z, where = z[inside], where[inside]
                 before = z
                 if len(where):
                     z = as_rows(transformer.inverse_transform(z))
-            inside = _is_finite(z, before)
+            inside = is_finite(z, before)
             z, where = z[inside], where[inside]
         return z, where
 
@@ -410,14 +405,7 @@ class DensityPipeline(AskingBehind, Pipeline):
         ValueError
             For `return_std`, if the density does not say its standard error.
         """
-        check_is_fitted(self)
-        rows = self._check(X)
-        if rows.shape[1] != len(self._constants):
-            raise ValueError(
-                f"X has {rows.shape[1]} features, but DensityPipeline is expecting "
-                f"{len(self._constants)} features as input."
-            )
-        X, n = like(X, self._snap(rows, relative_precision(X))), len(rows)
+        n, z, log_det, where, _ = self._behind(X)
         density, options = self.steps[-1][1], {}
         if return_std:
             if "return_std" not in inspect.signature(density.score_samples).parameters:
@@ -425,7 +413,6 @@ class DensityPipeline(AskingBehind, Pipeline):
                     f"return_std=True: {type(density).__name__} does not say its standard error."
                 )
             options["return_std"] = True
-        z, log_det, where, _ = self._forward(X)
         log_density, error = np.full(n, -np.inf), np.zeros(n)
         if len(where):
             scores = density.score_samples(z, **options)
@@ -489,86 +476,7 @@ class DensityPipeline(AskingBehind, Pipeline):
         x = np.concatenate(parts)
         return np.where(np.isnan(self._constants), x, self._constants)
 
-    # ------------------------------------------------------------------ outlier detector
-
-    @available_if(_is_detector)
-    def decision_function(self, X: ArrayLike) -> FloatArray:
-        """`score_samples` minus `offset_`: negative for outliers.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-
-        Returns
-        -------
-        ndarray of shape (n_samples,), float64
-        """
-        return self.score_samples(X) + self._absent(X) - self.offset_
-
-    def _absent(self, X):
-        """What values that rows have not would add to a log-density; thresholds count it in."""
-        if not self.steps[-1][1]._columns.states:
-            return 0.0
-        X = like(X, self._snap(self._check(X), relative_precision(X)))
-        *_, where, absent = self._forward(X)
-        every = np.zeros(len(X))
-        every[where] = absent
-        return every
-
-    @available_if(_has("predict"))
-    def predict(self, X: ArrayLike, **params: Any) -> NDArray[np.int_]:
-        """Label rows: +1 for inliers, -1 for outliers; with a mixture, its components.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-        **params : dict
-            As in :class:`~sklearn.pipeline.Pipeline`; none for densities of skebm.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,), int
-        """
-        if _is_detector(self):
-            return np.where(self.decision_function(X, **params) < 0, -1, 1)
-        return super().predict(X, **params)
-
-    @available_if(_has("fit_predict"))
-    def fit_predict(
-        self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None, **params: Any
-    ) -> NDArray[np.int_]:
-        """Fit, then label the same rows.
-
-        Densities of skebm label rows by their out-of-fold scores, where there are some: with
-        ``contamination="auto"`` those below `offset_` are outliers, and with a number the share
-        with the lowest.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-        y : Ignored
-            Handed to the steps, as Pipeline does.
-        sample_weight : array-like of shape (n_samples,), default=None
-        **params : dict
-            As in `fit`.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,), int
-        """
-        used, weight = self._learn(X, y, sample_weight, params)
-        labels = self.predict(X)
-        if _is_detector(self):
-            scores = self.out_of_fold_scores_
-            scores = np.where(np.isnan(scores), self.score_samples(X)[used], scores)
-            scores = scores + np.broadcast_to(self._absent(X), len(labels))[used]
-            level, threshold = self.steps[-1][1].contamination, self.offset_
-            if level != "auto":
-                threshold = weighted_quantile(scores, weight, level)
-            labels[used] = np.where(scores < threshold, -1, 1)
-        return labels
-
-    @available_if(_has("transform"))
+    @available_if(has("transform"))
     def fit_transform(
         self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None, **params: Any
     ) -> Any:
@@ -588,30 +496,6 @@ class DensityPipeline(AskingBehind, Pipeline):
         array-like of shape (n_samples, n_components)
         """
         return self.fit(X, y, sample_weight, **params).transform(X)
-
-
-def _filled(rows, transformer, *, of_image):
-    """Rows with numbers of the domain, or the image, of a transformer where they are missing."""
-    missing = np.isnan(rows)
-    if not missing.any():
-        return rows
-    valid = transformer.inverse_transform(np.zeros((1, rows.shape[1])))
-    return np.where(missing, as_rows(transformer.transform(valid) if of_image else valid), rows)
-
-
-def _is_finite(to, of):
-    """Which rows are finite, or missing only where they were; (n,) of bool."""
-    finite = np.isfinite(to)
-    if to.shape == of.shape:
-        finite |= np.isnan(of)
-    return finite.all(axis=1)
-
-
-def _kept(inside, *tables):
-    """The rows of every table that are inside."""
-    if inside.all():
-        return tables
-    return [_safe_indexing(table, np.flatnonzero(inside)) for table in tables]
 
 
 _LEARNED = (

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import false_discovery_control
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
@@ -15,10 +14,9 @@ from skebm._random import Seeds
 from skebm._sklearn_compat import Interval, _check_sample_weight, _fit_context, _safe_indexing
 from skebm._tensors import results_like, without_tensors
 from skebm._typing import FloatArray, RandomState
-from skebm._warnings import warn
 
 from ._base import parameters, unchanged_by_failure
-from ._calibration import Calibration, calibration_weight
+from ._calibration import Calibration, at_least, calibration_weight, discovered
 from ._cells import refuse_what_would_be_read_through
 from ._detector import thresholds
 from ._schema import as_table
@@ -195,17 +193,7 @@ class CalibratedDetector(MemberDensity):
             If nothing is discovered, and a single row could not have been, because its p-value
             cannot be as small as `fdr` over the number of rows.
         """
-        if not isinstance(fdr, Real) or not 0 < fdr < 1:
-            raise ValueError(f"fdr={fdr!r} must be a number between 0 and 1.")
-        p_values = self._p_values(X, None)
-        found = false_discovery_control(p_values, method="bh") <= fdr
-        least, n = self._calibration.least, len(p_values)
-        if not found.any() and least > fdr / n:
-            warn(
-                f"no discoveries, and there could not have been fewer than {_ceil(n * least / fdr)}"
-                f" among {n} rows: p-values are at least {least:.2g}, because rows are compared "
-                f"with {1 / least - 1:.0f}. Ask about fewer rows, raise fdr, or fit more rows."
-            )
+        found = discovered(self._p_values(X, None), fdr, self._calibration.least)
         return results_like(X)(found)
 
     def set_threshold(
@@ -255,7 +243,7 @@ class CalibratedDetector(MemberDensity):
             raise ValueError(
                 f"false_alarm_rate={false_alarm_rate!r} cannot be promised with "
                 f"{1 / least - 1:.0f} rows to compare with: it has to be at least {least:.2g}, or "
-                f"there have to be {_ceil(1 / false_alarm_rate) - 1} rows."
+                f"there have to be {at_least(1 / false_alarm_rate) - 1} rows."
             )
         offset = self._calibration.threshold(false_alarm_rate)
         self._move_thresholds(offset, offset)
@@ -289,11 +277,6 @@ def reserved(units: NDArray[np.int_], fraction: float, rng: torch.Generator) -> 
 
 def _codes(labels):
     return np.unique(labels, return_inverse=True)[1]
-
-
-def _ceil(value):
-    """The smallest integer that is not below, but for a rounding error."""
-    return int(np.ceil(value - 1e-9))
 
 
 _OF_ROWS = (

@@ -1,11 +1,14 @@
 """What the scores of rows that a model has not seen promise of new rows: p-values, thresholds."""
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import false_discovery_control
 
 from skebm._typing import FloatArray
+from skebm._warnings import warn
 
 
 @dataclass(frozen=True)
@@ -130,3 +133,40 @@ def calibration_weight(weight: FloatArray, groups: NDArray[np.int_] | None = Non
     if groups is None:
         return weight * weight.sum() / np.square(weight).sum()
     return weight / np.bincount(groups, weight)[groups]
+
+
+def discovered(p_values: FloatArray, fdr: float, least: float) -> NDArray[np.bool_]:
+    """Rows that the rule of Benjamini and Hochberg chooses.
+
+    Parameters
+    ----------
+    p_values : ndarray of shape (n,)
+    fdr : float
+        Expected share of false discoveries, in (0, 1).
+    least : float
+        The smallest p-value that there can be.
+
+    Returns
+    -------
+    ndarray of shape (n,), bool
+
+    Warns
+    -----
+    UserWarning
+        If nothing is chosen, and a single row could not have been.
+    """
+    if not isinstance(fdr, Real) or not 0 < fdr < 1:
+        raise ValueError(f"fdr={fdr!r} must be a number between 0 and 1.")
+    found, n = false_discovery_control(p_values, method="bh") <= fdr, len(p_values)
+    if not found.any() and least > fdr / n:
+        warn(
+            f"no discoveries, and there could not have been fewer than {at_least(n * least / fdr)} "
+            f"among {n} rows: p-values are at least {least:.2g}, because rows are compared "
+            f"with {1 / least - 1:.0f}. Ask about fewer rows, raise fdr, or fit more rows."
+        )
+    return found
+
+
+def at_least(value: float) -> int:
+    """The smallest integer that is not below, but for a rounding error."""
+    return int(np.ceil(value - 1e-9))

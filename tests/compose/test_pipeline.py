@@ -27,7 +27,7 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from skebm import Boosting, ImplicitVAE, NCEDensity
+from skebm import Boosting, ImplicitVAE, NCEDensity, OutlierDetector
 from skebm.compose import DensityPipeline, InvertibleFunctionTransformer
 
 
@@ -379,6 +379,21 @@ def test_the_threshold_is_one_of_densities_of_x():
     density.set_params(density__contamination=0.2)
     assert (density.fit_predict(X) == -1).mean() == pytest.approx(0.2, abs=0.002)
     assert (density.predict(X) == -1).mean() == pytest.approx(0.2, abs=0.002)
+
+
+def test_p_values_are_those_behind_the_transformers():
+    X = np.exp(np.random.default_rng(0).normal(size=(300, 2)))
+    new = np.exp(np.random.default_rng(1).normal(size=(200, 2)))
+    density = pipeline(log_transformer(), OutlierDetector(random_state=0)).fit(X)
+    direct = OutlierDetector(random_state=0).fit(np.log(X))
+    np.testing.assert_allclose(density.p_values(new), direct.p_values(np.log(new)))
+    far = np.array([[1e4, 1e-4], [1.0, 1.0], [-1.0, 1.0]])  # the last one has no logarithm
+    p_values = density.p_values(far)
+    assert p_values[2] == direct._calibration.least
+    np.testing.assert_array_equal(density.discoveries(far, fdr=0.1), [True, False, True])
+    with pytest.raises(ValueError, match="fdr=2 must be a number between 0 and 1"):
+        density.discoveries(far, fdr=2)
+    assert not hasattr(pipeline(log_transformer(), base_alone()), "p_values")
 
 
 @pytest.mark.parametrize(
