@@ -113,3 +113,15 @@ def test_trust_says_what_to_do_at_each_warning():
     assert len(found) > 20
     missing = [text for text in found if not any(phrase.match(text) for phrase in phrases)]
     assert missing == []
+
+
+def test_chapters_of_the_guide_have_pictures():
+    """Two of them at least, and each is described for those who do not see it."""
+    guide = (ROOT / "docs" / "user_guide.rst").read_text()
+    chapters = re.findall(r"^   ([a-z_]+)$", guide, flags=re.M)
+    assert len(chapters) > 20
+    for chapter in chapters:
+        text = (ROOT / "docs" / f"{chapter}.rst").read_text()
+        pictures = re.findall(r"\.\. (?:figure|image):: \S+\n +(:\w+:)", text)
+        assert len(pictures) >= 2, chapter
+        assert set(pictures) == {":alt:"}, chapter
