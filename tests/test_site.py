@@ -96,7 +96,7 @@ def warnings_of_the_package():
                 pieces = text.values if isinstance(text, ast.JoinedStr) else [text]
                 if not isinstance(text, ast.Name):
                     yield "".join(
-                        piece.value if isinstance(piece, ast.Constant) else "..."
+                        str(piece.value) if isinstance(piece, ast.Constant) else "..."
                         for piece in pieces
                     )
 
