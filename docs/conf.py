@@ -18,6 +18,7 @@ copyright = "2026, the skebm developers"
 version = release = __version__
 
 extensions = [
+    "ideas",
     "inventories",
     "katex",
     "myst_parser",

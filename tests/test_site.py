@@ -1,5 +1,6 @@
 """What pages say of the package, and what stands elsewhere, agree."""
 
+import ast
 import csv
 import importlib
 import inspect
@@ -82,3 +83,45 @@ def test_results_say_where_they_come_from():
 def test_pages_use_no_environment_variable():
     for path in (ROOT / "examples").glob("*.py"):
         assert "environ" not in path.read_text(), path
+
+
+def warnings_of_the_package():
+    """How the text of every warning begins, with "..." for what is filled in."""
+    for path in (ROOT / "skebm").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            # a sampler collects what it has to say before it warns
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("warn", "messages.append"):
+                text = node.args[0]
+                text = text.left if isinstance(text, ast.BinOp) else text
+                pieces = text.values if isinstance(text, ast.JoinedStr) else [text]
+                if not isinstance(text, ast.Name):
+                    yield "".join(
+                        str(piece.value) if isinstance(piece, ast.Constant) else "..."
+                        for piece in pieces
+                    )
+
+
+def test_trust_says_what_to_do_at_each_warning():
+    page = (ROOT / "docs" / "trust.rst").read_text().partition("What to do at each warning")[2]
+    table = page.partition("And at an error")[0]
+    phrases = [
+        re.compile(".*".join(map(re.escape, phrase.strip().split("..."))), flags=re.S)
+        for row in re.findall(r"^   \* - (.+)$", table, flags=re.M)
+        for phrase in row.split(";")
+    ]
+    found = list(warnings_of_the_package())
+    assert len(found) > 20
+    missing = [text for text in found if not any(phrase.match(text) for phrase in phrases)]
+    assert missing == []
+
+
+def test_chapters_of_the_guide_have_pictures():
+    """Two of them at least, and each is described for those who do not see it."""
+    guide = (ROOT / "docs" / "user_guide.rst").read_text()
+    chapters = re.findall(r"^   ([a-z_]+)$", guide, flags=re.M)
+    assert len(chapters) > 20
+    for chapter in chapters:
+        text = (ROOT / "docs" / f"{chapter}.rst").read_text()
+        pictures = re.findall(r"\.\. (?:figure|image):: \S+\n +(:\w+:)", text)
+        assert len(pictures) >= 2, chapter
+        assert set(pictures) == {":alt:"}, chapter

@@ -138,11 +138,12 @@ class ContrastiveDivergenceEBM(MixedDensity, TiltedDensity):
     chain_diagnostics_ : dict
         What the chains did, of the last quarter of training: ``step_size`` and
         ``acceptance_rate`` of the sampler, ndarrays of shape (n_members,); ``move_acceptance_rate``
-        of the moves of `n_steps` as wholes, of which the base decides, and
-        ``restart_acceptance_rate`` of jumps to the base (NaN without), floats; and ``r_hat``, the
-        largest split R-hat over members, columns and f of chains under the trained model (NaN
-        unless `persistent`, and where no state was better than the base). Only if something was
-        trained.
+        of the moves of `n_steps` as wholes, of which the base decides (low where the mixture that
+        stands in for it is a poor copy), and ``restart_acceptance_rate`` of jumps to the base (NaN
+        without; low where the model is far from its base, so that chains change modes slowly),
+        floats; and ``r_hat``, the largest split R-hat over members, columns and f of 16 chains and
+        100 moves under the trained model (NaN unless `persistent`, and where no state was better
+        than the base). Only if something was trained.
     sample_diagnostics_ : dict
         Of the last call of `sample`, see there; empty before.
     log_partition_ : ndarray of shape (n_members,)
