@@ -65,8 +65,7 @@ class DensityPipeline(AskingBehind, Pipeline):
         Names and transformers, and at the end a density: any estimator with `score_samples`, a
         normalised log-density in nats, and `sample`. Those of skebm are, and so are GaussianMixture
         and KernelDensity.
-    transform_input, memory, verbose
-        As in :class:`~sklearn.pipeline.Pipeline`.
+    transform_input, memory, verbose : as in :class:`~sklearn.pipeline.Pipeline`
 
     Attributes
     ----------
@@ -85,6 +84,11 @@ class DensityPipeline(AskingBehind, Pipeline):
         Number of columns seen in `fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns seen in `fit`, where X had any.
+
+    See Also
+    --------
+    InvertibleFunctionTransformer : A transformer of functions.
+    sklearn.pipeline.Pipeline : Scores in the units behind the transformers.
 
     Notes
     -----
