@@ -79,7 +79,7 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
     "secondary_sidebar_items": ["page-toc"],
-    "show_nav_level": 2,
+    "show_nav_level": 1,
 }
 html_sidebars = dict.fromkeys(
     ["index", "getting_started", "which_one", "faq", "glossary", "changelog", "contributing"], []

@@ -26,6 +26,18 @@ class UniformBase(nn.Module):
     Parameters
     ----------
     low, high : array-like of shape (d,)
+
+    See Also
+    --------
+    StackedBase : Mixes it with other distributions.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import UniformBase
+    >>> box = UniformBase(low=[0.0, 0.0], high=[2.0, 4.0])
+    >>> box.log_prob(torch.tensor([[1.0, 1.0], [3.0, 1.0]], dtype=torch.float64))
+    tensor([-2.0794,    -inf], dtype=torch.float64)
     """
 
     n_features: int
@@ -69,6 +81,23 @@ class TorchDistributionBase(nn.Module):
         Continuous, with event shape (d,), or () for one dimension, and no batch shape (wrap it
         into ``torch.distributions.Independent``). Its own parameters set the precision of
         `log_prob` and the device: give float64 ones.
+
+    See Also
+    --------
+    SklearnDensityBase : A fitted estimator.
+    skebm.NCEDensity : Takes such a distribution as its `base`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.distributions import Independent, Laplace
+    >>> from skebm.bases import TorchDistributionBase
+    >>> zero, one = torch.zeros(2).double(), torch.ones(2).double()
+    >>> base = TorchDistributionBase(Independent(Laplace(zero, one), 1))
+    >>> base.log_prob(torch.zeros(1, 2, dtype=torch.float64))
+    tensor([-1.3863], dtype=torch.float64)
+    >>> base.sample(3, torch.Generator().manual_seed(0)).shape
+    torch.Size([3, 2])
     """
 
     n_features: int
@@ -130,6 +159,24 @@ class SklearnDensityBase(nn.Module):
     ----------
     estimator : object
         Fitted, for instance a GaussianMixture or KernelDensity. It is not changed.
+
+    See Also
+    --------
+    TorchDistributionBase : A distribution of torch.
+    skebm.NCEDensity : Takes such an estimator as its `base`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from sklearn.mixture import GaussianMixture
+    >>> from skebm.bases import SklearnDensityBase
+    >>> X = np.random.default_rng(0).normal(size=(200, 2))
+    >>> base = SklearnDensityBase(GaussianMixture(random_state=0).fit(X))
+    >>> x = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    >>> base.log_prob(x).backward()
+    >>> x.grad.shape
+    torch.Size([1, 2])
     """
 
     n_features: int

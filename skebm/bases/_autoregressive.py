@@ -39,10 +39,26 @@ class AutoregressiveFlow(LayeredFlow):
     rng : torch.Generator
         On the CPU. Source of the initial weights.
 
+    See Also
+    --------
+    build_flow : Makes flows by name.
+    train_flows : Trains them.
+    CouplingSplineFlow : More flexible, with more parameters.
+
     References
     ----------
     .. [1] Papamakarios, Pavlakou and Murray (2017), Masked autoregressive flow for density
        estimation, NeurIPS.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import AutoregressiveFlow
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> flow = AutoregressiveFlow(n_features=3, n_members=2, rng=rng)
+    >>> samples, log_prob = flow.rsample(4, rng)
+    >>> samples.shape, log_prob.shape
+    (torch.Size([2, 4, 3]), torch.Size([2, 4]))
     """
 
     layers: Modules

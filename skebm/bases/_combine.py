@@ -21,6 +21,22 @@ class TransformedBase(nn.Module):
         G, called as ``transform(x) -> (z, log_det)``, with ``transform.inverse(z)``.
     base : nn.Module
         Distribution of z = G(x).
+
+    See Also
+    --------
+    AffineTransform : A map to other units.
+    MarginalGaussianization : A map that is fitted to rows.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import AffineTransform, GaussianMixtureBase, TransformedBase
+    >>> normal = GaussianMixtureBase([1.0], [[0.0]], [[[1.0]]])
+    >>> wide = TransformedBase(AffineTransform([0.0], [0.1]), normal)
+    >>> wide.log_prob(torch.zeros(1, 1, dtype=torch.float64))
+    tensor([-3.2215], dtype=torch.float64)
+    >>> wide.sample(1000, torch.Generator().manual_seed(0)).std().round().item()
+    10.0
     """
 
     transform: Any
@@ -64,6 +80,25 @@ class Coordinates(nn.Module):
     Parameters
     ----------
     maps : list of K MarginalGaussianization
+
+    See Also
+    --------
+    MarginalGaussianization : The map of one member.
+    StackedFlow : What lives in these coordinates.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import Coordinates, MarginalGaussianization
+    >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)).double().exp()
+    >>> halves = x.split(100)
+    >>> coordinates = Coordinates([MarginalGaussianization.fit(half.numpy()) for half in halves])
+    >>> y = coordinates(x)
+    >>> y.shape
+    torch.Size([2, 200, 2])
+    >>> back, log_det = coordinates.inverse(y)
+    >>> torch.allclose(back, x.expand(2, -1, -1))
+    True
     """
 
     maps: Modules
@@ -102,6 +137,22 @@ class StackedBase(nn.Module):
     ----------
     components : list of nn.Module
     weights : array-like of shape (n_components,)
+
+    See Also
+    --------
+    stacking_weights : Weights that maximise a held-out likelihood.
+    fit_bases : Fits distributions and stacks them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import GaussianMixtureBase, StackedBase, UniformBase
+    >>> normal = GaussianMixtureBase([1.0], [[0.0]], [[[1.0]]])
+    >>> stacked = StackedBase([normal, UniformBase([-10.0], [10.0])], weights=[0.9, 0.1])
+    >>> x = torch.tensor([[0.0], [8.0]], dtype=torch.float64)
+    >>> stacked.responsibilities(x).round()
+    tensor([[1., 0.],
+            [0., 1.]], dtype=torch.float64)
     """
 
     components: Modules
@@ -182,6 +233,20 @@ class AffineTransform(nn.Module):
     ----------
     center, scale : array-like of shape (n_features,)
         `scale` positive.
+
+    See Also
+    --------
+    TransformedBase : A distribution behind such a map.
+    MarginalGaussianization : A map that is fitted to rows.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import AffineTransform
+    >>> to_standard = AffineTransform(center=[10.0], scale=[2.0])
+    >>> to_standard(torch.tensor([[0.0], [1.0]], dtype=torch.float64))[0]
+    tensor([[10.],
+            [12.]], dtype=torch.float64)
     """
 
     center: torch.Tensor

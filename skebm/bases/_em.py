@@ -59,6 +59,22 @@ def fit_gaussian_mixture(
     Returns
     -------
     GaussianMixtureBase
+
+    See Also
+    --------
+    GaussianMixtureBase : What is returned.
+    fit_mixed_mixture : The same for rows with categories and missing cells.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import fit_gaussian_mixture
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(500, 1, generator=rng, dtype=torch.float64)
+    >>> x[:100] += 8.0
+    >>> mixture = fit_gaussian_mixture(x, 2, rng)
+    >>> mixture.weights.sort().values.round(decimals=1)
+    tensor([0.2000, 0.8000], dtype=torch.float64)
     """
     n, d = x.shape
     weight = torch.ones(n, dtype=x.dtype) if sample_weight is None else sample_weight

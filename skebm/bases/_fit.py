@@ -123,9 +123,28 @@ def fit_bases(
 
     Returns
     -------
-    bases : list of nn.Module, one per split
+    list of nn.Module, one per split
         `StackedBase` where more than one candidate earns a weight. The weights are shared by all
         splits and maximise the likelihood of the held-out rows (Smyth & Wolpert 1999).
+
+    See Also
+    --------
+    stacking_weights : The weights of the stack.
+    StackedBase : What is returned.
+    fit_gaussian_mixture : Fits one mixture.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import CANDIDATES, fit_bases
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(300, 2, generator=rng, dtype=torch.float64)
+    >>> rows = torch.arange(300)
+    >>> splits = [(rows[:200], rows[200:]), (rows[100:], rows[:100])]
+    >>> candidates = {name: CANDIDATES[name] for name in ("gaussian", "kde")}
+    >>> bases = fit_bases(x, torch.ones(300).double(), splits, candidates, rng)
+    >>> len(bases), bases[0].log_prob(x).shape
+    (2, torch.Size([300]))
     """
     rows = _Rows(x, weight, Layout((), (), x.shape[1]) if layout is None else layout)
     held = torch.cat([own for _, own in splits])

@@ -75,6 +75,11 @@ def train_flows(
     DivergenceError
         When the likelihood is not a number any more.
 
+    See Also
+    --------
+    fit_flow : Makes and fits one flow.
+    build_flow : Makes what is trained here.
+
     Examples
     --------
     Two flows, each judged on the half that it does not learn from:
@@ -169,6 +174,11 @@ def fit_flow(
     ------
     ValueError
         When no row of positive weight is left to learn from, or to judge by.
+
+    See Also
+    --------
+    train_flows : Trains several flows side by side.
+    FlowBase : What is returned.
 
     Examples
     --------

@@ -30,6 +30,20 @@ def build_flow(
     Returns
     -------
     StackedFlow
+
+    See Also
+    --------
+    fit_flow : Makes and fits one.
+    train_flows : Trains what this returns.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import build_flow
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> flow = build_flow("autoregressive", n_features=2, n_members=4, rng=rng, n_layers=2)
+    >>> flow.log_prob(torch.zeros(4, 10, 2)).shape
+    torch.Size([4, 10])
     """
     own = _OWN.get(flow) if isinstance(flow, str) else None
     if own is not None:

@@ -35,6 +35,29 @@ def values_given_states(distribution: Any, codes: Tensor, points: Tensor) -> tup
         Draws, each of them once.
     index : Tensor of shape (n, m)
         Which of these are drawn under which states.
+
+    See Also
+    --------
+    MixedMixtureBase : A distribution of rows with states.
+    skebm.models.StateDraws : The same for all members of an ensemble.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm.bases import fit_mixed_mixture, values_given_states
+    >>> from skebm.training import Columns, Kinds
+    >>> X = np.array([[0, 1.2], [0, 0.4], [1, -0.3], [1, -1.1], [1, -0.8]])  # a category, a number
+    >>> kinds = Kinds(np.array([2, 0]), np.zeros(2, dtype=bool))
+    >>> columns = Columns.learn(X, ["kind", "size"], kinds=kinds)
+    >>> rows = torch.as_tensor(columns.encode(np.tile(X, (20, 1))))
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> mixture = fit_mixed_mixture(rows, columns.layout, 2, rng)
+    >>> points = torch.rand(100, 2, generator=rng, dtype=torch.float64)
+    >>> values, index = values_given_states(mixture, torch.tensor([[0], [1]]), points)
+    >>> sizes = values[index].squeeze(-1)
+    >>> bool(sizes[0].mean() > sizes[1].mean())  # rows of kind 0 are larger
+    True
     """
     leaves = list(_leaves(distribution))
     codes = codes.to(points)

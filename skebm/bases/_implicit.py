@@ -39,12 +39,27 @@ class ImplicitGenerator(nn.Module):
     rng : torch.Generator
         On the CPU. Source of the initial weights.
 
+    See Also
+    --------
+    CouplingSplineFlow : A generator with an exact density.
+    skebm.AdversarialEBM : Plays it against an energy.
+
     References
     ----------
     Yin, M. and Zhou, M. (2018). Semi-implicit variational inference. ICML.
 
     Grathwohl, W. et al. (2021). No MCMC for me: amortized sampling for fast and stable training of
     energy-based models. ICLR.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import ImplicitGenerator
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> generator = ImplicitGenerator(n_features=2, n_members=3, rng=rng)
+    >>> points, log_prob = generator.rsample(5, rng)
+    >>> points.shape, log_prob.shape
+    (torch.Size([3, 5, 2]), torch.Size([3, 5]))
     """
 
     n_features: int

@@ -34,6 +34,33 @@ class MixedMixtureBase(nn.Module):
         Probabilities of the states.
     means : Tensor of shape (n_components, n_values)
     covariances : Tensor of shape (n_components, n_values, n_values)
+
+    See Also
+    --------
+    fit_mixed_mixture : Fits one to rows.
+    GaussianMixtureBase : The same for rows of numbers.
+    values_given_states : Draws its values under given states.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm.bases import MixedMixtureBase
+    >>> from skebm.training import Columns, Kinds
+    >>> X = np.array([[0, 1.2], [0, 0.4], [1, -0.3], [1, -1.1], [1, -0.8]])  # a category, a number
+    >>> kinds = Kinds(np.array([2, 0]), np.zeros(2, dtype=bool))
+    >>> columns = Columns.learn(X, ["kind", "size"], kinds=kinds)
+    >>> mixture = MixedMixtureBase(
+    ...     columns.layout,
+    ...     weights=torch.tensor([0.4, 0.6]).double(),
+    ...     masses=[torch.tensor([[0.9, 0.1], [0.2, 0.8]]).double()],
+    ...     means=torch.tensor([[1.0], [-1.0]]).double(),
+    ...     covariances=torch.ones(2, 1, 1).double(),
+    ... )
+    >>> mixture.log_prob(torch.as_tensor(columns.encode(X))).shape
+    torch.Size([5])
+    >>> mixture.sample(4, torch.Generator().manual_seed(0)).shape
+    torch.Size([4, 2])
     """
 
     layout: Layout
@@ -165,6 +192,30 @@ class MixedKernelBase(nn.Module):
     mean, spread : Tensor of shape (n_values,)
         Of the columns of values.
     weights : Tensor of shape (n_centers,)
+
+    See Also
+    --------
+    KernelDensityBase : The same for rows of numbers.
+    MixedMixtureBase : A few components in place of a kernel around every row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm.bases import MixedKernelBase
+    >>> from skebm.training import Columns, Kinds
+    >>> X = np.array([[0, 1.2], [0, 0.4], [1, -0.3], [1, -1.1], [1, -0.8]])  # a category, a number
+    >>> kinds = Kinds(np.array([2, 0]), np.zeros(2, dtype=bool))
+    >>> columns = Columns.learn(X, ["kind", "size"], kinds=kinds)
+    >>> rows = torch.as_tensor(columns.encode(X))
+    >>> kernels = MixedKernelBase(
+    ...     columns.layout, rows, bandwidth=0.5, mixing=0.1, mean=torch.zeros(1).double(),
+    ...     spread=torch.ones(1).double(), weights=torch.full((5,), 0.2),
+    ... )
+    >>> kernels.log_prob(rows).shape
+    torch.Size([5])
+    >>> kernels.masses_around(0)[0]  # of the kinds, around the first row
+    tensor([0.9500, 0.0500], dtype=torch.float64)
     """
 
     layout: Layout
@@ -279,6 +330,29 @@ class ValuesTransform(nn.Module):
     ----------
     layout : Layout
     transform : MarginalGaussianization
+
+    See Also
+    --------
+    MarginalGaussianization : The same for rows of numbers.
+    TransformedBase : A distribution behind this map.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm.bases import MarginalGaussianization, ValuesTransform
+    >>> from skebm.training import Columns, Kinds
+    >>> X = np.array([[0, 1.2], [0, 0.4], [1, -0.3], [1, -1.1], [1, -0.8]])  # a category, a number
+    >>> kinds = Kinds(np.array([2, 0]), np.zeros(2, dtype=bool))
+    >>> columns = Columns.learn(X, ["kind", "size"], kinds=kinds)
+    >>> rows = torch.as_tensor(columns.encode(X))
+    >>> values = columns.layout.values(rows).numpy()
+    >>> transform = ValuesTransform(columns.layout, MarginalGaussianization.fit(values))
+    >>> mapped, log_det = transform(rows)
+    >>> mapped[:, 0]  # states pass through
+    tensor([0., 0., 1., 1., 1.], dtype=torch.float64)
+    >>> torch.allclose(transform.inverse(mapped), rows)
+    True
     """
 
     layout: Layout

@@ -74,6 +74,27 @@ def fit_mixed_mixture(
     Returns
     -------
     MixedMixtureBase
+
+    See Also
+    --------
+    MixedMixtureBase : What is returned.
+    fit_gaussian_mixture : The same for rows of numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm.bases import fit_mixed_mixture
+    >>> from skebm.training import Columns, Kinds
+    >>> X = np.array([[0, 1.2], [0, 0.4], [1, -0.3], [1, -1.1], [1, -0.8]])  # a category, a number
+    >>> kinds = Kinds(np.array([2, 0]), np.zeros(2, dtype=bool))
+    >>> columns = Columns.learn(X, ["kind", "size"], kinds=kinds)
+    >>> rows = torch.as_tensor(columns.encode(np.tile(X, (20, 1))))
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> mixture = fit_mixed_mixture(rows, columns.layout, 2, rng)
+    >>> kinds = mixture.sample(1000, rng)[:, 0]
+    >>> abs(kinds.mean().item() - 0.6) < 0.1  # three of five rows are of kind 1
+    True
     """
     n = len(x)
     weight = torch.ones(n, dtype=x.dtype) if sample_weight is None else sample_weight

@@ -31,6 +31,28 @@ class GaussianMixtureBase(nn.Module):
         Positive, summing to one.
     means : array-like of shape (n_components, n_features)
     covariances : array-like of shape (n_components, n_features, n_features)
+
+    See Also
+    --------
+    fit_gaussian_mixture : Fits one to rows.
+    MixedMixtureBase : The same for rows with categories and missing cells.
+    KernelDensityBase : A kernel around every row.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import GaussianMixtureBase
+    >>> mixture = GaussianMixtureBase(
+    ...     weights=[0.25, 0.75], means=[[-3.0], [3.0]], covariances=[[[1.0]], [[1.0]]]
+    ... )
+    >>> x = torch.tensor([[-3.0], [3.0]], dtype=torch.float64)
+    >>> mixture.log_prob(x)
+    tensor([-2.3052, -1.2066], dtype=torch.float64)
+    >>> mixture.responsibilities(x).round()
+    tensor([[1., 0.],
+            [0., 1.]], dtype=torch.float64)
+    >>> mixture.sample(2, torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 1])
     """
 
     weights: torch.Tensor
@@ -138,6 +160,21 @@ class KernelDensityBase(nn.Module):
         Uniform by default.
     covariance : array-like of shape (n_features, n_features), default=None
         :math:`\Sigma`, the shape of the kernel; the identity by default.
+
+    See Also
+    --------
+    GaussianMixtureBase : A few Gaussians in place of a kernel around every row.
+    MixedKernelBase : The same for rows with categories and missing cells.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import KernelDensityBase
+    >>> kernels = KernelDensityBase(centers=[[0.0], [4.0]], bandwidth=0.5)
+    >>> kernels.log_prob(torch.tensor([[0.0], [2.0]], dtype=torch.float64))
+    tensor([-0.9189, -8.2258], dtype=torch.float64)
+    >>> kernels.sample(3, torch.Generator().manual_seed(0)).shape
+    torch.Size([3, 1])
     """
 
     centers: torch.Tensor

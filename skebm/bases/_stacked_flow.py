@@ -29,6 +29,23 @@ class StackedFlow(nn.Module, ABC):
         Number of columns d.
     n_members : int
         Number of flows K.
+
+    See Also
+    --------
+    build_flow : Makes one by name.
+    train_flows : Trains all members to one stopping time.
+    FlowBase : One member, fitted and frozen.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import build_flow
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> flow = build_flow("coupling", n_features=2, n_members=3, rng=rng)
+    >>> flow.sample(4, rng).shape  # of every member
+    torch.Size([3, 4, 2])
+    >>> flow.member(0).sample(4, rng).shape  # of one, as a base
+    torch.Size([4, 2])
     """
 
     n_features: int
@@ -127,6 +144,22 @@ class FlowBase(nn.Module):
     ----------
     flow : StackedFlow with one member, or zuko.lazy.LazyDistribution without context
         It is copied.
+
+    See Also
+    --------
+    fit_flow : Fits a flow and returns one of these.
+    StackedFlow.member : Makes it of one of several flows.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import FlowBase, build_flow
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> base = FlowBase(build_flow("coupling", n_features=2, rng=rng))
+    >>> base.sample(3, rng).dtype
+    torch.float64
+    >>> base.log_prob(torch.zeros(1, 2, dtype=torch.float64))
+    tensor([-1.8379], dtype=torch.float64)
     """
 
     flow: StackedFlow

@@ -28,6 +28,23 @@ def stacking_weights(
     Returns
     -------
     Tensor of shape (n_laws,)
+
+    See Also
+    --------
+    StackedBase : The mixture with these weights.
+    fit_bases : Fits distributions and stacks them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import stacking_weights
+    >>> x = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    >>> narrow, right, far = (
+    ...     torch.distributions.Normal(*pair).log_prob(x) for pair in ((0, 0.3), (0, 1), (9, 1))
+    ... )
+    >>> log_prob = torch.stack([narrow, right, far], dim=1)
+    >>> stacking_weights(log_prob, torch.ones(1000).double()).round(decimals=1)
+    tensor([0., 1., 0.], dtype=torch.float64)
     """
     share = sample_weight / sample_weight.sum()
     weights = torch.full((log_prob.shape[1],), 1.0 / log_prob.shape[1], dtype=torch.float64)

@@ -40,6 +40,21 @@ class Together:
     distributions : list of K distributions
     maps : list of MarginalGaussianization
         That are wanted as well, of the same columns.
+
+    See Also
+    --------
+    StackedBase : A mixture of distributions.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import GaussianMixtureBase, Together
+    >>> bases = [GaussianMixtureBase([1.0], [[float(m)]], [[[1.0]]]) for m in range(3)]
+    >>> x = torch.zeros(2, 1, dtype=torch.float64)
+    >>> joints, _ = Together(bases)(x)
+    >>> logs = torch.stack([joint.logsumexp(0) for joint in joints])
+    >>> torch.allclose(logs, torch.stack([base.log_prob(x) for base in bases]))
+    True
     """
 
     def __init__(

@@ -33,6 +33,20 @@ class ZukoFlows(StackedFlow):
         Source of the initial weights.
     **options
         Of zuko's class; by default ``transforms=3, hidden_features=(64, 64)`` for a name.
+
+    See Also
+    --------
+    build_flow : Makes it by name.
+    CouplingSplineFlow : A flow that needs no other package.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import ZukoFlows
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> flows = ZukoFlows("nsf", n_features=2, n_members=2, rng=rng, transforms=1)
+    >>> flows.log_prob(torch.zeros(2, 5, 2)).shape
+    torch.Size([2, 5])
     """
 
     flows: Modules

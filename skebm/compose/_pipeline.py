@@ -64,8 +64,7 @@ class DensityPipeline(AskingBehind, DetectorBehind, Pipeline):
         Names and transformers, and at the end a density: any estimator with `score_samples`, a
         normalised log-density in nats, and `sample`. Those of skebm are, and so are GaussianMixture
         and KernelDensity.
-    transform_input, memory, verbose
-        As in :class:`~sklearn.pipeline.Pipeline`.
+    transform_input, memory, verbose : as in :class:`~sklearn.pipeline.Pipeline`
 
     Attributes
     ----------
@@ -84,6 +83,11 @@ class DensityPipeline(AskingBehind, DetectorBehind, Pipeline):
         Number of columns seen in `fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns seen in `fit`, where X had any.
+
+    See Also
+    --------
+    InvertibleFunctionTransformer : A transformer of functions.
+    sklearn.pipeline.Pipeline : Scores in the units behind the transformers.
 
     Notes
     -----

@@ -173,6 +173,15 @@ class LatentClasses(MixedDistribution):
     Hunt and Jorgensen, "Mixture model clustering for mixed data with missing information",
     Computational Statistics & Data Analysis, 2003.
 
+    Parameters
+    ----------
+    separation : float, default=1.0
+        Factor on what distinguishes the classes.
+
+    See Also
+    --------
+    make_latent_classes : The same as a function that draws rows.
+
     Examples
     --------
     >>> from skebm.datasets import LatentClasses
@@ -286,6 +295,17 @@ class MissingByValue(MixedDistribution):
     missing income given age is Phi((a + b z / 2) / (1 + 3 b^2 / 4)^(1/2)). For the terms see
     Rubin, "Inference and missing data", Biometrika, 1976.
 
+    Parameters
+    ----------
+    share : float, default=0.3
+        Of missing cells, in both columns.
+    dependence : float, default=1.5
+        How much it depends on values whether a cell is missing; 0 is not at all.
+
+    See Also
+    --------
+    make_missing_by_value : The same as a function that draws rows.
+
     Examples
     --------
     >>> from skebm.datasets import MissingByValue
@@ -342,6 +362,19 @@ class ZeroInflatedAmounts(MixedDistribution):
     the distribution of a positive random variable having a discrete probability mass at the
     origin", Journal of the American Statistical Association, 1955.
 
+    Parameters
+    ----------
+    zero_shares : tuple of three float, default=(0.6, 0.3, 0.1)
+        Probability of an amount of zero in each segment.
+    log_means : tuple of three float, default=(2.0, 3.0, 4.0)
+        Mean of the logarithm of the other amounts.
+    log_scale : float, default=0.8
+        Standard deviation of that logarithm.
+
+    See Also
+    --------
+    make_zero_inflated_amounts : The same as a function that draws rows.
+
     Examples
     --------
     >>> from skebm.datasets import ZeroInflatedAmounts
@@ -389,6 +422,10 @@ class BayesianNetwork(MixedDistribution):
     distribution of every column given its causes. See Lauritzen and Wermuth, "Graphical models for
     associations between variables, some of which are qualitative and some quantitative", Annals of
     Statistics, 1989.
+
+    See Also
+    --------
+    make_bayesian_network : The same as a function that draws rows.
 
     Examples
     --------

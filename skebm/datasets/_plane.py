@@ -46,6 +46,13 @@ class EightGaussians(MixtureDistribution):
 
     A customary test of generative models, as in Grathwohl et al., "FFJORD", ICLR 2019.
 
+    Parameters
+    ----------
+    radius : float, default=2.0
+        Of the circle.
+    noise : float, default=0.25
+        Standard deviation of each Gaussian.
+
     See Also
     --------
     make_eight_gaussians : The same as a function that draws rows.
@@ -79,6 +86,11 @@ class TwoMoons(MixtureDistribution):
     the midpoints of 200 equal pieces of each, so that the density is a finite mixture and exact;
     at the default noise the pieces are far shorter than the noise is wide.
 
+    Parameters
+    ----------
+    noise : float, default=0.1
+        Standard deviation around an arc.
+
     See Also
     --------
     make_two_moons : The same as a function that draws rows.
@@ -110,6 +122,11 @@ class Spirals(MixtureDistribution):
     of [0, 1] (a finite mixture, hence exact). After the "2spirals" of Grathwohl et al.,
     "FFJORD", ICLR 2019.
 
+    Parameters
+    ----------
+    noise : float, default=0.1
+        Standard deviation around an arm.
+
     See Also
     --------
     make_spirals : The same as a function that draws rows.
@@ -138,6 +155,11 @@ class Checkerboard(Distribution):
     """Uniform on every other unit square of a board of ``n_cells`` x ``n_cells`` about 0.
 
     p(x) = 1 / (number of squares) on squares (i, j) with i + j even, 0 elsewhere.
+
+    Parameters
+    ----------
+    n_cells : int, default=4
+        Squares along a side of the board.
 
     See Also
     --------
@@ -176,6 +198,13 @@ class Rings(Distribution):
 
     With s = ``noise``, a circle of radius R convolved with ``N(0, s^2 I)`` has the density
     ``exp(-(|x|^2 + R^2) / (2 s^2)) I_0(R |x| / s^2) / (2 pi s^2)`` (so that ``|x|`` is Rice).
+
+    Parameters
+    ----------
+    radii : tuple of float, default=(1.0, 2.0, 3.0)
+        Of the circles.
+    noise : float, default=0.1
+        Standard deviation around a circle.
 
     See Also
     --------
@@ -217,6 +246,17 @@ class Pinwheel(Distribution):
     ``2 pi k / n_blades``; then x is turned by ``twist |x|``, a map of unit Jacobian.
     After Johnson et al., "Composing graphical models with neural networks", NeurIPS 2016, whose
     twist depends on the untwisted coordinate and leaves no closed density.
+
+    Parameters
+    ----------
+    n_blades : int, default=5
+        Number of blades.
+    radial_scale : float, default=0.3
+        Standard deviation along a blade.
+    tangential_scale : float, default=0.1
+        Standard deviation across it.
+    twist : float, default=1.2
+        Angle, in radians, by which a point at distance 1 is turned.
 
     See Also
     --------
@@ -264,6 +304,13 @@ class Banana(Distribution):
 
     ``x_1 ~ N(0, 1)`` and ``x_2 | x_1 ~ N(curvature (x_1^2 - 1), noise^2)``; after Haario,
     Saksman and Tamminen, Computational Statistics, 1999.
+
+    Parameters
+    ----------
+    curvature : float, default=1.0
+        Of the parabola; 0 leaves it straight.
+    noise : float, default=0.3
+        Standard deviation of the second column around the parabola.
 
     See Also
     --------

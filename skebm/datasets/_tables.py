@@ -24,6 +24,13 @@ class Funnel(Distribution):
     ``x_1 ~ N(0, scale^2)`` and ``x_j | x_1 ~ N(0, exp(x_1))`` for j > 1; Neal, "Slice sampling",
     Annals of Statistics, 2003 (there: scale 3, ten columns).
 
+    Parameters
+    ----------
+    n_features : int, default=10
+        Number of columns.
+    scale : float, default=1.0
+        Standard deviation of the first column.
+
     See Also
     --------
     make_funnel : The same as a function that draws rows.
@@ -58,6 +65,15 @@ class GaussianMixtureDistribution(MixtureDistribution):
 
     sum_j w_j N(m_j, S_j) with w ~ Dirichlet(5), m_j ~ N(0, 4 I) and S_j = A A^T / d + I / 10,
     the entries of A standard normal.
+
+    Parameters
+    ----------
+    n_features : int, default=10
+        Number of columns.
+    n_components : int, default=5
+        Number of Gaussians.
+    seed : int, default=0
+        Of weights, means and covariances.
 
     See Also
     --------
@@ -94,6 +110,15 @@ class MultivariateT(Distribution):
     R has entries ``correlation^|i - j|``;
     ``p(x) = Gamma((df + d)/2) / (Gamma(df/2) (df pi)^(d/2) |R|^(1/2))
     (1 + x^T R^-1 x / df)^(-(df + d)/2)``.
+
+    Parameters
+    ----------
+    n_features : int, default=5
+        Number of columns.
+    df : float, default=3.0
+        Degrees of freedom: fewer make heavier tails.
+    correlation : float, default=0.7
+        Between neighbouring columns of the scale matrix.
 
     See Also
     --------
@@ -136,6 +161,13 @@ class GammaCopula(Distribution):
     ``x_j = F_j^-1(Phi(z_j))`` with ``z ~ N(0, R)``, ``R_ij = correlation^|i - j|``, so that
     ``log p(x) = log N(z; 0, R) + sum_j [log f_j(x_j) - log N(z_j; 0, 1)]``. See Nelsen, "An
     introduction to copulas", 2006.
+
+    Parameters
+    ----------
+    shapes : tuple of float, default=(1.5, 2.0, 3.0, 5.0, 8.0)
+        Shape of the gamma distribution of each column.
+    correlation : float, default=0.7
+        Of the normal scores of neighbouring columns.
 
     See Also
     --------
@@ -186,6 +218,13 @@ class ShearedGaussian(Distribution):
 
     x_1 = e_1 and x_j = ``shear`` x_{j-1} + e_j with e ~ N(0, I): a map of unit Jacobian, so that
     log p(x) = log N(e; 0, I).
+
+    Parameters
+    ----------
+    n_features : int, default=20
+        Number of columns.
+    shear : float, default=1.0
+        How much of a column the next one takes.
 
     See Also
     --------

@@ -57,12 +57,17 @@ def derivatives(
     Returns
     -------
     value : Tensor of shape (K, n) or (n,)
-        f.
+        Values f.
     gradient : Tensor of shape (K, n, d) or (n, d)
         Gradient of f in z.
     curvature : Tensor of shape (K, n) or (n,)
         The Laplacian :math:`\Delta f`, or with `directions` the sum of :math:`v^T \nabla^2 f\, v`
         over them.
+
+    See Also
+    --------
+    value_and_gradient : Without a graph, for chains.
+    skebm.objectives.score_matching_losses : What it is made for.
 
     References
     ----------

@@ -27,9 +27,14 @@ def value_and_gradient(energy: Callable[[Tensor], Tensor], z: Tensor) -> tuple[T
     Returns
     -------
     value : Tensor of shape (n,) or (K, n)
-        f.
+        Values f.
     gradient : Tensor of the shape of z
         Gradient of f in z. Both are without a graph.
+
+    See Also
+    --------
+    derivatives : With the Laplacian, and differentiable in the parameters.
+    skebm.samplers.State : Holds both for chains.
 
     Examples
     --------

@@ -43,6 +43,10 @@ def smoothed_score(
     Tensor of shape (n, d)
         In nats per unit of x.
 
+    See Also
+    --------
+    derivatives : The gradient itself, where there is one.
+
     Examples
     --------
     >>> import torch

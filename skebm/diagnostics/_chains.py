@@ -36,8 +36,8 @@ def effective_sample_size(samples: ArrayLike, kind: str = "bulk") -> float | np.
     Returns
     -------
     float or ndarray of shape (d,), float64
-        nan where all draws are the same number: a chain that never moves has shown nothing.
-        (ArviZ returns the number of draws there.)
+        NaN where all draws are the same number: a chain that never moves has shown nothing, while
+        ArviZ returns the number of draws there.
 
     Raises
     ------
@@ -45,6 +45,11 @@ def effective_sample_size(samples: ArrayLike, kind: str = "bulk") -> float | np.
         Without arviz-stats, an optional dependency: ``pip install "skebm[diagnostics]"``.
     ValueError
         For draws that are too few, of another shape or not finite, and for an unknown `kind`.
+
+    See Also
+    --------
+    mcse : The error that it leaves.
+    split_r_hat : Whether chains agree.
 
     References
     ----------
@@ -89,12 +94,17 @@ def split_r_hat(samples: ArrayLike) -> float | np.ndarray:
     Returns
     -------
     float or ndarray of shape (d,), float64
-        inf where no chain moves and they differ, nan where all draws are the same number.
+        Infinite where no chain moves and they differ, NaN where all draws are the same number.
 
     Raises
     ------
     ValueError
         For draws that are too few, of another shape or not finite.
+
+    See Also
+    --------
+    effective_sample_size : How much the draws say.
+    rank_data : A picture in place of a number.
 
     References
     ----------
@@ -136,6 +146,10 @@ def mcse(samples: ArrayLike, *, quantile: float | None = None) -> float | np.nda
         For draws that are too few, of another shape or not finite, and for a `quantile` outside
         of (0, 1).
 
+    See Also
+    --------
+    effective_sample_size : What it is made of.
+
     References
     ----------
     Vehtari et al. (2021), as in :func:`effective_sample_size`; section 4.4 for quantiles.
@@ -173,6 +187,20 @@ class RankCounts(NamedTuple):
         ranges.
     expected : float
         Their expectation where all chains have one distribution.
+
+    See Also
+    --------
+    rank_data : Counts them.
+    skebm.plotting.ChainsDisplay : Draws them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skebm.diagnostics import rank_data
+    >>> samples = np.random.default_rng(0).normal(size=(100, 4))
+    >>> ranks = rank_data(samples, n_bins=5)
+    >>> ranks.counts.shape, ranks.expected
+    ((4, 5), 20.0)
     """
 
     counts: np.ndarray
@@ -201,6 +229,12 @@ def rank_data(samples: ArrayLike, n_bins: int = 20) -> RankCounts:
     ------
     ValueError
         For draws that are too few, of another shape or not finite, and for ``n_bins < 1``.
+
+    See Also
+    --------
+    RankCounts : What is returned.
+    skebm.plotting.ChainsDisplay : Draws them.
+    split_r_hat : One number in place of a picture.
 
     References
     ----------

@@ -34,6 +34,21 @@ class RunSummary(NamedTuple):
         Smallest :func:`effective_sample_size` of a column.
     r_hat : float
         Largest :func:`split_r_hat` of a column.
+
+    See Also
+    --------
+    summarize : Makes it of a run.
+
+    Examples
+    --------
+    >>> from skebm.diagnostics import RunSummary
+    >>> print(RunSummary(500, 4, 2, 0.57, (0.55, 0.6), 0, 1.2, None, 801.0, 950.0, 1.003))
+    500 draws x 4 chains x 2 columns
+    acceptance   0.57 (0.55 to 0.60 over chains)
+    divergences  0
+    step size    1.2
+    ESS          bulk 801, tail 950 (worst column)
+    R-hat        1.003 (worst column)
     """
 
     n_draws: int
@@ -88,6 +103,11 @@ def summarize(run: Run) -> RunSummary:
         Without arviz-stats, an optional dependency: ``pip install "skebm[diagnostics]"``.
     ValueError
         For a run that kept fewer than 4 draws.
+
+    See Also
+    --------
+    RunSummary : What is returned.
+    skebm.samplers.run : Runs chains.
 
     Examples
     --------
@@ -153,6 +173,11 @@ def to_datatree(samples: Run | ArrayLike, names: Sequence[str] | None = None) ->
     ValueError
         For draws that are too few, of another shape or not finite, and for `names` that do not
         fit.
+
+    See Also
+    --------
+    summarize : A summary without ArviZ's tables.
+    skebm.samplers.run : Runs chains.
 
     Examples
     --------

@@ -28,6 +28,19 @@ class SteinTest(NamedTuple):
         Of the hypothesis that the rows are draws of the distribution.
     bootstrap : float64 ndarray of shape (n_bootstrap,)
         Draws of the statistic under the hypothesis.
+
+    See Also
+    --------
+    kernel_stein_discrepancy : Returns it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skebm.diagnostics import kernel_stein_discrepancy
+    >>> x = np.random.default_rng(0).normal(size=(200, 2))
+    >>> test = kernel_stein_discrepancy(x, -x, random_state=0)  # the score of N(0, I)
+    >>> test.p_value > 0.05, test.bootstrap.shape
+    (True, (1000,))
     """
 
     statistic: float
@@ -94,6 +107,10 @@ def kernel_stein_discrepancy(
     ValueError
         For arguments out of range, shapes that do not fit, values that are not finite, and for
         bandwidth="median" where most rows are equal.
+
+    See Also
+    --------
+    SteinTest : What is returned.
 
     References
     ----------

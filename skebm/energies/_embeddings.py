@@ -38,10 +38,25 @@ class PiecewiseLinearEmbedding(nn.Module):
     weights : sequence of K tensors of shape (n_k,), optional
         Positive weights of the rows; equal by default.
 
+    See Also
+    --------
+    PeriodicEmbedding : Smooth, by sines and cosines.
+    MLPEnergy : A perceptron behind an embedding.
+
     References
     ----------
     Gorishniy, Y., Rubachev, I. and Babenko, A. (2022). On embeddings for numerical features in
     tabular deep learning. NeurIPS. https://arxiv.org/abs/2203.05556
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.energies import PiecewiseLinearEmbedding
+    >>> rows = torch.linspace(0.0, 1.0, 101)[:, None]
+    >>> embedding = PiecewiseLinearEmbedding([rows], n_bins=4)
+    >>> embedding(torch.tensor([[[0.5], [0.6]]]))
+    tensor([[[1.0000, 1.0000, 0.0000, 0.0000],
+             [1.0000, 1.0000, 0.4000, 0.0000]]])
     """
 
     scale: Tensor
@@ -113,10 +128,26 @@ class PeriodicEmbedding(nn.Module):
     rng : torch.Generator
         Source of the initial frequencies.
 
+    See Also
+    --------
+    PiecewiseLinearEmbedding : By quantile bins; not smooth.
+    MLPEnergy : A perceptron behind an embedding.
+
     References
     ----------
     Gorishniy, Y., Rubachev, I. and Babenko, A. (2022). On embeddings for numerical features in
     tabular deep learning. NeurIPS. https://arxiv.org/abs/2203.05556
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.energies import PeriodicEmbedding
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> embedding = PeriodicEmbedding(n_features=2, n_frequencies=8, rng=rng)
+    >>> embedding(torch.zeros(1, 5, 2)).shape  # sine and cosine of 8 frequencies in 2 columns
+    torch.Size([1, 5, 32])
+    >>> embedding.n_outputs
+    32
     """
 
     n_members: int

@@ -31,6 +31,25 @@ class MLPEnergy(StackedEnergy):
         :class:`~skebm.energies.PiecewiseLinearEmbedding`; raw columns by default.
     rng : torch.Generator
         Source of the initial weights.
+
+    See Also
+    --------
+    PeriodicEmbedding : A smooth embedding of the columns.
+    PiecewiseLinearEmbedding : One by quantile bins.
+    skebm.Network : The specification that estimators take.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.energies import MLPEnergy, PeriodicEmbedding
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> embedding = PeriodicEmbedding(n_features=2, n_members=4, rng=rng)
+    >>> energy = MLPEnergy(2, 4, hidden_layer_sizes=(32,), embedding=embedding, rng=rng)
+    >>> z = torch.randn(4, 10, 2, generator=rng)
+    >>> energy(z).shape
+    torch.Size([4, 10])
+    >>> bool((energy(z) == 0).all())  # f is zero at the start
+    True
     """
 
     hidden: nn.ModuleList

@@ -489,6 +489,12 @@ def resolve_energy_model(energy_model: EnergyModel, default: Network | Boosting)
     ValueError
         For anything else, classes of scikit-learn and of specifications among it.
 
+    See Also
+    --------
+    EnergyModelMixin : For specifications of your own.
+    skebm.Network : A specification of ours.
+    skebm.Boosting : Another one.
+
     Examples
     --------
     >>> from skebm import Boosting
@@ -538,6 +544,12 @@ class EnergyModelMixin:
     A name, a module or a class has no parameters, and scikit-learn would only say that "'str'
     object has no attribute 'set_params'". Stands before
     :class:`~sklearn.base.BaseEstimator` among the bases of a class.
+
+    See Also
+    --------
+    resolve_energy_model : What estimators do with it.
+    skebm.Network : A specification of ours.
+    skebm.Boosting : Another one.
 
     Examples
     --------

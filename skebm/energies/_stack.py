@@ -32,6 +32,28 @@ class StackedEnergy(nn.Module, ABC):
         Number of columns d of the inputs.
     n_members : int
         Number of members K.
+
+    See Also
+    --------
+    MLPEnergy : The one to imitate.
+    ModuleStack : Members that are modules of their own.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.energies import StackedEnergy
+    >>> class Quadratic(StackedEnergy):
+    ...     def __init__(self, n_features, n_members):
+    ...         super().__init__(n_features, n_members)
+    ...         self.a = torch.nn.Parameter(torch.zeros(n_members, n_features))
+    ...
+    ...     def stacked(self, z):
+    ...         return -(self.a[:, None] * z.square()).sum(-1)
+    >>> energy = Quadratic(n_features=2, n_members=3)
+    >>> energy(torch.ones(3, 5, 2)).shape
+    torch.Size([3, 5])
+    >>> energy.member(0)(torch.ones(5, 2)).shape
+    torch.Size([5])
     """
 
     def __init__(self, n_features: int, n_members: int):
@@ -107,6 +129,22 @@ class ModuleStack(PrivateStream, StackedEnergy):
         Number of members K.
     seed : int, default=0
         Seed of the initial weights and of the random numbers drawn in training.
+
+    See Also
+    --------
+    resolve_energy_model : Makes it of what a user passes.
+    MLPEnergy : Members that run as one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from skebm.energies import ModuleStack
+    >>> def make(n_features):
+    ...     return nn.Sequential(nn.Linear(n_features, 8), nn.Tanh(), nn.Linear(8, 1))
+    >>> energy = ModuleStack(make, n_features=3, n_members=2)
+    >>> energy(torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))).shape
+    torch.Size([2, 5])
     """
 
     members: nn.ModuleList

@@ -33,6 +33,25 @@ class SoftTrees(nn.Module):
     n_trees : int
     softness : float
         May be changed at any time; the trees are kept, only the lookup table is made anew.
+
+    See Also
+    --------
+    skebm.Boosting : The specification that estimators take.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from sklearn.ensemble import HistGradientBoostingClassifier
+    >>> from skebm.energies import SoftTrees
+    >>> X = np.random.default_rng(0).normal(size=(500, 2))
+    >>> clf = HistGradientBoostingClassifier(max_iter=5, max_leaf_nodes=8).fit(X, X[:, 0] > 0)
+    >>> trees = SoftTrees.from_hist_gradient_boosting(clf)
+    >>> trees.n_trees
+    5
+    >>> logits = trees(torch.as_tensor(X)).numpy()
+    >>> np.allclose(logits, clf.decision_function(X), atol=1e-5)
+    True
     """
 
     n_features: int

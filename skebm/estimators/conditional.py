@@ -115,6 +115,10 @@ class MarginalDensity(_Asked):
     columns : list
         Names of the columns.
 
+    See Also
+    --------
+    ConditionalDensity : The other columns given.
+
     Examples
     --------
     >>> import numpy as np
@@ -218,6 +222,12 @@ class ConditionalDensity(_Asked):
     ----------
     columns : list
         Names of the columns in which any row has an open cell, their numbers for an array.
+
+    See Also
+    --------
+    MarginalDensity : The other columns integrated out.
+    Explanation : Every cell given all others.
+    skebm.DensityImputer : Missing cells filled by draws of it.
 
     Notes
     -----

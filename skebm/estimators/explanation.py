@@ -41,6 +41,24 @@ class Surprise(NamedTuple):
         How much more that is than the average over what the cells might have been.
     std_error : float
         Of the surprise.
+
+    See Also
+    --------
+    Explanation : Makes these, by `of_row`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skebm import NCEDensity
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=300)
+    >>> X = np.column_stack([x, x + 0.1 * rng.normal(size=300)])
+    >>> est = NCEDensity(base="gaussian", energy_model=None, n_members=1, random_state=0).fit(X)
+    >>> (surprise,) = est.explain([[0.0, 2.0]]).of_row(0)[:1]
+    >>> surprise.columns, surprise.values  # two columns that say the same
+    ((0, 1), (0.0, 2.0))
+    >>> surprise.excess > 10
+    True
     """
 
     columns: tuple[Any, ...]
@@ -73,6 +91,12 @@ class Explanation:
     values, expected : table of shape (n_samples, n_features)
         The rows, and the cells that would have been expected given the others: the likeliest state
         and, where that is a number, the median.
+
+    See Also
+    --------
+    Surprise : What it says of one column of a row.
+    ConditionalDensity : What it is made of.
+    skebm.plotting.ExplanationDisplay : Draws it.
 
     Examples
     --------

@@ -23,6 +23,20 @@ class GaussianEncoder(nn.Module):
     layout : Layout or None, default=None
         What the columns of a row are: networks see ``layout.as_numbers(x)``, of d columns. None is
         for rows of numbers that are all known.
+
+    See Also
+    --------
+    ImplicitEncoder : Of any distribution, and without a density.
+    skebm.objectives.gaussian_divergences : Its divergence from the prior.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.latents import GaussianEncoder, perceptron
+    >>> encoder = GaussianEncoder(perceptron(3, 2 * 2, (16,), seed=0), n_components=2)
+    >>> noise = encoder.noise(10, rng=torch.Generator().manual_seed(0))
+    >>> encoder.draw(torch.ones(5, 3), noise).shape  # ten draws for each of five rows
+    torch.Size([5, 10, 2])
     """
 
     network: nn.Module
@@ -88,12 +102,30 @@ class ImplicitEncoder(GaussianEncoder):
 
     Parameters
     ----------
-    network, n_components, layout
-        As of :class:`GaussianEncoder`.
+    network, n_components, layout : as of :class:`GaussianEncoder`
     residual : nn.Module
         g, (..., d + 2 k) -> (..., k), of rows, normal noise and signs.
     score_network : nn.Module or None
         h, (..., d + k) -> (..., k); None where the score is estimated otherwise.
+
+    See Also
+    --------
+    GaussianEncoder : What it is at the start.
+    skebm.objectives.stein_scores : Scores of its draws, without a network.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.latents import ImplicitEncoder, perceptron
+    >>> d, k = 3, 2
+    >>> encoder = ImplicitEncoder(
+    ...     perceptron(d, 2 * k, (16,), seed=0), k,
+    ...     residual=perceptron(d + 2 * k, k, (16,), seed=1),
+    ...     score_network=perceptron(d + k, k, (16,), seed=2),
+    ... )
+    >>> noise = encoder.noise(10, rng=torch.Generator().manual_seed(0))
+    >>> encoder.draw(torch.ones(5, d), noise).shape
+    torch.Size([5, 10, 2])
     """
 
     residual: nn.Module

@@ -27,6 +27,22 @@ class FactorModel(NamedTuple):
         Such that ``loadings.T / variance @ loadings`` is diagonal, decreasing.
     variance : Tensor of shape (d,)
         Of the noise.
+
+    See Also
+    --------
+    factor_analysis : Fits one to rows.
+    skebm.ImplicitVAE : Starts from it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.latents import FactorModel
+    >>> model = FactorModel(torch.zeros(2), torch.tensor([[1.0], [1.0]]), torch.tensor([0.5, 0.5]))
+    >>> model.log_prob(torch.tensor([[1.0, 1.0], [1.0, -1.0]]))  # along the factor, and across
+    tensor([-2.3494, -3.9494])
+    >>> weight, bias, scale = model.posterior()
+    >>> weight
+    tensor([[0.4000, 0.4000]])
     """
 
     center: Tensor
@@ -63,6 +79,21 @@ def factor_analysis(x: Tensor, weight: Tensor, n_components: int) -> FactorModel
     -------
     FactorModel
         In float64.
+
+    See Also
+    --------
+    FactorModel : What is returned.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.latents import factor_analysis
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> z = torch.randn(2000, 1, generator=rng)
+    >>> x = z * torch.tensor([1.0, 1.0, 0.0]) + 0.5 * torch.randn(2000, 3, generator=rng)
+    >>> model = factor_analysis(x, torch.ones(2000), n_components=1)
+    >>> model.loadings.abs().round(decimals=1).flatten()
+    tensor([1., 1., 0.], dtype=torch.float64)
     """
     x, weight = x.double().cpu().numpy(), weight.double().cpu().numpy()  # pyright: ignore[reportAssignmentType]
     d = x.shape[1]
@@ -115,6 +146,19 @@ class AffinePlus(nn.Module):
     weight : Tensor of shape (m, n)
     bias : Tensor of shape (m,)
     network : nn.Module
+
+    See Also
+    --------
+    perceptron : A network that starts at zero.
+    factor_analysis : Weights to start from.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.latents import AffinePlus, perceptron
+    >>> decoder = AffinePlus(torch.ones(3, 1), torch.zeros(3), perceptron(1, 3, (16,), seed=0))
+    >>> decoder(torch.tensor([[2.0]])).detach()  # the network is zero at the start
+    tensor([[2., 2., 2.]])
     """
 
     weight: nn.Parameter

@@ -26,6 +26,20 @@ class GaussianLikelihood(nn.Module):
     ----------
     variance : Tensor of shape (d,)
         What the variances start from.
+
+    See Also
+    --------
+    BernoulliLikelihood : For columns in [0, 1].
+    skebm.models.LatentVariableModel : A model with such a likelihood.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.latents import GaussianLikelihood
+    >>> likelihood = GaussianLikelihood(torch.ones(2))
+    >>> x, output = torch.tensor([[0.0, 0.0], [0.0, torch.nan]]), torch.zeros(2, 2)
+    >>> likelihood.log_prob(x, output).detach()  # missing cells are left out
+    tensor([-1.8379, -0.9189])
     """
 
     log_variance: nn.Parameter
@@ -86,10 +100,26 @@ class BernoulliLikelihood(nn.Module):
     binary : bool
         Whether columns are 0 or 1, and nothing in between.
 
+    See Also
+    --------
+    GaussianLikelihood : For columns of numbers.
+    skebm.models.LatentVariableModel : A model with such a likelihood.
+
     References
     ----------
     Loaiza-Ganem, G. and Cunningham, J. P. (2019). The continuous Bernoulli: fixing a pervasive
     error in variational autoencoders. NeurIPS. https://arxiv.org/abs/1907.06845
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.latents import BernoulliLikelihood
+    >>> likelihood = BernoulliLikelihood(binary=True)
+    >>> logits = torch.zeros(1, 2)
+    >>> likelihood.log_prob(torch.tensor([[0.0, 1.0]]), logits)  # two fair coins
+    tensor([-1.3863])
+    >>> likelihood.mean(logits)
+    tensor([[0.5000, 0.5000]])
     """
 
     def __init__(self, binary: bool):

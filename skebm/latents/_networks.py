@@ -27,6 +27,19 @@ def perceptron(
     -------
     nn.Module
         (..., n_inputs) -> (..., n_outputs).
+
+    See Also
+    --------
+    user_network : The same for a module of yours.
+    AffinePlus : Adds it to an affine map.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.latents import perceptron
+    >>> network = perceptron(n_inputs=3, n_outputs=2, hidden_layer_sizes=(16, 16), seed=0)
+    >>> network(torch.ones(1, 3)).detach()
+    tensor([[0., 0.]])
     """
     layers, width = [], n_inputs
     with seeded_global_rng(seed):
@@ -70,6 +83,19 @@ def user_network(
     ------
     ValueError
         If `model` is neither, or does not map (n, n_inputs) to (n, n_outputs).
+
+    See Also
+    --------
+    perceptron : The network where a user gives none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from skebm.latents import user_network
+    >>> network = user_network(nn.Linear, "decoder", n_inputs=2, n_outputs=5, seed=0)
+    >>> network(torch.ones(3, 2)).shape
+    torch.Size([3, 5])
     """
     with seeded_global_rng(seed):
         module = build_module(model, name, n_inputs, n_outputs).to("cpu", torch.float32)

@@ -81,6 +81,30 @@ class StateDraws(nn.Module):
     features : FeatureMap
     points : Tensor of shape (m, 1 + n_values)
         As `values_given_states` takes them; m draws under every pattern of states.
+
+    See Also
+    --------
+    skebm.bases.values_given_states : Draws of one base.
+    CentredEnergy : Takes the constants of states from them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm.bases import MarginalGaussianization, ValuesTransform, fit_mixed_mixture
+    >>> from skebm.models import FeatureMap, StateDraws
+    >>> from skebm.training import Columns, Kinds
+    >>> X = np.array([[0, 1.2], [0, 0.4], [1, -0.3], [1, -1.1], [1, -0.8]])  # a category, a number
+    >>> kinds = Kinds(np.array([2, 0]), np.zeros(2, dtype=bool))
+    >>> columns = Columns.learn(X, ["kind", "size"], kinds=kinds)
+    >>> rows = torch.as_tensor(columns.encode(np.tile(X, (20, 1))))
+    >>> mixture = fit_mixed_mixture(rows, columns.layout, 2, torch.Generator().manual_seed(0))
+    >>> gaussianize = MarginalGaussianization.fit(columns.layout.values(rows).numpy())
+    >>> features = FeatureMap(ValuesTransform(columns.layout, gaussianize))
+    >>> draws = StateDraws.of([mixture], features, n_draws=256, seed=0)
+    >>> drawn = draws.at([torch.tensor([[0], [1]])])  # under both kinds
+    >>> drawn.index.shape  # members, patterns of states, draws
+    torch.Size([1, 2, 256])
     """
 
     bases: Modules
@@ -133,6 +157,35 @@ class CentredEnergy(nn.Module):
     keys : Tensor of shape (n_known,)
         Of the patterns whose constants are known, in ascending order.
     constants : Tensor of shape (K, n_known)
+
+    See Also
+    --------
+    StateDraws : Draws by which the constants are measured.
+    skebm.ScoreMatchingEBM : Learns from gradients, and needs this where there are states.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm.bases import MarginalGaussianization, ValuesTransform, fit_mixed_mixture
+    >>> from skebm.energies import StackedEnergy
+    >>> from skebm.models import CentredEnergy, FeatureMap, StateDraws
+    >>> from skebm.training import Columns, Kinds
+    >>> X = np.array([[0, 1.2], [0, 0.4], [1, -0.3], [1, -1.1], [1, -0.8]])  # a category, a number
+    >>> kinds = Kinds(np.array([2, 0]), np.zeros(2, dtype=bool))
+    >>> columns = Columns.learn(X, ["kind", "size"], kinds=kinds)
+    >>> rows = torch.as_tensor(columns.encode(np.tile(X, (20, 1))))
+    >>> mixture = fit_mixed_mixture(rows, columns.layout, 2, torch.Generator().manual_seed(0))
+    >>> gaussianize = MarginalGaussianization.fit(columns.layout.values(rows).numpy())
+    >>> features = FeatureMap(ValuesTransform(columns.layout, gaussianize))
+    >>> draws = StateDraws.of([mixture], features, n_draws=256, seed=0)
+    >>> class OfStates(StackedEnergy):
+    ...     def stacked(self, z):
+    ...         return 3.0 * z[..., 0]
+    >>> centred = CentredEnergy.of(OfStates(2, 1), draws, rows)
+    >>> z = features(rows)[None]
+    >>> bool(centred(z).abs().max() < 1e-6)  # nothing is left of a function of states
+    True
     """
 
     energy: Any

@@ -43,6 +43,22 @@ class Completions(NamedTuple):
         Effective sample size of what was drawn; infinite where nothing was.
     n_nodes : int
         How many of the completions, the last ones, are nodes of an integral.
+
+    See Also
+    --------
+    Conditioner : Makes them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.models import Completions
+    >>> log_weights = torch.tensor([[0.3, 0.1]]).log()
+    >>> found = Completions(
+    ...     torch.zeros(1, 2, 3), log_weights, log_weights, torch.ones(1, 1), torch.zeros(1),
+    ...     torch.full((1,), torch.inf),
+    ... )
+    >>> found.log_marginal.exp(), found.weights
+    (tensor([0.4000]), tensor([[0.7500, 0.2500]]))
     """
 
     x: Tensor

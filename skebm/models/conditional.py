@@ -87,6 +87,27 @@ class Conditioner:
         where it is not known it comes of `evaluate`.
     make_members : callable, default=list
         Returns the same of every member.
+
+    See Also
+    --------
+    Completions : What it returns.
+    skebm.estimators.ConditionalDensity : The same for an estimator, in the units of X.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import GaussianMixtureBase
+    >>> from skebm.models import Conditioner
+    >>> mixture = GaussianMixtureBase(
+    ...     [0.5, 0.5], [[-2.0, -2.0], [2.0, 2.0]], 0.5 * torch.eye(2).expand(2, 2, 2)
+    ... )
+    >>> def evaluate(x):  # one member: the mixture itself
+    ...     log_prob = mixture.log_prob(x)
+    ...     return log_prob[None], log_prob
+    >>> conditioner = Conditioner(evaluate, mixture, is_mixture=True)
+    >>> members, _ = conditioner.evaluate(torch.zeros(3, 2).double())
+    >>> members.shape
+    torch.Size([1, 3])
     """
 
     is_mixture: bool

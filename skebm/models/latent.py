@@ -57,6 +57,26 @@ class LatentVariableModel(nn.Module):
         k.
     encoder : GaussianEncoder, ImplicitEncoder or None, default=None
         Approximate posterior of z given a row; `log_likelihoods` needs it.
+
+    See Also
+    --------
+    TiltedMixture : The model of the other estimators.
+    skebm.latents.GaussianLikelihood : A likelihood.
+    skebm.partition.marginal_likelihoods : Its log-density.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.latents import GaussianLikelihood, perceptron
+    >>> from skebm.models import LatentVariableModel
+    >>> decoder = perceptron(2, 3, (16,), seed=0)
+    >>> model = LatentVariableModel(decoder, GaussianLikelihood(torch.ones(3)), n_components=2)
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> model.sample(5, rng, dtype=torch.float32).shape
+    torch.Size([5, 3])
+    >>> x, z = torch.zeros(1, 3), torch.zeros(1, 2)
+    >>> model.log_joint(x, z).detach()
+    tensor([-4.5947])
     """
 
     decoder: nn.Module

@@ -25,6 +25,21 @@ class FeatureMap(nn.Module):
     ----------
     transform : MarginalGaussianization or ValuesTransform
         G; the second for rows with states.
+
+    See Also
+    --------
+    skebm.bases.MarginalGaussianization : The map before it is clipped.
+    TiltedMixture : The model that it belongs to.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import AffineTransform
+    >>> from skebm.models import FeatureMap
+    >>> features = FeatureMap(AffineTransform([0.0], [1.0]))
+    >>> features(torch.tensor([[1.0], [9.0]], dtype=torch.float64))  # constant beyond 5
+    tensor([[1.],
+            [5.]], dtype=torch.float64)
     """
 
     transform: Any
@@ -139,6 +154,25 @@ class TiltedMixture(nn.Module):
     features : FeatureMap
     energy : nn.Module or None
         (K, n, d) -> (K, n). None: no tilt.
+
+    See Also
+    --------
+    FeatureMap : What its energies see.
+    LatentVariableModel : The model of ImplicitVAE.
+    Conditioner : Completes rows by it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm import NCEDensity
+    >>> X = np.random.default_rng(0).normal(size=(200, 2))
+    >>> est = NCEDensity(energy_model=None, n_members=2, random_state=0).fit(X)
+    >>> model = est.model_
+    >>> model.n_members, model.is_untilted
+    (2, True)
+    >>> model.log_members(torch.zeros(3, 2, dtype=torch.float64)).shape
+    torch.Size([2, 3])
     """
 
     bases: Modules

@@ -32,6 +32,11 @@ def variational_bound_terms(f: Tensor | float, log_base: Tensor, log_generator: 
     -------
     Tensor of shape (..., n)
 
+    See Also
+    --------
+    gradient_penalties : Keeps the energy of this game smooth.
+    skebm.AdversarialEBM : Trains with it.
+
     References
     ----------
     Grathwohl, W., Kelly, J., Hashemi, M., Norouzi, M., Swersky, K. and Duvenaud, D. (2021). No MCMC
@@ -62,6 +67,19 @@ def gradient_penalties(energy: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (..., n)
+
+    See Also
+    --------
+    variational_bound_terms : The game that needs a penalty.
+    skebm.derivatives.derivatives : Gradients themselves.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.objectives import gradient_penalties
+    >>> z = torch.tensor([[1.0, 2.0], [0.0, 0.5]])
+    >>> gradient_penalties(lambda z: z.square().sum(-1), z).detach()
+    tensor([20.,  1.])
     """
     z = z.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(energy(z).sum(), z, create_graph=True)

@@ -58,10 +58,25 @@ def nce_losses(
     noise : Tensor of shape (..., n_noise)
         Losses of the noise, already multiplied by ``noise_ratio``.
 
+    See Also
+    --------
+    ranking_nce_losses : Without a learned log Z.
+    self_normalized_losses : A bound on the likelihood in place of a classifier.
+    skebm.NCEDensity : Trains with it.
+
     References
     ----------
     Gutmann, M. and Hyvärinen, A. (2010). Noise-contrastive estimation: a new estimation principle
     for unnormalized statistical models. AISTATS. https://proceedings.mlr.press/v9/gutmann10a.html
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.objectives import nce_losses
+    >>> zeros = torch.zeros(3)  # f = 0, and the noise is the base
+    >>> data, noise = nce_losses(zeros, zeros, torch.tensor(0.0))
+    >>> data, noise  # the classifier can only guess: log 2
+    (tensor([0.6931, 0.6931, 0.6931]), tensor([0.6931, 0.6931, 0.6931]))
     """
     threshold = (log_partition + math.log(noise_ratio)).unsqueeze(-1)
     # -logsigmoid(a - b) is LSE(a, b) - a; softplus would cut its tail off at 2e-9
@@ -93,11 +108,24 @@ def ranking_nce_losses(log_ratio_data: Tensor, log_ratio_noise: Tensor) -> Tenso
     Tensor of shape (..., n_data)
         Losses, ``log(m + 1)`` each when f is zero and the noise is the base.
 
+    See Also
+    --------
+    nce_losses : Binary, with a learned log Z.
+    self_normalized_losses : A bound on the likelihood.
+
     References
     ----------
     Ma, Z. and Collins, M. (2018). Noise contrastive estimation and negative sampling for
     conditional models: consistency and statistical efficiency. EMNLP.
     https://aclanthology.org/D18-1405/
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.objectives import ranking_nce_losses
+    >>> data, rivals = torch.tensor([0.0, 5.0]), torch.zeros(1, 9)
+    >>> ranking_nce_losses(data, rivals)  # log 10 where the row looks like its rivals
+    tensor([2.3026, 0.0589])
     """
     rivals = torch.logsumexp(log_ratio_noise, dim=-1)
     return torch.logaddexp(log_ratio_data, rivals) - log_ratio_data
@@ -133,10 +161,27 @@ def self_normalized_losses(
         Losses of the noise. They grow exponentially in f: a spiky f diverges here before it does
         in the other objectives.
 
+    See Also
+    --------
+    nce_losses : A classifier in place of the bound.
+    ranking_nce_losses : The same without a learned log Z.
+
     References
     ----------
     Senetaire, H., Jeha, P., Mattei, P.-A. and Frellsen, J. (2025). Learning energy-based models by
     self-normalising the likelihood. https://arxiv.org/abs/2503.07021
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.objectives import self_normalized_losses
+    >>> ones = torch.ones(3)  # log-ratios of 1 everywhere: log Z is 1
+    >>> data, noise = self_normalized_losses(ones, ones, torch.tensor(1.0))
+    >>> data.mean() + noise.mean()
+    tensor(0.)
+    >>> data, noise = self_normalized_losses(ones, ones, torch.tensor(0.0))
+    >>> data.mean() + noise.mean()  # any other c is worse
+    tensor(0.7183)
     """
     c = log_partition.unsqueeze(-1)
     return c - log_ratio_data, torch.expm1(log_ratio_noise - c)

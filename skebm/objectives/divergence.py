@@ -38,6 +38,11 @@ def contrastive_divergence_losses(
     data : Tensor of shape (..., n_data)
     chains : Tensor of shape (..., n_chains)
 
+    See Also
+    --------
+    skebm.samplers.run : Moves the chains.
+    nce_losses : Draws of the noise in place of chains.
+
     References
     ----------
     Hinton, G. (2002). Training products of experts by minimizing contrastive divergence. Neural

@@ -48,6 +48,12 @@ def score_matching_losses(
     -------
     Tensor of shape (..., n)
 
+    See Also
+    --------
+    sliced_score_matching_losses : Cheaper in many columns.
+    denoising_score_matching_losses : The score of the smoothed distribution.
+    skebm.ScoreMatchingEBM : Trains with it.
+
     References
     ----------
     Hyvärinen, A. (2005). Estimation of non-normalized statistical models by score matching. JMLR 6.
@@ -102,6 +108,12 @@ def sliced_score_matching_losses(
     -------
     Tensor of shape (..., n)
 
+    See Also
+    --------
+    draw_directions : Makes the directions.
+    score_matching_losses : The same with all directions.
+    sliced_score_network_losses : For a network that is the score.
+
     References
     ----------
     Song, Y., Garg, S., Shi, J. and Ermon, S. (2019). Sliced score matching: a scalable approach to
@@ -146,6 +158,22 @@ def draw_directions(
     Returns
     -------
     Tensor of shape (..., P, n, d)
+
+    See Also
+    --------
+    sliced_score_matching_losses : Takes them, for energies.
+    sliced_score_network_losses : Takes them, for networks that are scores.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.objectives import draw_directions
+    >>> z = torch.zeros(4, 2)
+    >>> directions = draw_directions(z, torch.Generator().manual_seed(0), n_projections=3)
+    >>> directions.shape
+    torch.Size([3, 4, 2])
+    >>> directions.abs().unique()
+    tensor([1.])
     """
     shape = (*z.shape[:-2], n_projections, *z.shape[-2:])
     like = {"generator": rng, "dtype": z.dtype, "device": z.device}
@@ -188,6 +216,11 @@ def denoising_score_matching_losses(
     Returns
     -------
     Tensor of shape (..., n)
+
+    See Also
+    --------
+    score_matching_losses : Without noise, by the Laplacian.
+    sliced_score_matching_losses : Without noise, along random directions.
 
     References
     ----------

@@ -39,6 +39,10 @@ def gaussian_divergences(location: Tensor, log_scale: Tensor) -> Tensor:
     Tensor of shape (...)
         In nats.
 
+    See Also
+    --------
+    skebm.latents.GaussianEncoder : Has these means and deviations.
+
     Examples
     --------
     >>> import torch
@@ -71,6 +75,11 @@ def entropy_surrogates(u: Tensor, score: Tensor) -> Tensor:
     -------
     Tensor of shape (...)
         To be raised.
+
+    See Also
+    --------
+    stein_scores : The score, from samples alone.
+    sliced_score_network_losses : Trains a network to be the score.
 
     References
     ----------
@@ -111,6 +120,11 @@ def calibrated_scores(score: Tensor, u: Tensor) -> Tensor:
     -------
     Tensor of shape (..., M, k)
         Without gradient.
+
+    See Also
+    --------
+    stein_scores : Estimates that this puts right.
+    entropy_surrogates : What takes the scores.
 
     Examples
     --------
@@ -154,6 +168,12 @@ def sliced_score_network_losses(
     -------
     Tensor of shape (..., n)
         To be lowered. At the true score its mean is minus half the mean of the score's square.
+
+    See Also
+    --------
+    draw_directions : Makes the directions.
+    sliced_score_matching_losses : For an energy.
+    stein_scores : Scores of samples without training.
 
     References
     ----------
@@ -204,6 +224,11 @@ def stein_scores(u: Tensor, *, mass: float = 0.99) -> Tensor:
     -------
     Tensor of shape (..., M, k)
         Without gradient.
+
+    See Also
+    --------
+    calibrated_scores : Puts the linear part of them right.
+    sliced_score_network_losses : Trains a network to be the score.
 
     References
     ----------

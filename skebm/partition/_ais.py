@@ -48,8 +48,7 @@ def annealed_importance_sampling(
 
     Parameters
     ----------
-    log_density, proposal, rng
-        As in :func:`sequential_monte_carlo`.
+    log_density, proposal, rng : as in :func:`sequential_monte_carlo`
     samples : Tensor of shape (m, d), optional
         Exact, independent samples of p. From samples of a Markov chain that has not converged the
         upper bound need not be one.
@@ -77,6 +76,11 @@ def annealed_importance_sampling(
     ValueError
         As :func:`sequential_monte_carlo`, and if `samples` has another shape or lies where q or
         p~ is zero.
+
+    See Also
+    --------
+    sequential_monte_carlo : With resampling, and temperatures that it finds.
+    estimate : Chooses the method.
 
     Notes
     -----

@@ -51,6 +51,11 @@ def bridge_sampling(
         If a log-ratio is nan or infinite with the wrong sign, there are fewer than two, or the
         samples show no overlap at all.
 
+    See Also
+    --------
+    importance_sampling : With draws of the proposal alone.
+    estimate : Chooses the method.
+
     References
     ----------
     Bennett, C. H. (1976). Efficient estimation of free energy differences. *J. Comp. Phys.* 22.

@@ -87,6 +87,12 @@ def estimate(
     ValueError
         If a parameter is out of range, or log_density is nan or +inf somewhere.
 
+    See Also
+    --------
+    importance_sampling : The first method it tries.
+    sequential_monte_carlo : The second one.
+    bridge_sampling : The one for samples of the model.
+
     Notes
     -----
     Importance sampling costs at most ``max_samples + 16_384`` evaluations (two batches of 8192

@@ -79,6 +79,23 @@ class Marginals(NamedTuple):
         Effective share of n_samples draws, that which has this standard error.
     annealed : Tensor of bool of shape (n,)
         Whether the row was annealed.
+
+    See Also
+    --------
+    marginal_likelihoods : Measures them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.partition import RowStreams, marginal_likelihoods
+    >>> x = torch.zeros(1, 1, dtype=torch.float64)
+    >>> def log_joint(rows, z):  # z ~ N(0, 1), x = z + noise of variance 1
+    ...     normal = torch.distributions.Normal(0.0, 1.0)
+    ...     return (normal.log_prob(z) + normal.log_prob(x[rows][:, None] - z)).squeeze(-1)
+    >>> covariance = 0.5 * torch.ones(1, 1, 1).double()
+    >>> found = marginal_likelihoods(log_joint, x, covariance, RowStreams(x, seed=0))
+    >>> found.value.round(decimals=1), found.annealed  # log N(0; 0, 2) is -1.27
+    (tensor([-1.2000], dtype=torch.float64), tensor([False]))
     """
 
     value: torch.Tensor
@@ -96,6 +113,21 @@ class RowStreams:
     ----------
     x : Tensor of shape (n, d)
     seed : int
+
+    See Also
+    --------
+    marginal_likelihoods : Takes it, so that rows do not change each other's estimates.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.partition import RowStreams
+    >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> both, second = RowStreams(x, seed=0), RowStreams(x[1:], seed=0)
+    >>> normal, _ = both.draw(torch.tensor([1]), stage=0, n=3, k=1)
+    >>> same, _ = second.draw(torch.tensor([0]), stage=0, n=3, k=1)
+    >>> torch.equal(normal, same)
+    True
     """
 
     device: torch.device
@@ -291,6 +323,12 @@ def marginal_likelihoods(
     Returns
     -------
     Marginals
+
+    See Also
+    --------
+    Marginals : What is returned.
+    RowStreams : Random numbers of the rows.
+    skebm.models.LatentVariableModel.log_likelihoods : The same for a latent-variable model.
 
     Notes
     -----

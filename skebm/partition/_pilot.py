@@ -23,6 +23,24 @@ class Tuning(NamedTuple):
         Of the kernel at temperatures 1 to K.
     scale_trils : Tensor of shape (K, d, d)
         Cholesky factors of the covariances of the particles there: the kernel moves in these units.
+
+    See Also
+    --------
+    sequential_monte_carlo : Makes a pilot run, and returns this with the others.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import GaussianMixtureBase
+    >>> from skebm.partition import sequential_monte_carlo
+    >>> q = GaussianMixtureBase([1.0], [[0.0]], [[[1.0]]])
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> def log_density(x):
+    ...     return q.log_prob(x - 4.0)
+    >>> run = sequential_monte_carlo(log_density, q, rng, n_runs=4, n_particles=64)
+    >>> temperatures, step_sizes, scale_trils = run.tuning
+    >>> len(temperatures) == len(step_sizes) + 1 == len(scale_trils) + 1
+    True
     """
 
     temperatures: torch.Tensor

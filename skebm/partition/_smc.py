@@ -28,6 +28,25 @@ class ParticleRun(NamedTuple):
     log_z : Tensor of shape (n_runs,)
         Estimate of every run.
     tuning : Tuning
+
+    See Also
+    --------
+    sequential_monte_carlo : Returns it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import GaussianMixtureBase
+    >>> from skebm.partition import sequential_monte_carlo
+    >>> q = GaussianMixtureBase([1.0], [[0.0]], [[[1.0]]])
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> def log_density(x):
+    ...     return q.log_prob(x - 4.0)
+    >>> run = sequential_monte_carlo(log_density, q, rng, n_runs=4, n_particles=64)
+    >>> run.samples.shape, run.log_z.shape
+    (torch.Size([4, 64, 1]), torch.Size([4]))
+    >>> run.tuning.temperatures[[0, -1]]
+    tensor([0., 1.], dtype=torch.float64)
     """
 
     partition: LogPartition
@@ -93,6 +112,12 @@ def sequential_monte_carlo(
     ValueError
         If a parameter is out of range, or log_density is nan or +inf somewhere, or is -inf at
         every draw of a run.
+
+    See Also
+    --------
+    annealed_importance_sampling : Without resampling; it brackets log Z.
+    estimate : Chooses the method.
+    ParticleRun : What is returned.
 
     Notes
     -----

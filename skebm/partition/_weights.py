@@ -41,6 +41,10 @@ def ess(log_weights: torch.Tensor) -> torch.Tensor:
     Tensor of shape (...)
         In [1, n]; nan where all weights are zero.
 
+    See Also
+    --------
+    largest_power : Power at which it is large enough.
+
     References
     ----------
     Kong, A. (1992). A note on importance sampling using standardized weights. Technical report
@@ -87,6 +91,11 @@ def largest_power(
     Tensor of shape (...)
         0 where no such b was found.
 
+    See Also
+    --------
+    ess : What it looks at.
+    sequential_monte_carlo : Finds its temperatures by it.
+
     Examples
     --------
     >>> import torch
@@ -132,6 +141,10 @@ def systematic_resampling(
     -------
     LongTensor of shape (..., n)
         Indices, rising.
+
+    See Also
+    --------
+    rows_by_importance : From fresh proposals.
 
     References
     ----------
@@ -180,6 +193,10 @@ def rows_by_importance(
     -------
     list of K tensors of shape (sizes[k], ...)
         Repeated rows follow each other; it is for the caller to count them.
+
+    See Also
+    --------
+    systematic_resampling : From a fixed set of rows.
 
     Examples
     --------

@@ -32,6 +32,11 @@ class TrainingCurveDisplay:
     figure_ : matplotlib Figure
         The figure they belong to.
 
+    See Also
+    --------
+    StagesDisplay : Stages of a fit, with their errors.
+    DensityDisplay : What was learned.
+
     Examples
     --------
     >>> from skebm.plotting import TrainingCurveDisplay

@@ -28,6 +28,29 @@ class DelayedInfo(NamedTuple):
         As in :class:`Info`, of the final decision.
     cheap_acceptance_probability : Tensor of shape (n_chains,)
         Of the steps of the cheap chain, their mean.
+
+    See Also
+    --------
+    Info : That of the other kernels.
+    run : Means of these over a run.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.samplers import delayed_acceptance, random_walk
+    >>> def log_density(x):
+    ...     return -0.5 * x.square().sum(1)
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(8, 2, generator=rng)
+    >>> def zero(x):  # the cheap density is the density itself
+    ...     return torch.zeros(len(x))
+    >>> state = delayed_acceptance.init(x, zero)
+    >>> state, info = delayed_acceptance.step(
+    ...     state, zero, rng, kernel=random_walk, cheap_log_density=log_density, n_steps=5,
+    ...     step_size=1.0,
+    ... )
+    >>> bool(info.accepted.all()), info.cheap_acceptance_probability.shape
+    (True, torch.Size([8]))
     """
 
     acceptance_probability: torch.Tensor

@@ -20,6 +20,11 @@ def geometric_path(b: torch.Tensor, p: torch.Tensor, q: torch.Tensor) -> torch.T
     -------
     Tensor
 
+    See Also
+    --------
+    ParallelTempering : Runs chains along this path.
+    skebm.partition.annealed_importance_sampling : Measures log Z along it.
+
     Examples
     --------
     >>> import torch

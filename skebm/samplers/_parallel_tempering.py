@@ -62,6 +62,24 @@ class TemperedState(NamedTuple):
         What these log-densities are mixed from: an exchange evaluates nothing anew.
     odd : bool
         Which pairs exchange in the next step.
+
+    See Also
+    --------
+    ParallelTempering : The kernel that makes it.
+    State : That of the other kernels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.samplers import ParallelTempering
+    >>> def log_density(x):
+    ...     return -0.5 * x.square().sum(1)
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(8, 2, generator=rng)
+    >>> kernel = ParallelTempering(inverse_temperatures=[1.0, 0.3, 0.1])
+    >>> state = kernel.init(x, log_density)
+    >>> state.position.shape, state.replicas.position.shape
+    (torch.Size([8, 2]), torch.Size([24, 2]))
     """
 
     position: torch.Tensor
@@ -83,6 +101,24 @@ class TemperedInfo(NamedTuple):
         Mean acceptance probability of the kernel on each replica.
     swap_probability : Tensor of shape (n_replicas - 1, n_chains)
         With which neighbours would exchange, those included whose turn it is not.
+
+    See Also
+    --------
+    ParallelTempering : The kernel that returns it.
+    Info : That of the other kernels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.samplers import ParallelTempering
+    >>> def log_density(x):
+    ...     return -0.5 * x.square().sum(1)
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(8, 2, generator=rng)
+    >>> kernel = ParallelTempering(inverse_temperatures=[1.0, 0.3, 0.1])
+    >>> state, info = kernel.step(kernel.init(x, log_density), log_density, rng, step_size=0.5)
+    >>> info.rate.shape, info.swap_probability.shape
+    (torch.Size([3, 1, 1]), torch.Size([2, 8]))
     """
 
     acceptance_probability: torch.Tensor

@@ -43,6 +43,25 @@ class Run(NamedTuple):
     swap_rates : Tensor of shape (n_replicas - 1,) or None
         Mean probability of an exchange between neighbouring temperatures, after burn-in; None
         without parallel tempering.
+
+    See Also
+    --------
+    run : Returns it.
+    skebm.diagnostics.summarize : What there is to say of it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.samplers import mala, run
+    >>> def log_density(x):
+    ...     return -0.5 * x.square().sum(1)
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(8, 2, generator=rng)
+    >>> result = run(mala, x, log_density, rng, n_steps=100, n_keep=50, step_size=1.5)
+    >>> result.samples.shape, result.acceptance_rates.shape
+    (torch.Size([50, 8, 2]), torch.Size([8]))
+    >>> torch.equal(result.samples[-1], result.state.position)
+    True
     """
 
     samples: torch.Tensor
@@ -115,6 +134,12 @@ def run(
     ConvergenceWarning
         Where the acceptance rate is far from the kernel's target (of ULA: below it), where many
         proposals diverge, and where replicas hardly exchange.
+
+    See Also
+    --------
+    Run : What is returned.
+    ParallelTempering : A kernel for separate modes.
+    skebm.diagnostics.summarize : Whether the chains can be believed.
 
     Notes
     -----

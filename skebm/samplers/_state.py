@@ -21,6 +21,23 @@ class State(NamedTuple):
         The callable given to the kernel, at `position`.
     gradient : Tensor of shape (n_chains, d) or None
         Its gradient; None for kernels that use none.
+
+    See Also
+    --------
+    Info : What happened in a step.
+    run : Runs chains from given points.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.samplers import mala
+    >>> def log_density(x):
+    ...     return -0.5 * x.square().sum(1)
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(8, 2, generator=rng)
+    >>> state = mala.init(x, log_density)
+    >>> torch.equal(state.gradient, -x)
+    True
     """
 
     position: torch.Tensor
@@ -41,6 +58,23 @@ class Info(NamedTuple):
     diverged : bool Tensor of shape (n_chains,)
         Whether the energy error exceeds `MAX_ENERGY_ERROR`. Many of these, other than at the
         edge of a support, say that the step size is too large for the curvature there.
+
+    See Also
+    --------
+    State : Where the chains are.
+    run : Means of these over a run.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.samplers import mala
+    >>> def log_density(x):
+    ...     return -0.5 * x.square().sum(1)
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(8, 2, generator=rng)
+    >>> state, info = mala.step(mala.init(x, log_density), log_density, rng, step_size=0.5)
+    >>> info.accepted.shape, info.rate > 0.5, int(info.diverged.sum())
+    (torch.Size([8]), True, 0)
     """
 
     acceptance_probability: torch.Tensor

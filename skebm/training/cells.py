@@ -45,6 +45,19 @@ class Kinds:
         Columns whose dtype holds whole numbers alone.
     atoms : "auto", None or mapping
         Values that are states of their own: found by a rule, none, or given by column.
+
+    See Also
+    --------
+    Columns : Reads the values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skebm.training import Columns, Kinds
+    >>> X = np.array([[0, 1.5], [1, 0.5], [2, -1.0], [1, 2.0]])  # codes of categories, numbers
+    >>> kinds = Kinds(n_categories=np.array([3, 0]), integers=np.zeros(2, dtype=bool))
+    >>> Columns.learn(X, ["colour", "size"], kinds=kinds).layout
+    Layout(sizes=(3,), value_of=(-1,), n_values=1)
     """
 
     n_categories: np.ndarray

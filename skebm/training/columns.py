@@ -106,6 +106,23 @@ class Columns:
         Columns with more than one state, in the order of X.
     names : tuple
         Of the columns of X, for messages.
+
+    See Also
+    --------
+    Kinds : What is known of columns before.
+    make_task : Takes the columns and the rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skebm.training import Columns
+    >>> X = np.random.default_rng(0).normal(10.0, 3.0, size=(500, 1))
+    >>> columns = Columns.learn(X, names=["length"])
+    >>> x = columns.standardize(X)
+    >>> np.allclose(X, columns.center + columns.scale * x)
+    True
+    >>> np.allclose(columns.log_factor, -np.log(columns.scale))  # what log-densities of x lack
+    True
     """
 
     varying: np.ndarray

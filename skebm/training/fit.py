@@ -72,6 +72,18 @@ class Recipe:
         which model is kept; those that begin with an underscore are for its own use. The model is
         still on the CPU, and its log Z not measured yet; it will move, so that its parts are copied
         where they are to stay. By default the results of the training.
+
+    See Also
+    --------
+    fit_tilted : Follows it.
+    Trained : What its `train` returns.
+
+    Examples
+    --------
+    >>> from skebm.training import Recipe
+    >>> recipe = Recipe(train=None, base="gaussian")  # no tilt: the base alone
+    >>> recipe.recalibrates, recipe.n_partition_samples
+    (True, 'auto')
     """
 
     train: Callable | None
@@ -98,6 +110,29 @@ def fit_tilted(task: Task, recipe: Recipe) -> Fitted:
     Returns
     -------
     Fitted
+
+    See Also
+    --------
+    make_task : Makes the task.
+    Recipe : What is particular to a method.
+    Fitted : What is returned.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm._random import Seeds
+    >>> from skebm.training import Columns, Recipe, fit_tilted, make_task
+    >>> X = np.random.default_rng(0).normal(size=(200, 2))
+    >>> columns = Columns.learn(X, names=["a", "b"])
+    >>> task = make_task(
+    ...     X, np.ones(200), columns, n_members=2, validation_fraction=0.1, smoothing=0.0,
+    ...     seeds=Seeds(0), device=torch.device("cpu"),
+    ... )
+    >>> fitted = fit_tilted(task, Recipe(train=None, base="gaussian"))
+    >>> x = torch.as_tensor(columns.standardize(X))
+    >>> fitted.model.log_prob(x).shape
+    torch.Size([200])
     """
     with torch.no_grad():
         task = prepare(task, recipe)

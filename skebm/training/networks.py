@@ -67,6 +67,32 @@ def build_energy(
     Returns
     -------
     StackedEnergy
+
+    See Also
+    --------
+    train_networks : Trains what it returns.
+    skebm.Network : The specification.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm import Network
+    >>> from skebm._random import Seeds
+    >>> from skebm.training import Columns, Recipe, Trained, fit_tilted, make_task
+    >>> from skebm.training.networks import build_energy
+    >>> X = np.random.default_rng(0).normal(size=(200, 2))
+    >>> columns = Columns.learn(X, names=["a", "b"])
+    >>> task = make_task(
+    ...     X, np.ones(200), columns, n_members=2, validation_fraction=0.1, smoothing=0.0,
+    ...     seeds=Seeds(0), device=torch.device("cpu"),
+    ... )
+    >>> def train(task):
+    ...     energy = build_energy(task, Network(hidden_layer_sizes=(16,)), "periodic")
+    ...     print(energy(task.pool_z.float()).shape)
+    ...     return Trained.nothing(task)
+    >>> fitted = fit_tilted(task, Recipe(train=train, base="gaussian"))
+    torch.Size([2, 8192])
     """
     rows = [task.z[train] for train in task.train]
     weights = [task.weight[train] for train in task.train]
@@ -121,6 +147,47 @@ def train_networks(
     Returns
     -------
     Trained
+
+    See Also
+    --------
+    build_energy : Makes the energies.
+    Trained : What is returned.
+    skebm.training.Recipe : Names the trainer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm import Network
+    >>> from skebm._random import Seeds
+    >>> from skebm.objectives import nce_losses
+    >>> from skebm.training import Columns, Recipe, fit_tilted, make_task
+    >>> from skebm.training.networks import EnergyWithPartition, build_energy, train_networks
+    >>> X = np.random.default_rng(0).normal(size=(200, 2))
+    >>> columns = Columns.learn(X, names=["a", "b"])
+    >>> task = make_task(
+    ...     X, np.ones(200), columns, n_members=2, validation_fraction=0.1, smoothing=0.0,
+    ...     seeds=Seeds(0), device=torch.device("cpu"),
+    ... )
+    >>> network = Network(hidden_layer_sizes=(16,), max_epochs=4)
+    >>> def train(task):
+    ...     module = EnergyWithPartition(build_energy(task, network, "periodic"))
+    ...     def rows(x, rng):
+    ...         return (task.features(x).float().expand(len(task), -1, -1),)
+    ...
+    ...     def loss(module, batch):
+    ...         f_data, f_noise = (module.energy(z) for z in batch)
+    ...         data, noise = nce_losses(f_data, f_noise, module.log_partition)
+    ...         return (data.mean(1) + noise.mean(1)).sum()
+    ...
+    ...     return train_networks(
+    ...         task, module, loss,
+    ...         task.batches(rows, "example", batch_size=50, noise=(task.pool_z.float(),)),
+    ...         network=network, learning_rate=1e-3, evaluation_cost=1.0,
+    ...     )
+    >>> fitted = fit_tilted(task, Recipe(train=train, base="gaussian"))
+    >>> fitted.attributes["history_"]["n_iter"]
+    array([0, 1, 2, 3, 4])
     """
     device = task.device
     judge = _of_held_and_pool(task) if judge is None else judge

@@ -61,6 +61,28 @@ class Task:
         Members and candidates side by side, for joblib.
     memory : joblib.Memory or alike, or None
         Where results are kept that other fits may share; not those of a warm start.
+
+    See Also
+    --------
+    make_task : Makes it.
+    TiltedTask : The same with bases.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm._random import Seeds
+    >>> from skebm.training import Columns, make_task
+    >>> X = np.random.default_rng(0).normal(size=(200, 2))
+    >>> columns = Columns.learn(X, names=["a", "b"])
+    >>> task = make_task(
+    ...     X, np.ones(200), columns, n_members=2, validation_fraction=0.1, smoothing=0.0,
+    ...     seeds=Seeds(0), device=torch.device("cpu"),
+    ... )
+    >>> len(task), task.n_rows, task.n_features
+    (2, 200, 2)
+    >>> [len(held) for held in task.held]
+    [100, 100]
     """
 
     columns: Columns
@@ -250,6 +272,28 @@ def make_task(
     Returns
     -------
     Task
+
+    See Also
+    --------
+    Task : What is returned.
+    Columns : Reads the columns of X.
+    fit_tilted : Takes it from here.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm._random import Seeds
+    >>> from skebm.training import Columns, make_task
+    >>> X = np.random.default_rng(0).normal(size=(200, 2))
+    >>> columns = Columns.learn(X, names=["a", "b"])
+    >>> task = make_task(
+    ...     X, np.ones(200), columns, n_members=2, validation_fraction=0.1, smoothing=0.0,
+    ...     seeds=Seeds(0), device=torch.device("cpu"),
+    ... )
+    >>> train, held = task.splits[0]
+    >>> len(train), len(held)
+    (100, 100)
     """
     x = columns.encode(rows)
     h = scott(x) if isinstance(smoothing, str) else float(smoothing)

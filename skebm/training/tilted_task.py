@@ -44,6 +44,29 @@ class TiltedTask(Task):
     pool_z : Tensor of the same shape
     pool_log_ratio : Tensor of shape (K, POOL_SIZE)
         log base - log proposal at the pool.
+
+    See Also
+    --------
+    Task : What it adds to.
+    fit_tilted : Makes it, and hands it to the trainer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm._random import Seeds
+    >>> from skebm.training import Columns, Recipe, Trained, fit_tilted, make_task
+    >>> X = np.random.default_rng(0).normal(size=(200, 2))
+    >>> columns = Columns.learn(X, names=["a", "b"])
+    >>> task = make_task(
+    ...     X, np.ones(200), columns, n_members=2, validation_fraction=0.1, smoothing=0.0,
+    ...     seeds=Seeds(0), device=torch.device("cpu"),
+    ... )
+    >>> def train(task):  # looks, and trains nothing
+    ...     print(type(task).__name__, task.pool.shape)
+    ...     return Trained.nothing(task)
+    >>> fitted = fit_tilted(task, Recipe(train=train, base="gaussian"))
+    TiltedTask torch.Size([2, 8192, 2])
     """
 
     bases: list[Distribution] = field(kw_only=True)

@@ -33,6 +33,28 @@ class Trained:
         History of skorch, one dict per epoch of all networks that were trained.
     candidates : tuple of Candidate
         Other models that may be better than the tilted bases.
+
+    See Also
+    --------
+    Recipe : Names the function that returns it.
+    Candidate : Other models that may be better.
+    train_networks : Trains networks and returns it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm._random import Seeds
+    >>> from skebm.training import Columns, Recipe, Trained, fit_tilted, make_task
+    >>> X = np.random.default_rng(0).normal(size=(200, 2))
+    >>> columns = Columns.learn(X, names=["a", "b"])
+    >>> task = make_task(
+    ...     X, np.ones(200), columns, n_members=2, validation_fraction=0.1, smoothing=0.0,
+    ...     seeds=Seeds(0), device=torch.device("cpu"),
+    ... )
+    >>> fitted = fit_tilted(task, Recipe(train=Trained.nothing, base="gaussian"))
+    >>> fitted.attributes["accepted_"]
+    'base'
     """
 
     energy: torch.nn.Module | None
@@ -65,6 +87,28 @@ class Candidate:
         Its log-density minus that of the base, at the held-out rows, in nats.
     name : str, default="candidate"
         What it is, for the user.
+
+    See Also
+    --------
+    Trained : Holds candidates.
+    fit_tilted : Keeps one where it is better.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm._random import Seeds
+    >>> from skebm.training import Candidate, Columns, Recipe, fit_tilted, make_task
+    >>> X = np.random.default_rng(0).normal(size=(200, 2))
+    >>> columns = Columns.learn(X, names=["a", "b"])
+    >>> task = make_task(
+    ...     X, np.ones(200), columns, n_members=2, validation_fraction=0.1, smoothing=0.0,
+    ...     seeds=Seeds(0), device=torch.device("cpu"),
+    ... )
+    >>> model = fit_tilted(task, Recipe(train=None, base="kde")).model
+    >>> candidate = Candidate(model, gain=torch.full((200,), 0.1), name="kernels")
+    >>> candidate.model.is_untilted
+    True
     """
 
     model: TiltedMixture
@@ -88,6 +132,28 @@ class Fitted:
     attributes : dict
         What else the estimator gets, by name; names that begin with an underscore are for its own
         use.
+
+    See Also
+    --------
+    fit_tilted : Returns it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm._random import Seeds
+    >>> from skebm.training import Columns, Recipe, fit_tilted, make_task
+    >>> X = np.random.default_rng(0).normal(size=(200, 2))
+    >>> columns = Columns.learn(X, names=["a", "b"])
+    >>> task = make_task(
+    ...     X, np.ones(200), columns, n_members=2, validation_fraction=0.1, smoothing=0.0,
+    ...     seeds=Seeds(0), device=torch.device("cpu"),
+    ... )
+    >>> fitted = fit_tilted(task, Recipe(train=None, base="gaussian"))
+    >>> fitted.scores.shape, np.bincount(fitted.judges)
+    ((200,), array([100, 100]))
+    >>> fitted.attributes["n_iter_"]
+    0
     """
 
     model: torch.nn.Module
