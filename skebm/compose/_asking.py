@@ -20,7 +20,7 @@ from skebm.estimators._schema import Schema, labels
 from skebm.models import Completions
 from skebm.models.completions import restricted
 from skebm.training import Columns
-from skebm.training.columns import Precision
+from skebm.training.precision import Precision
 
 from ._changes import Change, RowTest, as_rows
 

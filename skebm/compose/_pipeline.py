@@ -19,7 +19,7 @@ from skebm._typing import FloatArray, RandomState
 from skebm.bases import draw_from
 from skebm.estimators._base import BaseDensity
 from skebm.training import relative_precision
-from skebm.training.columns import Precision
+from skebm.training.precision import Precision
 
 from ._asking import AskingBehind
 from ._changes import (

@@ -4,16 +4,11 @@ Stacks of K members, (K, n, d) -> (K, n); with one member also (n, d) -> (n,). `
 `Boosting` specify an energy before there are rows to build it from.
 """
 
+from skebm.energies._choice import EnergyModel, EnergyModelMixin, resolve_energy_model
 from skebm.energies._combine import ClassifierEnergy, CorrectedEnergy, MemberEnergies, logit
 from skebm.energies._embeddings import PeriodicEmbedding, PiecewiseLinearEmbedding
 from skebm.energies._networks import MLPEnergy
-from skebm.energies._specifications import (
-    Boosting,
-    EnergyModel,
-    EnergyModelMixin,
-    Network,
-    resolve_energy_model,
-)
+from skebm.energies._specifications import Boosting, Network
 from skebm.energies._stack import ModuleStack, StackedEnergy
 from skebm.energies._trees import SoftTrees
 

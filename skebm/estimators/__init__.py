@@ -7,11 +7,12 @@ from skebm.estimators._given import UNKNOWN
 from skebm.estimators._mixed import ColumnReport
 from skebm.estimators._schema import CellColumn, Schema
 from skebm.estimators.adversarial import AdversarialEBM
-from skebm.estimators.conditional import ConditionalDensity, MarginalDensity
+from skebm.estimators.conditional import ConditionalDensity
 from skebm.estimators.contrastive_divergence import ContrastiveDivergenceEBM
 from skebm.estimators.explanation import Explanation, Surprise
 from skebm.estimators.flow_contrastive import FlowContrastiveDensity
 from skebm.estimators.implicit_vae import ImplicitVAE
+from skebm.estimators.marginal import MarginalDensity
 from skebm.estimators.nce import NCEDensity
 from skebm.estimators.outliers import OutlierDetector
 from skebm.estimators.score_matching import ScoreMatchingEBM

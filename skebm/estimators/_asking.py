@@ -10,8 +10,9 @@ from skebm._typing import FloatArray
 
 from ._completer import Completer
 from ._given import read_given
-from .conditional import ConditionalDensity, MarginalDensity
+from .conditional import ConditionalDensity
 from .explanation import Explanation, explain, groups_that_say_the_same
+from .marginal import MarginalDensity
 
 N_DRAWS = 1_024
 """Completions of a row with several open cells."""

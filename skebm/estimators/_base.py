@@ -38,8 +38,8 @@ from skebm.training import (
     merge_near_ties,
     resolve_device,
 )
-from skebm.training.columns import Precision
 from skebm.training.degenerate import warn_of_degenerate_columns
+from skebm.training.precision import Precision
 
 from ._detector import Detector
 from ._reader import TableReader

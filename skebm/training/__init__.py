@@ -5,15 +5,12 @@ to the other from top to bottom. Nothing here knows an estimator.
 """
 
 from skebm.training.cells import Kinds
-from skebm.training.columns import (
-    Columns,
-    merge_near_ties,
-    relative_precision,
-)
+from skebm.training.columns import Columns
 from skebm.training.copies import join_groups, merge_copies
 from skebm.training.device import resolve_device
 from skebm.training.distributions import CONFINEMENT
 from skebm.training.fit import Recipe, fit_tilted
+from skebm.training.precision import merge_near_ties, relative_precision
 from skebm.training.progress import Progress
 from skebm.training.task import Task, make_task
 from skebm.training.tilted_task import TiltedTask

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from skebm._typing import FloatArray
 from skebm._warnings import warn
 
-from .columns import Precision
+from .precision import Precision
 
 MIN_SURPRISE = 10.0
 """n^2 / (2 R): minus the log of the chance that n draws from R values are all different."""
