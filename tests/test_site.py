@@ -32,7 +32,11 @@ def found(name):
 
 @pytest.mark.parametrize(
     "room",
-    ["skebm", "skebm.compose", "skebm.datasets", "skebm.diagnostics", "skebm.plotting"],
+    [
+        *("skebm", "skebm.compose", "skebm.datasets", "skebm.derivatives", "skebm.diagnostics"),
+        *("skebm.estimators", "skebm.exceptions", "skebm.objectives", "skebm.plotting"),
+        "skebm.samplers",
+    ],
 )
 def test_every_public_name_has_a_page(room):
     pytest.importorskip("matplotlib")

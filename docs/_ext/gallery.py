@@ -11,6 +11,8 @@ from pathlib import Path
 from sklearn.base import clone
 
 from skebm import Boosting, Network
+from skebm._engine import Budget
+from skebm.bases import _flow_training
 from skebm.estimators._base import BaseDensity
 
 ORDER = [
@@ -19,6 +21,7 @@ ORDER = [
     "plot_asking",
     "plot_imputation",
     "plot_true_density",
+    "plot_compare_estimators",
     "plot_synthetic_rows",
     "plot_comparing_models",
     "plot_trust",
@@ -40,6 +43,7 @@ LONG = {
     "plot_asking",
     "plot_base_and_members",
     "plot_chains",
+    "plot_compare_estimators",
     "plot_flow_contrastive",
     "plot_implicit_vae",
     "plot_imputation",
@@ -47,16 +51,17 @@ LONG = {
     "plot_score_field",
     "plot_true_density",
 }
-N_ROWS, N_MEMBERS, N_TREES, N_EPOCHS = 400, 2, 3, 3
+N_ROWS, N_MEMBERS, N_TREES, N_EPOCHS, N_IMPORTANCE_SAMPLES = 400, 2, 3, 3, 20
 
-fit = BaseDensity.fit
+fit, flow_budget = BaseDensity.fit, _flow_training.FLOW_BUDGET
+small_flow_budget = Budget(epochs=N_EPOCHS, steps=1)
 
 
 @functools.wraps(fit)
 def small_fit(self, X, *args, **kwargs):
     self.n_members = min(getattr(self, "n_members", 1), N_MEMBERS)
     if hasattr(self, "max_epochs"):  # of ImplicitVAE
-        self.max_epochs = N_EPOCHS
+        self.max_epochs, self.n_importance_samples = N_EPOCHS, N_IMPORTANCE_SAMPLES
     energy = getattr(self, "energy_model", None)
     if energy == "auto":
         energy = Boosting() if type(self).__name__ == "NCEDensity" else Network()
@@ -64,7 +69,7 @@ def small_fit(self, X, *args, **kwargs):
         self.energy_model = clone(energy).set_params(max_iter=N_TREES)
     elif isinstance(energy, Network):
         self.energy_model = clone(energy).set_params(max_epochs=N_EPOCHS)
-    if getattr(self, "correction", None) == "auto":
+    if getattr(self, "correction", None) == "auto" and energy is not None:
         self.correction = Boosting(max_iter=N_TREES)
     return fit(self, X[:N_ROWS], *args, **kwargs)
 
@@ -73,6 +78,7 @@ def size(gallery_conf, fname):
     """Before each page: whole, or small. (Its `fit` is the one that the docstrings show.)"""
     small = os.environ.get("SKEBM_SMOKE") == "1" and Path(fname).stem in LONG
     BaseDensity.fit = small_fit if small else fit
+    _flow_training.FLOW_BUDGET = small_flow_budget if small else flow_budget
 
 
 def order(fname):

@@ -91,7 +91,7 @@ def annealed_importance_sampling(
     ----------
     Neal, R. M. (2001). Annealed importance sampling. *Statistics and Computing* 11.
     Grosse, R., Ghahramani, Z. and Adams, R. P. (2015). Sandwiching the marginal likelihood using
-    bidirectional Monte Carlo. arXiv:1511.02543.
+    bidirectional Monte Carlo. https://arxiv.org/abs/1511.02543
 
     Examples
     --------
