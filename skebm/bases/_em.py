@@ -16,6 +16,10 @@ _CHUNK = 2048
 _KEPT = (
     1 << 23
 )  # values of quadratic features that are kept, 64 MiB; of more rows they are made anew
+_MANY = 1 << 14  # responsibilities: of fewer the arithmetic is not what takes time
+_LARGEST = 3e5  # log-densities, which single precision gives to some hundredths
+_ROUGH_TOL = 1e-4  # nats that single precision can tell apart
+_LEAST_LOG = -60.0  # of responsibilities: exponentials that underflow take ten times as long
 _ROUNDING, _LEAST, _LEAST_WITHIN = 1e-13, 1e-12, 1e-8
 
 
@@ -86,7 +90,7 @@ def fit_gaussian_mixture(
 
     def features(block):
         quadratic = block.square() if diagonal else block[:, rows] * block[:, cols]
-        return torch.cat([torch.ones(len(block), 1, dtype=x.dtype), block, quadratic], dim=1)
+        return torch.cat([torch.ones_like(block[:, :1]), block, quadratic], dim=1)
 
     def maximise(moments):
         """Weighted moments (k, n_feature_functions) -> weights, means, covariances."""
@@ -120,26 +124,47 @@ def fit_gaussian_mixture(
         parameters = _start(x, weight, n_components, rng, features, maximise)
     else:
         parameters = start.weights, start.means - center, start.scale_tril @ start.scale_tril.mT
-    blocks, weights = x.split(_CHUNK), weight.split(_CHUNK)
     n_functions = 1 + (2 * d if diagonal else d + len(rows))
-    kept = [features(block) for block in blocks] if n * n_functions <= _KEPT else None
-    buffer = torch.empty(min(n, _CHUNK), n_components, dtype=x.dtype)
-    previous = -math.inf
-    for _ in range(max_iter):
-        coefficients = natural(*parameters)
-        moments, value = 0.0, 0.0
-        for phi, w in zip(kept or map(features, blocks), weights, strict=True):
-            # one array for all: fresh memory costs as much as the product
-            joint = torch.mm(phi, coefficients, out=buffer[: len(phi)])
-            top = joint.amax(1, keepdim=True)
-            joint.sub_(top).exp_()  # one exponential per row and component, in place
-            total = joint.sum(1, keepdim=True)
-            value += (w @ (total.log() + top)).item()
-            moments = moments + joint.mul_(w[:, None] / total).mT @ phi
-        parameters = maximise(moments)
-        if value - previous < tol:
-            break
-        previous = value
+    typical = features((weight @ x.square()).sqrt()[None])[0]
+
+    def climb(parameters, n_iter, tol, dtype):
+        """Parameters after at most `n_iter` iterations, and how many of these are left.
+
+        Single precision ends, too, before the first parameters that it cannot do justice to.
+        """
+        blocks, weights = x.to(dtype).split(_CHUNK), weight.to(dtype).split(_CHUNK)
+        kept = [features(block) for block in blocks] if n * n_functions <= _KEPT else None
+        buffer = torch.empty(min(n, _CHUNK), n_components, dtype=dtype)
+        earlier, previous = parameters, -math.inf
+        for left in reversed(range(n_iter)):
+            try:
+                coefficients = natural(*parameters)
+            except torch.linalg.LinAlgError:
+                if dtype is torch.float64:
+                    raise
+                return earlier, left + 1
+            if dtype is torch.float32 and not (typical @ coefficients.abs()).amax() < _LARGEST:
+                return earlier, left + 1
+            coefficients, moments, value = coefficients.to(dtype), 0.0, 0.0
+            for phi, w in zip(kept or map(features, blocks), weights, strict=True):
+                # one array for all: fresh memory costs as much as the product
+                joint = torch.mm(phi, coefficients, out=buffer[: len(phi)])
+                top = joint.amax(1, keepdim=True)
+                joint.sub_(top).clamp_(min=_LEAST_LOG).exp_()
+                total = joint.sum(1, keepdim=True)
+                value += (w @ (total.log() + top)).item()
+                moments = moments + (joint.mul_(w[:, None] / total).mT @ phi).double()
+            earlier, parameters = parameters, maximise(moments)
+            if value - previous < tol:
+                return parameters, left
+            previous = value
+        return parameters, 0
+
+    if n * n_components >= _MANY and max_iter > 2:
+        # three times as fast, and comes close; the end, and what is returned, is double precision
+        parameters, left = climb(parameters, max_iter - 2, max(tol, _ROUGH_TOL), torch.float32)
+        max_iter = left + 2
+    parameters, _ = climb(parameters, max_iter, tol, torch.float64)
     weights, means, covariances = parameters
     return GaussianMixtureBase(weights, means + center, covariances)
 
