@@ -3,7 +3,7 @@ Ten methods on six distributions
 ================================
 
 A picture for a first choice. Ten methods learn six distributions of the plane from 1,000 rows
-each; below every picture stand how far the density is from the truth, and how long the fit took.
+each; above every picture stand how far the density is from the truth, and how long the fit took.
 """
 
 # %%
