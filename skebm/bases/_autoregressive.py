@@ -16,11 +16,11 @@ _MAX_LOG_SCALE = 7.0
 
 
 class AutoregressiveFlow(LayeredFlow):
-    """K masked autoregressive flows [1]_, evaluated and trained together.
+    """K masked autoregressive flows, evaluated and trained together.
 
-    A layer shifts and scales every column by amounts that are a function of the columns before it,
-    and the next layer has the columns in reverse order. What depends on others in its location and
-    scale alone is then a few parameters, where a mixture needs many components. Both directions
+    A layer [1]_ shifts and scales every column by amounts that are a function of the columns before
+    it, and the next layer has the columns in reverse order. What depends on others in its location
+    and scale alone is then a few parameters, where a mixture needs many components. Both directions
     cost about one pass, as the units of the networks are ordered by the last column that reaches
     them. Networks see columns clipped to ``[-bound, bound]``, so that tails are Gaussian. The flow
     starts at the standard normal distribution.

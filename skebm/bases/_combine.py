@@ -217,6 +217,19 @@ def marginal(distribution: Any, kept: Sequence[int]) -> Any:
     ------
     ValueError
         For one whose marginals have no closed form, such as a flow.
+
+    See Also
+    --------
+    condition : Some columns given others.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import GaussianMixtureBase, marginal
+    >>> mixture = GaussianMixtureBase([1.0], [[0.0, 5.0]], [[[1.0, 0.0], [0.0, 4.0]]])
+    >>> second = marginal(mixture, [1])
+    >>> second.means, second.n_features
+    (tensor([[5.]], dtype=torch.float64), 1)
     """
     if not hasattr(distribution, "marginal"):
         raise ValueError(
@@ -273,7 +286,23 @@ class AffineTransform(nn.Module):
 
 
 class ArcsinhTransform(nn.Module):
-    """Columns whose tails are logarithms: x -> arcsinh(x)."""
+    """Columns whose tails are logarithms: x -> arcsinh(x).
+
+    See Also
+    --------
+    AffineTransform : A change of units.
+    TransformedBase : A distribution behind such a map.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import ArcsinhTransform
+    >>> to_logarithms = ArcsinhTransform()
+    >>> z, log_det = to_logarithms(torch.tensor([[0.0], [1000.0]], dtype=torch.float64))
+    >>> z
+    tensor([[0.0000],
+            [7.6009]], dtype=torch.float64)
+    """
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return arcsinh(x), (n, d), and its log-determinant, (n,)."""

@@ -72,6 +72,24 @@ def condition(distribution: Any, known: Tensor, excluded: Sequence[int] = ()) ->
     Conditional or None
         None where there is no closed form. Of a stack it is that of the distributions that have
         one, with their weights.
+
+    See Also
+    --------
+    marginal : Some columns alone.
+    skebm.models.Conditioner : For models that are more than a mixture.
+    skebm.estimators.ConditionalDensity : For estimators, in the units of X.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skebm.bases import GaussianMixtureBase, condition
+    >>> mixture = GaussianMixtureBase([1.0], [[0.0, 0.0]], [[[1.0, 0.9], [0.9, 1.0]]])
+    >>> given_first = condition(mixture, torch.tensor([True, False]))
+    >>> x = torch.tensor([[2.0, 0.0]], dtype=torch.float64)  # the open cell may hold anything
+    >>> row = which = torch.tensor([0])
+    >>> levels = torch.zeros(1, dtype=torch.float64)  # the median
+    >>> given_first.quantiles(x, row, which, levels)  # 0.9 times 2
+    tensor([[1.8000]], dtype=torch.float64)
     """
     return None
 

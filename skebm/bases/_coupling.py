@@ -18,9 +18,9 @@ _MAX_LOG_SLOPE = math.log(1e3)
 
 
 class CouplingSplineFlow(LayeredFlow):
-    """K coupling flows of rational-quadratic splines [1]_, evaluated and trained together.
+    """K coupling flows of rational-quadratic splines, evaluated and trained together.
 
-    A layer mixes the coordinates linearly (a learned triangular factorisation that starts as a
+    A layer [1]_ mixes the coordinates linearly (a learned triangular factorisation that starts as a
     permutation), then maps half of them by monotone splines whose knots are a function of the other
     half. Splines are the identity outside of ``[-bound, bound]``, and their knots do not change any
     more where the other half leaves it, so that tails are linear. Both directions cost one pass.
