@@ -26,7 +26,7 @@ from skebm.datasets import make_two_moons
 from skebm.training import adversarial, flow_contrastive, task
 
 pytestmark = [
-    pytest.mark.usefixtures("small_flows", "short_fits"),
+    pytest.mark.usefixtures("small_parts", "short_fits"),
     pytest.mark.filterwarnings("ignore"),  # little data, hardly any training
 ]
 
@@ -40,7 +40,7 @@ EXEMPT = {
 
 
 @pytest.fixture(autouse=True, scope="module")
-def short_fits(small_flows):
+def short_fits(small_parts):
     with pytest.MonkeyPatch.context() as patch:
         for module in (adversarial, flow_contrastive):
             patch.setattr(module, "HEAD_START", 1)
@@ -48,7 +48,6 @@ def short_fits(small_flows):
         patch.setattr(adversarial, "GENERATOR_STEPS", 3)
         patch.setattr(adversarial, "SETTLING_STEPS", dict.fromkeys(adversarial.SETTLING_STEPS, 3))
         patch.setattr(adversarial, "MAX_SETTLINGS", 1)
-        patch.setattr(adversarial, "BOUND_SAMPLES", 1024)
         yield
 
 
