@@ -22,6 +22,8 @@ from skebm import (
     OutlierDetector,
     ScoreMatchingEBM,
 )
+from skebm._engine import Budget
+from skebm.bases import _flow_training
 from skebm.datasets import make_two_moons
 from skebm.training import adversarial, flow_contrastive, task
 
@@ -44,6 +46,7 @@ def short_fits(small_parts):
     with pytest.MonkeyPatch.context() as patch:
         for module in (adversarial, flow_contrastive):
             patch.setattr(module, "HEAD_START", 1)
+        patch.setattr(_flow_training, "FLOW_BUDGET", Budget(epochs=2, steps=1))
         patch.setattr(task, "SMOOTHED_ROWS", 100)
         patch.setattr(adversarial, "GENERATOR_STEPS", 3)
         patch.setattr(adversarial, "SETTLING_STEPS", dict.fromkeys(adversarial.SETTLING_STEPS, 3))
