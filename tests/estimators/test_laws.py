@@ -69,13 +69,14 @@ def linear_embedding(learning_rate=0.01, max_epochs=60, **particular):
     return network(energy_model={"embedding": "piecewise_linear"} | training, **particular)
 
 
-def chains(**particular):
-    return network(energy_model={"max_epochs": 40}, **particular)
+def chains(learning_rate=0.02, max_epochs=40, **particular):
+    training = {"learning_rate": learning_rate, "max_epochs": max_epochs}
+    return network(energy_model=training, **particular)
 
 
-def flow(batch_size=128, **particular):
-    shorter = {"max_epochs": 40, "batch_size": batch_size}
-    return network(COMMON, shorter, **particular)
+def flow(learning_rate=0.02, max_epochs=40, batch_size=128, **particular):
+    training = {"learning_rate": learning_rate, "max_epochs": max_epochs, "batch_size": batch_size}
+    return network(COMMON, training, **particular)
 
 
 ESTIMATORS = {
@@ -89,24 +90,24 @@ ESTIMATORS = {
     "sm-exact": lambda: ScoreMatchingEBM(**network(method="exact")),
     "sm-sliced": lambda: ScoreMatchingEBM(**network(method="sliced")),
     "sm-denoising": lambda: ScoreMatchingEBM(
-        **network(energy_model={"embedding": "piecewise_linear"}, method="denoising")
+        **linear_embedding(learning_rate=0.03, max_epochs=30, method="denoising")
     ),
-    "cd-persistent": lambda: ContrastiveDivergenceEBM(**chains(n_steps=3)),
+    "cd-persistent": lambda: ContrastiveDivergenceEBM(**chains(0.03, 20, n_steps=3)),
     "cd-from-rows": lambda: ContrastiveDivergenceEBM(
         **chains(persistent=False, sampler="hmc", n_steps=1)
     ),
     "cd-no-base": lambda: ContrastiveDivergenceEBM(
-        **chains(base=None, sampler="random_walk", n_steps=3)
+        **chains(0.03, 20, base=None, sampler="random_walk", n_steps=3)
     ),
     "fce": lambda: FlowContrastiveDensity(**flow(correction=Boosting(max_iter=40))),
-    "fce-no-base": lambda: FlowContrastiveDensity(**flow(batch_size=64, base=None)),
+    "fce-no-base": lambda: FlowContrastiveDensity(**flow(0.03, 20, batch_size=64, base=None)),
     "adversarial": lambda: AdversarialEBM(**flow(gradient_penalty=0.5)),
 }
 """Name -> factory of an estimator at a setting that fits 400 rows in about a second."""
 
 LATENT = {
     "vae": lambda: ImplicitVAE(
-        **TRAINING | {"max_epochs": 40},
+        **TRAINING | {"learning_rate": 0.03, "max_epochs": 30},
         n_components=2,
         n_importance_samples=50,
         validation_fraction=0.5,
