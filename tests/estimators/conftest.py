@@ -4,12 +4,16 @@ import pytest
 
 from skebm._engine import Budget
 from skebm.bases import _flow_training, build_flow
-from skebm.training import adversarial, distributions, flow_contrastive
+from skebm.training import adversarial, chains, distributions, flow_contrastive
 
 
 @pytest.fixture(scope="module")
-def small_flows():
-    """Flows that fit in a fraction of a second, and leave the energies something to learn."""
+def small_parts():
+    """Flows that fit in a fraction of a second, and leave the energies something to learn.
+
+    What is measured after a training is measured on few samples, too: the bound on log Z, the gap
+    of a generator, and R-hat. Their values are tested elsewhere.
+    """
 
     def small(flow, n_features, n_members=1, **options):
         if flow == "coupling":
@@ -22,6 +26,10 @@ def small_flows():
         patch.setattr(_flow_training, "FLOW_BUDGET", budget)
         for module in (adversarial, flow_contrastive):
             patch.setattr(module, "HEAD_START", 20)
+        patch.setattr(adversarial, "GENERATOR_STEPS", 20)
+        patch.setattr(adversarial, "BOUND_SAMPLES", 1024)
+        patch.setattr(adversarial, "GAP_SAMPLES", 1024)
+        patch.setattr(chains, "DIAGNOSED_MOVES", 10)
         patch.setattr(adversarial, "SETTLING_STEPS", dict.fromkeys(adversarial.SETTLING_STEPS, 30))
         patch.setattr(
             adversarial, "SETTLING_SAMPLES", dict.fromkeys(adversarial.SETTLING_SAMPLES, 128)

@@ -45,6 +45,15 @@ def quick_parts():
         yield
 
 
+@pytest.fixture
+def short_stages(monkeypatch):
+    """For what neither the stages of the generator nor the bound have a part in."""
+    monkeypatch.setattr(adversarial, "GENERATOR_STEPS", 10)
+    monkeypatch.setattr(adversarial, "BOUND_SAMPLES", 2048)
+    settling = dict.fromkeys(adversarial.SETTLING_STEPS, 10)
+    monkeypatch.setattr(adversarial, "SETTLING_STEPS", settling)
+
+
 def density(**options):
     """An estimator; options are those of its network, too."""
     network = {name: options.pop(name, value) for name, value in NETWORK.items()}
@@ -62,8 +71,12 @@ def new_moons():
     return TwoMoons().sample(4000, random_state=1)
 
 
-@cache
 def fitted(generator="flow", seed=0):
+    return fitted_once(generator, seed)
+
+
+@cache  # by position: it would take arguments by name, or left out, for others
+def fitted_once(generator, seed):
     return density(generator=generator, random_state=seed).fit(moons())
 
 
@@ -96,6 +109,7 @@ def test_improves_on_the_flow_on_rings():
     assert gains(estimator, new).mean() > 0.05
 
 
+@pytest.mark.usefixtures("short_stages")
 @every_generator
 def test_no_gradient_penalty_is_allowed(generator):
     estimator = density(generator=generator, gradient_penalty=0.0, **TINY).fit(moons(100))
@@ -296,6 +310,7 @@ def test_pickle(generator):
     np.testing.assert_array_equal(twin.generator_.sample(20, 0), estimator.generator_.sample(20, 0))
 
 
+@pytest.mark.usefixtures("short_stages")
 def test_refit_keeps_nothing_of_the_first():
     estimator = density(generator="implicit", **TINY).fit(moons(100)[:, :1])
     estimator.set_params(generator="flow").fit(moons(100))
@@ -322,6 +337,7 @@ def test_warm_start_goes_on(generator):
     assert (above > -4.0 * error - 1e-12).all()
 
 
+@pytest.mark.usefixtures("short_stages")
 @every_generator
 def test_fits_are_bit_identical(generator):
     options = {"generator": generator, "device": "cpu", **TINY}
@@ -338,6 +354,7 @@ def test_fits_are_bit_identical(generator):
 # ---------------------------------------------------------------------- odd data
 
 
+@pytest.mark.usefixtures("short_stages")
 @every_generator
 @pytest.mark.parametrize("kind", ["one column", "three columns", "ties", "few"])
 def test_other_rows(generator, kind):

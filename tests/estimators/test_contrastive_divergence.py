@@ -20,6 +20,7 @@ from skebm import ContrastiveDivergenceEBM, Network
 from skebm.datasets import TwoMoons
 from skebm.estimators import contrastive_divergence
 from skebm.estimators._tilted import TiltedDensity
+from skebm.training import chains
 from skebm.training.chains import SAMPLERS
 
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
@@ -28,6 +29,16 @@ NETWORK = {"hidden_layer_sizes": (16,), "learning_rate": 0.03, "max_epochs": 30,
            "patience": 1000}  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:the standard error of log Z")
+
+DIAGNOSED_MOVES = chains.DIAGNOSED_MOVES
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_diagnostics():
+    """Fewer moves behind R-hat, which take as long as a training here; but all on the moons."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chains, "DIAGNOSED_MOVES", 30)
+        yield
 
 
 def density(**options):
@@ -50,11 +61,17 @@ def new_moons():
     return TwoMoons().sample(4000, random_state=1)
 
 
-@cache
 def fitted_to_moons(sampler="mala", persistent=True):
+    return fitted_to_moons_once(sampler, persistent)
+
+
+@cache  # by position: it would take arguments by name, or left out, for others
+def fitted_to_moons_once(sampler, persistent):
     # steps of "ula" are small: it needs more of them, and longer to find their size
     slow = {"n_steps": 5, "batch_size": 64, "learning_rate": 0.02} if sampler == "ula" else {}
-    return density(sampler=sampler, persistent=persistent, **slow).fit(moons())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chains, "DIAGNOSED_MOVES", DIAGNOSED_MOVES)
+        return density(sampler=sampler, persistent=persistent, **slow).fit(moons())
 
 
 HUMPS = [stats.norm(-2.0, 0.5), stats.norm(1.0, 0.8)]
@@ -66,8 +83,12 @@ def humps(n, seed):
     return np.where(rng.random(n) < 0.5, *draws)[:, None]
 
 
-@cache
 def fitted_to_humps(sampler="mala"):
+    return fitted_to_humps_once(sampler)
+
+
+@cache
+def fitted_to_humps_once(sampler):
     return density(sampler=sampler).fit(humps(500, 0))
 
 

@@ -41,7 +41,7 @@ from skebm.estimators import _base
 from skebm.estimators._detector import thresholds
 from skebm.estimators._mixed import MixedDensity
 from skebm.exceptions import InconsistentVersionWarning, LowEffectiveSampleSizeWarning
-from skebm.training import Progress, fit, latent, views
+from skebm.training import Progress, fit, latent, task, views
 
 UNTRAINED = {"nce-base-alone", "detector"}
 WITH_TREES = {"nce-trees", "fce"}
@@ -69,13 +69,14 @@ def linear_embedding(learning_rate=0.01, max_epochs=60, **particular):
     return network(energy_model={"embedding": "piecewise_linear"} | training, **particular)
 
 
-def chains(**particular):
-    return network(energy_model={"max_epochs": 40}, **particular)
+def chains(learning_rate=0.02, max_epochs=40, **particular):
+    training = {"learning_rate": learning_rate, "max_epochs": max_epochs}
+    return network(energy_model=training, **particular)
 
 
-def flow(batch_size=128, **particular):
-    shorter = {"max_epochs": 40, "batch_size": batch_size}
-    return network(COMMON, shorter, **particular)
+def flow(learning_rate=0.02, max_epochs=40, batch_size=128, **particular):
+    training = {"learning_rate": learning_rate, "max_epochs": max_epochs, "batch_size": batch_size}
+    return network(COMMON, training, **particular)
 
 
 ESTIMATORS = {
@@ -89,24 +90,24 @@ ESTIMATORS = {
     "sm-exact": lambda: ScoreMatchingEBM(**network(method="exact")),
     "sm-sliced": lambda: ScoreMatchingEBM(**network(method="sliced")),
     "sm-denoising": lambda: ScoreMatchingEBM(
-        **network(energy_model={"embedding": "piecewise_linear"}, method="denoising")
+        **linear_embedding(learning_rate=0.03, max_epochs=30, method="denoising")
     ),
-    "cd-persistent": lambda: ContrastiveDivergenceEBM(**chains(n_steps=3)),
+    "cd-persistent": lambda: ContrastiveDivergenceEBM(**chains(0.03, 20, n_steps=3)),
     "cd-from-rows": lambda: ContrastiveDivergenceEBM(
         **chains(persistent=False, sampler="hmc", n_steps=1)
     ),
     "cd-no-base": lambda: ContrastiveDivergenceEBM(
-        **chains(base=None, sampler="random_walk", n_steps=3)
+        **chains(0.03, 20, base=None, sampler="random_walk", n_steps=3)
     ),
     "fce": lambda: FlowContrastiveDensity(**flow(correction=Boosting(max_iter=40))),
-    "fce-no-base": lambda: FlowContrastiveDensity(**flow(batch_size=64, base=None)),
+    "fce-no-base": lambda: FlowContrastiveDensity(**flow(0.03, 20, batch_size=64, base=None)),
     "adversarial": lambda: AdversarialEBM(**flow(gradient_penalty=0.5)),
 }
 """Name -> factory of an estimator at a setting that fits 400 rows in about a second."""
 
 LATENT = {
     "vae": lambda: ImplicitVAE(
-        **TRAINING | {"max_epochs": 40},
+        **TRAINING | {"learning_rate": 0.03, "max_epochs": 30},
         n_components=2,
         n_importance_samples=50,
         validation_fraction=0.5,
@@ -119,8 +120,16 @@ LATENT = {
 every_tilted = pytest.mark.parametrize("name", ESTIMATORS, scope="module")
 ESTIMATORS = ESTIMATORS | LATENT
 every_estimator = pytest.mark.parametrize("name", ESTIMATORS, scope="module")
+
+ONE_OF_EACH = ["nce-trees", "nce-network", "sm-sliced", "cd-from-rows", "fce", "adversarial", "vae"]
+"""Every trained estimator, NCEDensity with trees and with a network, at its quickest setting."""
+
+one_of_each = pytest.mark.parametrize("name", ONE_OF_EACH, scope="module")
+# for laws of code that estimators share, whatever their method
+one_of_all = pytest.mark.parametrize("name", [*ONE_OF_EACH, "detector"], scope="module")
+
 pytestmark = [
-    pytest.mark.usefixtures("small_flows"),
+    pytest.mark.usefixtures("small_parts"),
     # the settings are meant to be quick
     pytest.mark.filterwarnings(
         "ignore:the learned log Z differs",
@@ -162,7 +171,7 @@ def fresh(d, n=2000):
 
 
 @cache
-def fitted_and_told(name, d=2):
+def fitted_and_told(name, d):
     """The fitted estimator, and the texts of the warnings of its fit."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -174,9 +183,19 @@ def fitted(name, d=2):
     return fitted_and_told(name, d)[0]
 
 
+def brief(name):
+    """The same estimator, trained just long enough to be more than its base."""
+    return quick(name, epochs=10)
+
+
 @cache
-def scores_of(name, d=2):
-    return fitted(name, d).score_samples(fresh(d))
+def briefly_fitted(name):
+    return brief(name).fit(data(2))
+
+
+@cache
+def scores_of(name):
+    return fitted(name).score_samples(fresh(2))
 
 
 def grid(name, d):
@@ -195,15 +214,14 @@ def fineness(name):
     return 4 if name in WITH_TREES else 1 if name in LATENT else 2
 
 
-def threshold(name, contamination):
+def threshold(estimator, contamination):
     """Threshold of the fitted estimator, had it been fitted with that contamination."""
-    return np.quantile(judged_rows(name), contamination)
+    return np.quantile(judged_rows(estimator), contamination)
 
 
-def judged_rows(name):
+def judged_rows(estimator):
     """Scores of the training rows by which a number for contamination is a share of them."""
-    estimator = fitted(name)
-    of_fold = name == "detector"
+    of_fold = isinstance(estimator, OutlierDetector)
     return estimator.out_of_fold_scores_ if of_fold else estimator.score_samples(data(2))
 
 
@@ -242,7 +260,8 @@ def test_the_quick_settings_learn_something(name):
         else:
             base = fitted(name, d).base_score_samples(fresh(d)).mean()
         assert fitted(name, d).n_iter_ > 0
-        assert scores_of(name, d).mean() > base + 0.05
+        assert fitted(name, d).score(fresh(d)) > base + 0.05
+    assert briefly_fitted(name).n_iter_ > 0
 
 
 @every_estimator
@@ -300,8 +319,8 @@ def test_behind_a_scaler_it_has_the_units_of_x(name):
 def test_offset_of_the_columns_changes_nothing(name):
     # training amplifies what adding loses
     offset, new = np.array([64.0, -128.0]), fresh(2)[:500]
-    moved = ESTIMATORS[name]().fit(data(2) + offset).score_samples(new + offset)
-    np.testing.assert_allclose(moved, scores_of(name)[:500], atol=1e-3)
+    moved = brief(name).fit(data(2) + offset).score_samples(new + offset)
+    np.testing.assert_allclose(moved, briefly_fitted(name).score_samples(new), atol=1e-3)
 
 
 @every_estimator
@@ -312,16 +331,17 @@ def test_constant_columns_and_rows_of_weight_zero_change_nothing(name):
     table[~bad, 0], table[~bad, 2] = data(2).T
     table[:, 1], table[:, 3] = 5.0, bad
     weight = np.where(bad, 0.0, 8.0)
-    estimator = ESTIMATORS[name]().set_params(contamination=0.1).fit(table, sample_weight=weight)
+    plain = briefly_fitted(name)
+    estimator = brief(name).set_params(contamination=0.1).fit(table, sample_weight=weight)
     new = np.insert(fresh(2)[:100], [1, 2], [5.0, 0.0], axis=1)
     # two columns have shown one of their two states 400 times
     both = 2 * math.log(401 / 402)
-    alone = fitted(name).score_samples(fresh(2)[:100])
+    alone = plain.score_samples(fresh(2)[:100])
     np.testing.assert_allclose(estimator.score_samples(new), alone + both, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(
-        estimator.out_of_fold_scores_, fitted(name).out_of_fold_scores_ + both, rtol=1e-12
+        estimator.out_of_fold_scores_, plain.out_of_fold_scores_ + both, rtol=1e-12
     )
-    assert estimator.offset_ == pytest.approx(threshold(name, 0.1) + both, abs=1e-12)
+    assert estimator.offset_ == pytest.approx(threshold(plain, 0.1) + both, abs=1e-12)
     # of the other state only the probability is known, wherever the value is
     new[:50, 1] = 5.0 + 1e-9
     new[50:60, [1, 3]] = 1e6
@@ -400,7 +420,7 @@ trained = pytest.mark.parametrize(
 @trained
 def test_training_that_its_limit_has_ended_says_so(name):
     # patience lasts longer than the training, in which the likelihood rises
-    _, told = fitted_and_told(name)
+    _, told = fitted_and_told(name, 2)
     assert any("training ended at its limit" in text and "raise " in text for text in told), told
 
 
@@ -607,7 +627,7 @@ def test_stein_score_is_the_gradient(name, d):
         assert np.quantile(error, 0.98) < 1e-4
 
 
-@every_estimator
+@one_of_all
 @pytest.mark.parametrize("dtypes", [("float32", "float64"), ("float64", "float32")])
 def test_a_constant_column_is_met_within_the_precision_of_what_is_given(name, dtypes):
     X = np.c_[data(1)[:50].astype("float32"), np.full(50, 0.1)]
@@ -641,7 +661,7 @@ OF_ROWS = (
 )  # fmt: skip
 
 
-@every_estimator
+@one_of_all
 def test_tensors_come_back_under_array_api_dispatch(name, array_api_dispatch):
     estimator, rows, x = fitted(name), fresh(2)[:50], torch.from_numpy(fresh(2)[:50])
     for method in OF_ROWS:
@@ -719,12 +739,13 @@ def test_fits_depend_on_rows_and_seed_alone(name):
     getattr(used, "reconstruct" if name in LATENT else "stein_score")(data(1))
     assert global_state() == before
     # a second fit forgets the first, and two fits at once do not disturb each other
-    used.set_params(**ESTIMATORS[name]().get_params(deep=False))
+    used.set_params(**brief(name).get_params(deep=False))
     with ThreadPoolExecutor(2) as pool:
-        jobs = [(used, 1.0), (ESTIMATORS[name](), scale)]
+        jobs = [(used, 1.0), (brief(name), scale)]
         again, scaled = pool.map(lambda job: job[0].fit(data(2) * job[1]), jobs)
     assert global_state() == before
-    reference, scores = fitted(name), scores_of(name)
+    reference = briefly_fitted(name)
+    scores = reference.score_samples(fresh(2))
     np.testing.assert_array_equal(again.score_samples(fresh(2)), scores)
     if name not in LATENT:
         np.testing.assert_array_equal(again.log_partition_, reference.log_partition_)
@@ -748,14 +769,6 @@ def doubles_in_inference_mode():
             yield
     finally:
         torch.set_default_dtype(torch.float32)
-
-
-one_of_each = pytest.mark.parametrize(
-    "name",
-    ["nce-trees", "nce-network", "sm-sliced", "cd-from-rows", "fce", "adversarial", "vae"],
-    scope="module",
-)
-"""Every estimator, NCEDensity with trees and with a network, at the setting that is quickest."""
 
 
 @one_of_each
@@ -889,7 +902,7 @@ def test_an_estimator_of_another_version_is_loaded_with_a_warning(name, monkeypa
         loaded.__setstate__(vars(fitted(name)))
 
 
-@every_estimator
+@one_of_all
 def test_interrupted_fit_leaves_the_estimator_as_it_was(name, monkeypatch):
     rows = data(1)[:50]
     unfitted, estimator = quick(name), quick(name).fit(rows)
@@ -1081,9 +1094,13 @@ def test_ties_make_no_spike(name):
     assert (peaks < 2.0 * truth.max()).all()
 
 
-@pytest.mark.parametrize("name", [n for n in ESTIMATORS if n != "detector"], scope="module")
-@pytest.mark.parametrize("h", [0.7, "scott"])
-def test_smoothing_adds_noise_of_that_width(name, h):
+@pytest.mark.parametrize(
+    ("name", "h"),
+    [(n, 0.7) for n in ESTIMATORS if n != "detector"] + [("nce-trees", "scott"), ("vae", "scott")],
+    scope="module",
+)
+def test_smoothing_adds_noise_of_that_width(name, h, monkeypatch):
+    monkeypatch.setattr(task, "SMOOTHED_ROWS", 1600)  # four copies of every row
     epochs = 60 if name == "nce-no-base" else 10 if name in LATENT else 5
     estimator = quick(name, epochs=epochs).set_params(smoothing=h)
     if name in LATENT:  # it knows no more of the mean than the rows that it is trained on
@@ -1104,7 +1121,7 @@ def test_smoothing_adds_noise_of_that_width(name, h):
 @every_estimator
 def test_contamination_is_the_share_of_flagged_training_rows(name):
     for contamination in (0.05, 0.5):
-        flagged = judged_rows(name) < threshold(name, contamination)
+        flagged = judged_rows(fitted(name)) < threshold(fitted(name), contamination)
         assert flagged.sum() == contamination * 400
     # of rows with one score none is flagged where only some could be
     scores = fitted(name).score_samples(np.repeat(data(2)[:2], [37, 13], axis=0))
@@ -1114,7 +1131,7 @@ def test_contamination_is_the_share_of_flagged_training_rows(name):
         assert (scores < offset - 1e-9).sum() == n_flagged * rare_is_odd
 
 
-@every_estimator
+@one_of_all
 def test_labels_of_training_rows_are_out_of_fold(name):
     # rows of weight zero are new to the fit
     rows, weight = data(2)[:120], np.where(np.arange(120) % 6 == 5, 0.0, 1.0)

@@ -22,11 +22,13 @@ from skebm import (
     OutlierDetector,
     ScoreMatchingEBM,
 )
+from skebm._engine import Budget
+from skebm.bases import _flow_training
 from skebm.datasets import make_two_moons
 from skebm.training import adversarial, flow_contrastive, task
 
 pytestmark = [
-    pytest.mark.usefixtures("small_flows", "short_fits"),
+    pytest.mark.usefixtures("small_parts", "short_fits"),
     pytest.mark.filterwarnings("ignore"),  # little data, hardly any training
 ]
 
@@ -40,15 +42,15 @@ EXEMPT = {
 
 
 @pytest.fixture(autouse=True, scope="module")
-def short_fits(small_flows):
+def short_fits(small_parts):
     with pytest.MonkeyPatch.context() as patch:
         for module in (adversarial, flow_contrastive):
             patch.setattr(module, "HEAD_START", 1)
+        patch.setattr(_flow_training, "FLOW_BUDGET", Budget(epochs=2, steps=1))
         patch.setattr(task, "SMOOTHED_ROWS", 100)
         patch.setattr(adversarial, "GENERATOR_STEPS", 3)
         patch.setattr(adversarial, "SETTLING_STEPS", dict.fromkeys(adversarial.SETTLING_STEPS, 3))
         patch.setattr(adversarial, "MAX_SETTLINGS", 1)
-        patch.setattr(adversarial, "BOUND_SAMPLES", 1024)
         yield
 
 

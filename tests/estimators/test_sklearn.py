@@ -73,7 +73,7 @@ EXPECTED_OF_DETECTORS = EXPECTED_OF_MEMBERS | {
 
 
 pytestmark = [
-    pytest.mark.usefixtures("small_flows"),
+    pytest.mark.usefixtures("small_parts"),
     # 1,000 samples for log Z
     pytest.mark.filterwarnings("ignore::skebm.exceptions.LowEffectiveSampleSizeWarning"),
 ]
