@@ -64,6 +64,7 @@ sphinx_gallery_conf = {
     "reset_modules": ("matplotlib", "gallery.size"),
     "within_subsection_order": "gallery.order",
     "image_srcset": ["2x"],
+    "ignore_repr_types": r"matplotlib",  # what drawing calls return
 }
 
 html_theme = "pydata_sphinx_theme"
