@@ -73,7 +73,7 @@ html_favicon = "_static/favicon.svg"
 html_context = {"default_mode": "auto"}
 html_static_path = ["_static"]
 html_css_files = ["skebm.css"]
-html_js_files = [("scrolling.js", {"defer": "defer"})]
+html_js_files = [("access.js", {"defer": "defer"})]
 html_show_sourcelink = False
 html_theme_options = {
     "show_prev_next": True,
