@@ -3,8 +3,8 @@
     python benchmarks/density.py --data DIR --out results.json
     python benchmarks/density.py --report results.json
 
-Tables are split by ``train_test_split(X, test_size=.2, random_state=seed)`` and standardised by the
-training part; values are nats per row in those units. Distributions of ``skebm.datasets`` are
+Tables are split by ``train_test_split(X, test_size=0.2, random_state=seed)`` and standardised by
+the training part; values are nats per row in those units. Distributions of ``skebm.datasets`` are
 drawn with n training rows (random_state = seed) and 10,000 fresh test rows; values are in their own
 units, and ``truth`` is the mean of the exact log-density, so that truth - value estimates KL.
 Entries that a file already holds are skipped.

@@ -4,7 +4,7 @@
 
 Digits: 8 x 8 grey levels from 0 to 16; uniform noise fills the steps, and the sum is divided by 17,
 so that a column lies in [0, 1]. Breast cancer: columns standardised by the training part. A quarter
-of the rows is held out by ``train_test_split(X, test_size=.25, random_state=seed)``. Printed are
+of the rows is held out by ``train_test_split(X, test_size=0.25, random_state=seed)``. Printed are
 the mean log-density of these rows in nats, with the standard error of that mean over rows, and bits
 per column, -log2 p(x) / d: for digits in the units of grey levels, where it is an upper bound on
 the bits that a pixel's grey level costs; lower is better.

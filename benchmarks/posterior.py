@@ -2,18 +2,18 @@
 
     python benchmarks/posterior.py
 
-Rows are x = |z| + .1 noise with z ~ N(0, 1), 4,000 of them, and the model knows it: the decoder is
-z -> |z|, the variance of the noise is .01, and neither is trained. So p(z | x) has a mode at x and
+Rows are x = |z| + 0.1 noise with z ~ N(0, 1), 4,000 of them, and the model knows it: the decoder is
+z -> |z|, the variance of the noise is 0.01, and neither is trained. So p(z | x) has a mode at x and
 one at -x, alike, and the encoder is all that can be wrong. Every encoder is trained for --epochs
 epochs without early stopping. Printed is the Kullback-Leibler divergence in nats from the encoder
 to the exact posterior at four rows: the exact one by quadrature, the encoder's by 20,000 draws,
-both over 200 bins. An encoder that has one of the modes is at log 2 = .69. "share" is that of the
-draws with z > 0; the right one is .5.
+both over 200 bins. An encoder that has one of the modes is at log 2 = 0.69. "share" is that of the
+draws with z > 0; the right one is 0.5.
 
 The estimator learns the variance. To hold it fixed, this script makes the task and trains the model
 by hand. The case "estimator" does not: it is ``ImplicitVAE``, told nothing but the decoder, and its
 encoder is compared with the posterior under the noise that it has learned ("noise"; the right one
-is .1).
+is 0.1).
 """
 
 import argparse

@@ -64,12 +64,16 @@ sphinx_gallery_conf = {
     "reset_modules": ("matplotlib", "gallery.size"),
     "within_subsection_order": "gallery.order",
     "image_srcset": ["2x"],
+    "ignore_repr_types": r"matplotlib",  # what drawing calls return
 }
 
 html_theme = "pydata_sphinx_theme"
 html_title = "skebm"
+html_favicon = "_static/favicon.svg"
+html_context = {"default_mode": "auto"}
 html_static_path = ["_static"]
 html_css_files = ["skebm.css"]
+html_js_files = [("access.js", {"defer": "defer"})]
 html_show_sourcelink = False
 html_theme_options = {
     "show_prev_next": True,

@@ -64,7 +64,8 @@ assert abs(mass[1, 1] - measured["male"]) < 250
 assert mass[0, 1] < mass[1, 1]
 
 # %%
-# Draws have the labels of the given rows, here 0 and 1, and the dtypes of the table.
+# Each given row has its draws, one row after the other: three females, then three males. They have
+# the dtypes of the table.
 
 given.sample(3, random_state=0)
 

@@ -72,8 +72,15 @@ for ax, z, line, name in zip(
     ax.scatter(*X[3:].T, s=1, color="tab:orange")
     for kind, (x, y) in ODD.items():
         ax.scatter(x, y, marker="x", color="tab:red")
+        right = x > 10.0
         ax.annotate(
-            kind, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7
+            kind,
+            (x, y),
+            xytext=(-6 if right else 6, 6),
+            textcoords="offset points",
+            ha="right" if right else "left",
+            fontsize=7,
+            bbox={"facecolor": "white", "alpha": 0.8, "pad": 1, "linewidth": 0},
         )
     ax.set(title=name, aspect="equal")
 plt.show()

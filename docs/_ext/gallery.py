@@ -6,6 +6,7 @@ code is checked, and the numbers mean little. The pages themselves know nothing 
 
 import functools
 import os
+import warnings
 from pathlib import Path
 
 from sklearn.base import clone
@@ -18,6 +19,8 @@ from skebm.estimators._base import BaseDensity
 ORDER = [
     "quickstart",
     "plot_mixed_table",
+    "plot_odd_rows",
+    "plot_outliers",
     "plot_asking",
     "plot_imputation",
     "plot_true_density",
@@ -79,6 +82,12 @@ def size(gallery_conf, fname):
     small = os.environ.get("SKEBM_SMOKE") == "1" and Path(fname).stem in LONG
     BaseDensity.fit = small_fit if small else fit
     _flow_training.FLOW_BUDGET = small_flow_budget if small else flow_budget
+    warnings.formatwarning = brief
+
+
+def brief(message, category, *args, **kwargs):
+    """What a page prints of a warning: not where the file lies."""
+    return f"{category.__name__}: {message}\n"
 
 
 def order(fname):

@@ -78,7 +78,7 @@ def train(
     """Train a module in place and leave its best state in it, in evaluation mode.
 
     AdamW with a warm-up of 100 steps (a tenth of a shorter training) and a cosine to zero, with
-    clipped gradients. What is evaluated and kept is the moving average of the weights (.99), not
+    clipped gradients. What is evaluated and kept is the moving average of the weights (0.99), not
     the weights of the last step. The initial state is evaluated too: with f = 0 it is "no tilt",
     and it is kept when nothing beats it.
 

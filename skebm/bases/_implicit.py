@@ -18,7 +18,7 @@ class ImplicitGenerator(nn.Module):
     r"""K networks that turn noise into points, :math:`z = g(u) + \sigma \epsilon`.
 
     u and epsilon are standard normal, g is a residual perceptron that starts as the identity, and
-    sigma is learned within [.05, .3]. The density of z,
+    sigma is learned within [0.05, 0.3]. The density of z,
 
     .. math:: \log q(z) = \log E_u\, N(z; g(u), \sigma^2),
 

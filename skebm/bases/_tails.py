@@ -61,7 +61,7 @@ def fit_tail(
     typical = np.exp(share @ np.log(np.maximum(exceedances, 1e-300 + 1e-12 * mean)))
     rate = np.geomspace(1e-3 / mean, 1e3 / typical, 200)
     growth = np.log1p(rate[:, None] * exceedances) @ share
-    # the shrinkage: some exceedances that follow an exponential law of the same scale
+    # the shrinkage: some exceedances that follow an exponential distribution of the same scale
     kept = n / (n + PSEUDO_EXCEEDANCES)
     shape = np.minimum(kept * growth, MAX_SHAPE)
     scale = shape / rate

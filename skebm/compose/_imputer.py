@@ -78,7 +78,7 @@ class DensityImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     after the other given all others, in six sweeps; mean and mode are made of what the last three
     sweeps of four chains propose, weighted, and the densest number is that at which a kernel
     density of these (Scott's bandwidth) is highest. So means of several cells have an error of
-    chance, of about .3 standard deviations where the cells depend on each other strongly.
+    chance, of about 0.3 standard deviations where the cells depend on each other strongly.
 
     Examples
     --------

@@ -33,8 +33,8 @@ def smoothed_score(
         s, standard deviations of the noise.
     n_points : int, default=64
         Half of them are the mirror images of the other half. For the score of a normal distribution
-        and s = .28 the error is 1, 2 and 3 % in one, two and three columns, with 256 points half of
-        that.
+        and s = 0.28 the error is 1, 2 and 3 % in one, two and three columns, with 256 points half
+        of that.
     seed : int, default=0
         Of the scrambling of the points.
 

@@ -358,7 +358,7 @@ class Boosting(Specification):
     Parameters
     ----------
     learning_rate : float or "auto", default="auto"
-        Factor in front of every tree. "auto" is .1, and .2 above 5,000 rows.
+        Factor in front of every tree. "auto" is 0.1, and 0.2 above 5,000 rows.
     max_iter : int, default=600
         Trees per member, at most.
     max_leaf_nodes : int, default=31

@@ -82,7 +82,7 @@ class ContrastiveDivergenceEBM(MixedDensity, TiltedDensity):
     n_members : int, default=4
         Members of the cross-fitted ensemble. 1 is the plain model with a validation split.
     n_partition_samples : int or "auto", default="auto"
-        Samples per member for log Z. "auto" draws until its standard error is below .01 nats, and
+        Samples per member for log Z. "auto" draws until its standard error is below 0.01 nats, and
         anneals where the effective sample size stays below one per cent.
     recalibration : bool, default=True
         Whether the factor on f, and the weights of separate modes where training hardly sees them,

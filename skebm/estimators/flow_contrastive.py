@@ -73,7 +73,7 @@ class FlowContrastiveDensity(TiltedDensity):
     n_members : int, default=4
         Members of the cross-fitted ensemble. 1 is the plain model with a validation split.
     n_partition_samples : int or "auto", default="auto"
-        Samples per member for log Z. "auto" draws until its standard error is below .01 nats, and
+        Samples per member for log Z. "auto" draws until its standard error is below 0.01 nats, and
         anneals where the effective sample size stays below one per cent.
     recalibration : bool, default=True
         Whether the factor on f, and the weights of separate modes where training hardly sees them,
@@ -117,7 +117,7 @@ class FlowContrastiveDensity(TiltedDensity):
         Held-out log-likelihood in nats per row, out of fold: of the ``flow`` fitted by maximum
         likelihood, the ``flow_after_game``, the ``energy_after_game``, the ``energy_refined`` (the
         better one of both energies), the ``energy_boosted`` (with trees, if these help) and the
-        ``flow_boosted`` (with trees on the base instead, if these are better by .01; only with
+        ``flow_boosted`` (with trees on the base instead, if these are better by 0.01; only with
         early stopping of the trees, up to 5,000 rows, and where the networks gained something). All
         before recalibration.
     log_partition_ : ndarray of shape (n_members,)

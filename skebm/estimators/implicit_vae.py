@@ -79,10 +79,10 @@ class ImplicitVAE(
         under both.
     kl_weight_start : float, default=1.0
         Weight of the divergence between encoder and prior at the first step; it goes geometrically
-        to one in the first 60 % of the steps. A small weight (.1) is the warm-up that some decoders
-        need. A large one (30) can let the encoder find several modes of a posterior where decoder
-        and noise are fixed, and empties the latent variables of a decoder that is not. With a start
-        other than one, training does not stop early.
+        to one in the first 60 % of the steps. A small weight (0.1) is the warm-up that some
+        decoders need. A large one (30) can let the encoder find several modes of a posterior where
+        decoder and noise are fixed, and empties the latent variables of a decoder that is not. With
+        a start other than one, training does not stop early.
     n_posterior_samples : int, default=64
         Draws of the encoder behind `transform` (unless the encoder is Gaussian) and `reconstruct`.
     n_importance_samples : int, default=180

@@ -54,7 +54,7 @@ class OutlierDetector(MixedDensity, CalibratedDetector):
     n_members : int, default=4
         Members of the cross-fitted ensemble. 1 is the plain model with a validation split.
     n_partition_samples : int or "auto", default="auto"
-        Samples per member for log Z. "auto" draws until its standard error is below .01 nats, but
+        Samples per member for log Z. "auto" draws until its standard error is below 0.01 nats, but
         no more than 16,384. Where the effective sample size stays below one per cent, as in some
         twenty and more columns, members share one log Z, which is annealed. A warning says so where
         its standard error is above a quarter of a nat then, and in tables with states, which are

@@ -45,8 +45,8 @@ class ScoreMatchingEBM(MixedDensity, TiltedDensity):
         least variance. Idle in the other methods.
     sigma : float, array-like of float or "auto", default="auto"
         Noise that is added to the rows in training, in units of z (where the columns have a
-        standard deviation of about one). "auto" is a fifth of Scott's bandwidth, .2 n^(-1 / (d +
-        4)). Several levels, such as ``np.geomspace(.05, .5, 5)``, are mixed, each weighted by its
+        standard deviation of about one). "auto" is a fifth of Scott's bandwidth, 0.2 n^(-1 / (d +
+        4)). Several levels, such as ``np.geomspace(0.05, 0.5, 5)``, are mixed, each weighted by its
         square. 0 fits the rows as they are ("exact" and "sliced" only). Unlike `smoothing` it does
         not change what is estimated.
     base : str, list of str, distribution or None, default="auto"
@@ -64,7 +64,7 @@ class ScoreMatchingEBM(MixedDensity, TiltedDensity):
     n_members : int, default=4
         Members of the cross-fitted ensemble. 1 is the plain model with a validation split.
     n_partition_samples : int or "auto", default="auto"
-        Samples per member for log Z. "auto" draws until its standard error is below .01 nats, and
+        Samples per member for log Z. "auto" draws until its standard error is below 0.01 nats, and
         anneals where the effective sample size stays below one per cent.
     recalibration : bool, default=True
         Whether the factor on f, and the weights of separate modes where training hardly sees them,

@@ -263,7 +263,7 @@ class WithLogMasses(nn.Module):
 
 
 # Not torch's ContinuousBernoulli, whose probabilities are clamped: at large logits its density has
-# the integral .1. With l the logit and a = |l|, the density is exp(l x) / ((exp(l) - 1) / l).
+# the integral 0.1. With l the logit and a = |l|, the density is exp(l x) / ((exp(l) - 1) / l).
 
 SMALL = 0.03  # series below; at 3e-2 the first term left out is under 1e-10
 

@@ -15,7 +15,7 @@ from skebm.partition._weights import ess
 
 MIN_ESS_SHARE = 0.01
 """Share of effective samples above which importance sampling is believed. Measured: honest from
-there on, while at a share of 2e-4 it claimed an error of .54 where it was 1.7."""
+there on, while at a share of 2e-4 it claimed an error of 0.54 where it was 1.7."""
 
 N_GROUPS = 16
 """Independent runs, or blocks of given samples, whose disagreement is the standard error."""
@@ -215,7 +215,7 @@ def _bridge(path, samples, log_z, rng):
     estimates = [_half_bridge(path, *half, other, rng) for half, other in (halves, halves[::-1])]
     (a, variance_a), (b, variance_b) = estimates
     # Each distribution was fitted to the samples of the other half, which correlates the two
-    # (measured: up to .4), so their errors are added, not their variances: an upper bound at any
+    # (measured: up to 0.4), so their errors are added, not their variances: an upper bound at any
     # correlation. The disagreement of the halves too is a standard error.
     std_error = 0.5 * max(math.sqrt(variance_a) + math.sqrt(variance_b), abs(a - b))
     value = max(a, b) - math.log(2) + math.log1p(math.exp(-abs(a - b)))

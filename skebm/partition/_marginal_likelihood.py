@@ -296,7 +296,7 @@ def marginal_likelihoods(
     Draws of a t distribution (8 degrees of freedom) around the given moments, and one in five of
     the standard normal distribution, are weighted. Where few of them are effective, the t
     distribution is fitted to more weighted draws, and so on, until enough are. The estimate is made
-    of fresh draws. Rows with an effective share below .05 are then annealed.
+    of fresh draws. Rows with an effective share below 0.05 are then annealed.
 
     Parameters
     ----------
@@ -313,8 +313,8 @@ def marginal_likelihoods(
         five of the draws.
     n_samples : int, default=500
         Draws behind an estimate, per row. Where the modes are given, there are 4 times as many if
-        fewer than .2 of the draws of adaptation were effective, and 16 times as many fresh ones
-        if the error is then still that of fewer than .2.
+        fewer than 0.2 of the draws of adaptation were effective, and 16 times as many fresh ones
+        if the error is then still that of fewer than 0.2.
     n_adaptation : int, optional
         Draws in each round of adaptation; by default 200 and 20 for each latent variable. A quarter
         of them is drawn to see whether a row needs any. 0 takes the moments as they are, and

@@ -76,7 +76,7 @@ def sequential_monte_carlo(
     A pilot run goes first. It chooses each temperature such that the weights have an effective
     sample size of `ess_share`, and learns step sizes and covariances. Both are then fixed, which
     makes the estimates of Z unbiased and the runs independent: their disagreement is the standard
-    error. (Runs tuned to their own particles were biased by .05 in 43 dimensions, more than they
+    error. (Runs tuned to their own particles were biased by 0.05 in 43 dimensions, more than they
     disagreed by.)
 
     Parameters

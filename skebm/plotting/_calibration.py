@@ -10,9 +10,8 @@ from scipy.stats import kstwobign
 from skebm._typing import RandomState
 
 from ._common import (
-    DATA_COLOR,
+    COLORS,
     MARK_COLOR,
-    MODEL_COLOR,
     coded,
     column_names,
     import_pyplot,
@@ -172,8 +171,7 @@ class CalibrationDisplay:
         band = self.bands_.max()
         ax.axhspan(-band, band, color="0.92", label=f"{LEVEL:.0%} band of a right model")
         ax.axhline(0.0, color="0.5", linewidth=0.8)
-        colors = [MARK_COLOR, DATA_COLOR, MODEL_COLOR]
-        colors += plt.rcParams["axes.prop_cycle"].by_key()["color"]
+        colors = [MARK_COLOR, *COLORS]
         for i, (column, name) in enumerate(zip(self.levels.T, self.names, strict=True)):
             at = np.sort(column[~np.isnan(column)])
             share = np.arange(1, len(at) + 1) / len(at)

@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike
 DATA_COLOR = "#3b4a63"
 MODEL_COLOR = "#e07b39"
 MARK_COLOR = "#b3261e"
+# Of kinds of rows, or of columns: told apart from each other, and from the mark.
+COLORS = (DATA_COLOR, MODEL_COLOR, "#2a9d8f", "#8a63c9", "#b08900", "#3a86c8", "#c2498f", "0.55")
 
 
 def import_pyplot(caller: str) -> Any:

@@ -5,7 +5,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._common import DATA_COLOR, MARK_COLOR, MODEL_COLOR, above, import_pyplot, tidy
+from ._common import COLORS, MARK_COLOR, above, import_pyplot, tidy
 
 FAR = 5.0
 """Interquartile ranges below the lower quartile from which on scores share a bar."""
@@ -195,9 +195,8 @@ class AnomalyScoreDisplay:
             if self.labels is None
             else [(str(c), scores[self.labels == c]) for c in np.unique(self.labels)]
         )
-        colors = [DATA_COLOR, MODEL_COLOR, *plt.rcParams["axes.prop_cycle"].by_key()["color"]]
         for i, (name, own) in enumerate(groups):
-            color = colors[i % len(colors)]
+            color = COLORS[i % len(COLORS)]
             ax.hist(
                 own,
                 bins=edges,

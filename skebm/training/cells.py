@@ -190,7 +190,7 @@ class Grid:
     def rounded(self, numbers: FloatArray) -> FloatArray:
         """The nearest numbers on the grid, within the bounds, (n,) -> (n,)."""
         if self.step:
-            # in decimals, as tables are written: not .30000000000000004
+            # in decimals, as tables are written: not 0.30000000000000004
             decimals = max(0, 9 - int(np.floor(np.log10(self.step))))
             steps = np.round((numbers - self.origin) / self.step)
             numbers = np.round(self.origin + self.step * steps, decimals)

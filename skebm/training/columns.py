@@ -366,7 +366,7 @@ class Columns:
         In the unit interval also 0 and 1 where scaling has left values outside by a rounding error.
 
         A value counts as met where fit or `precision`, that of these rows as they were given, is
-        too coarse to tell it from the constant: .1 of a float32 file and .1 of a float64 service.
+        too coarse to tell it from the constant: 0.1 of a float32 file and 0.1 of a float64 service.
         The same holds for values that are states of their own.
         """
         coarser = 4.0 * np.maximum(self.precision, precision)  # a few roundings
