@@ -139,7 +139,7 @@ def fit_gaussian_mixture(
         for left in reversed(range(n_iter)):
             try:
                 coefficients = natural(*parameters)
-            except torch.linalg.LinAlgError:
+            except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
                 if dtype is torch.float64:
                     raise
                 return earlier, left + 1

@@ -47,8 +47,8 @@ row: the average of several members is smooth without it, and it is by far the s
 MIN_FLOW_ROWS = 300
 """With fewer rows no flow is looked at."""
 
-LOOK_STEPS, MAX_FLOW_STEPS = 120, 600
-"""Steps of training of autoregressive flows for a look, and at most."""
+LOOK_STEPS, MIN_FLOW_STEPS, MAX_FLOW_STEPS = 150, 120, 600
+"""Steps of training of autoregressive flows: for a look, at least and at most."""
 
 QUICK_LEARNING_RATE = 6e-2
 """Of the same: at a third of it, two thirds more steps reach about as far."""
@@ -435,7 +435,7 @@ def _fit_flows(kind, maps, rows, splits, rng, train):
 def _train_quickly(flow, y, weight, splits, *, rng, n_steps=None):
     """Few steps at a high rate: of few rows, more of them are worth nothing."""
     n_rows = min(len(train) for train, _ in splits)
-    n_steps = n_steps or min(MAX_FLOW_STEPS, max(LOOK_STEPS, n_rows // 5))
+    n_steps = n_steps or min(MAX_FLOW_STEPS, max(MIN_FLOW_STEPS, n_rows // 5))
     budget = Budget(epochs=1, steps=n_steps, patience_steps=n_steps // 3)
     train_flows(flow, y, weight, splits, rng=rng, learning_rate=QUICK_LEARNING_RATE, budget=budget)
 
