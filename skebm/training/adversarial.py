@@ -88,15 +88,14 @@ def train_adversarially(
         points, log_generator, log_base_there = drawn()
         both = torch.cat([z, points], dim=1).clamp(-CLIP, CLIP)
         sizes = [z.shape[1], points.shape[1]]
-        f_data, f_drawn = game.energy(both).split(sizes, dim=1)
+        f, penalties = gradient_penalties(game.energy, both)
+        f_data, f_drawn = f.split(sizes, dim=1)
         bound = variational_bound_terms(f_drawn, log_base_there, log_generator).mean(1)
-        value = (weight * f_data).mean(1) - bound
-        if gradient_penalty > 0:
-            # at the samples, too: their mean of f has no end to how far it can be lowered, and no
-            # generator follows an energy over cliffs
-            at_data, at_drawn = gradient_penalties(game.energy, both).split(sizes, dim=1)
-            value = value - gradient_penalty * ((weight * at_data).mean(1) + at_drawn.mean(1))
-        return -value.sum()
+        # at the samples, too: their mean of f has no end to how far it can be lowered, and no
+        # generator follows an energy over cliffs
+        at_data, at_drawn = penalties.split(sizes, dim=1)
+        penalty = (weight * at_data).mean(1) + at_drawn.mean(1)
+        return -((weight * f_data).mean(1) - bound - gradient_penalty * penalty).sum()
 
     trained, _ = play(
         task, network, generator, loss, lambda n_steps: kind == "implicit" or n_steps > HEAD_START,

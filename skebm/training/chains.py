@@ -19,6 +19,7 @@ from skebm._typing import Kernel
 from skebm.bases import (
     GaussianMixtureBase,
     MixedMixtureBase,
+    Together,
     fit_gaussian_mixture,
     fit_mixed_mixture,
 )
@@ -255,6 +256,7 @@ class Chains:
         self.kernel, self.options = SAMPLERS[moves.sampler], OPTIONS.get(moves.sampler, {})
         self.step_size = step_size.to(self.device, dtype)
         self.target = CheapTarget(model, stand_in.to(self.device, dtype))
+        self._bases = [Together([base]) for base in model.bases]
         self.record = []
         nothing = torch.empty(model.n_members, 0, model.n_features, device=self.device)
         self._reserve = Walkers(nothing, nothing[..., 0])
@@ -293,7 +295,8 @@ class Chains:
         model, weights = self.model, []
         for k, z in enumerate(points):
             x = self._columns(z)
-            exact = model.bases[k].log_prob(x) + model.mode_tilt_of(k, x)
+            (components,), _ = self._bases[k](x)
+            exact = components.logsumexp(0) + model.mode_tilt_of(k, x)
             exact = exact - model.features.transform(x)[1]
             weights.append(exact.to(z) - self.target.stand_in.log_prob(z))
         return weights
@@ -377,28 +380,33 @@ class Chains:
         acceptance = info.cheap_acceptance_probability.view(shape).mean(1)
         return moved, acceptance, info.accepted.view(shape).float().mean(1)
 
-    def advance(self, walkers: Walkers) -> Walkers:
-        """Move chains as training does: some jump first, step sizes adapt; the move is recorded."""
+    def advance(self, walkers: Walkers, n_moved: int | None = None) -> Walkers:
+        """Move chains as training does: some jump first, step sizes adapt; the move is recorded.
+
+        Steps of the sampler are for the last `n_moved` chains of every member, by default for all.
+        """
         jump_rate = None
         if self.jump_share > 0:
             n_jumps = max(1, round(self.jump_share * walkers.z.shape[1]))
             jumped, jump_rate = self.jump(walkers[:, :n_jumps])
             pairs = zip(jumped, walkers[:, n_jumps:], strict=True)
             walkers = Walkers(*(torch.cat(pair, dim=1) for pair in pairs))
-        walkers, acceptance, move_acceptance = self.move(walkers)
+        n_resting = 0 if n_moved is None else walkers.z.shape[1] - n_moved
+        moved, acceptance, move_acceptance = self.move(walkers[:, n_resting:])
         if self.adapts:
             self._adapt(acceptance)
         self.record.append((acceptance, move_acceptance, jump_rate))
-        return walkers
+        pairs = zip(walkers[:, :n_resting], moved, strict=True)
+        return Walkers(*(torch.cat(pair, dim=1) for pair in pairs))
 
     def advance_some(self, buffer: Walkers, n: int) -> Walkers:
-        """The same for n chains of `buffer`, in place; returns these n."""
+        """The same for n chains of `buffer`, in place, half of which rest; returns these n."""
         shape = buffer.log_weight.shape
         order = torch.rand(shape, generator=self.rng, dtype=torch.float32, device=self.device)
         index = order.argsort(1)[:, :n]
         across = index[..., None].expand(-1, -1, buffer.z.shape[-1])
         walkers = Walkers(buffer.z.gather(1, across), buffer.log_weight.gather(1, index))
-        walkers = self.advance(walkers)
+        walkers = self.advance(walkers, -(-n // 2))
         buffer.z.scatter_(1, across, walkers.z)
         buffer.log_weight.scatter_(1, index, walkers.log_weight)
         return walkers

@@ -54,7 +54,7 @@ def views(
     transform = copy.deepcopy(task.features.transform).to(device)
 
     def features(y):
-        x, _ = coordinates.inverse(y)
+        x = coordinates.columns(y)
         return transform(x.flatten(0, 1))[0].view_as(x).to(y.dtype)
 
     if task.tilts_its_proposal:
