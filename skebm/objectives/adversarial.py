@@ -50,9 +50,7 @@ def variational_bound_terms(f: Tensor | float, log_base: Tensor, log_generator: 
     return f + log_base - log_generator
 
 
-def gradient_penalties(
-    energy: Callable[[Tensor], Tensor], z: Tensor
-) -> tuple[Tensor, Tensor]:
+def gradient_penalties(energy: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
     r"""Values of f and its squared gradients, :math:`\|\nabla_z f\|^2`, from one evaluation.
 
     Parameters

@@ -16,7 +16,7 @@ from skebm.exceptions import DivergenceError
 from skebm.models import CLIP, TiltedMixture
 from skebm.objectives import gradient_penalties, variational_bound_terms
 
-from .games import HEAD_START, play, views
+from .games import FLOW_EVERY, HEAD_START, play, views
 from .tilted_task import TiltedTask
 from .trained import Candidate, Trained
 
@@ -97,9 +97,11 @@ def train_adversarially(
         penalty = (weight * at_data).mean(1) + at_drawn.mean(1)
         return -((weight * f_data).mean(1) - bound - gradient_penalty * penalty).sum()
 
+    def plays(n_steps):
+        return kind == "implicit" or (n_steps > HEAD_START and n_steps % FLOW_EVERY == 0)
+
     trained, _ = play(
-        task, network, generator, loss, lambda n_steps: kind == "implicit" or n_steps > HEAD_START,
-        learning_rate=LEARNING_RATE, budget=BUDGET,
+        task, network, generator, loss, plays, learning_rate=LEARNING_RATE, budget=BUDGET,
         generator_learning_rate=(
             GENERATOR_LEARNING_RATE[kind] if automatic else generator_learning_rate
         ),

@@ -8,6 +8,7 @@ States have no gradient. They change where a chain jumps to a draw of the propos
 jumps the values move under the states that are there.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -211,6 +212,9 @@ class Chains:
         Of the chains; the bases compute in doubles.
     rng : torch.Generator
         Its device is that of the chains.
+    n_reserves : int, default=0
+        Draws of the proposals are made so often, `RESERVE` per member at a time, and then those are
+        offered again. With 0 a draw is never offered twice.
 
     Attributes
     ----------
@@ -242,6 +246,7 @@ class Chains:
         step_size: torch.Tensor,
         dtype: torch.dtype,
         rng: torch.Generator,
+        n_reserves: int = 0,
     ):
         self.model, self.moves, self.rng = model, moves, rng
         self.layout = model.features.layout
@@ -260,6 +265,7 @@ class Chains:
         self.record = []
         nothing = torch.empty(model.n_members, 0, model.n_features, device=self.device)
         self._reserve = Walkers(nothing, nothing[..., 0])
+        self._reserves: deque[Walkers] = deque(maxlen=n_reserves)
         # then jumps to the proposals are decided on by the energy alone
         self._energy_decides = len(model.mode_weights) == 0 and all(
             q is p for q, p in zip(model.bases, model.proposals, strict=True)
@@ -305,16 +311,22 @@ class Chains:
         return self.model.features.transform.inverse(z.to(self.model.log_partition))
 
     def _draw(self, n):
-        """Walkers at draws of the proposals, never the same twice, n of every member."""
+        """Walkers at draws of the proposals, n of every member."""
         if self._reserve.z.shape[1] < n:
-            # with their weights: many rows at once cost a base little more than a few
-            size = max(n, RESERVE)
-            x = (p.sample(size, self._exact_rng) for p in self.model.proposals)
-            self._reserve = self.at(
-                torch.stack([self.model.features.transform(rows)[0] for rows in x])
-            )
+            self._reserve = self._next_reserve(n)
         drawn, self._reserve = self._reserve[:, :n], self._reserve[:, n:]
         return drawn
+
+    def _next_reserve(self, n):
+        """At least n draws, with their weights: many at once cost a base little more than a few."""
+        if self._reserves and len(self._reserves) == self._reserves.maxlen:
+            self._reserves.rotate(-1)
+            return self._reserves[-1]
+        size = max(n, RESERVE)
+        x = (p.sample(size, self._exact_rng) for p in self.model.proposals)
+        reserve = self.at(torch.stack([self.model.features.transform(rows)[0] for rows in x]))
+        self._reserves.append(reserve)
+        return reserve
 
     # ------------------------------------------------------------------ moves
 
@@ -399,14 +411,14 @@ class Chains:
         pairs = zip(walkers[:, :n_resting], moved, strict=True)
         return Walkers(*(torch.cat(pair, dim=1) for pair in pairs))
 
-    def advance_some(self, buffer: Walkers, n: int) -> Walkers:
-        """The same for n chains of `buffer`, in place, half of which rest; returns these n."""
+    def advance_some(self, buffer: Walkers, n: int, n_moved: int | None = None) -> Walkers:
+        """The same for n chains of `buffer`, in place; returns these n."""
         shape = buffer.log_weight.shape
         order = torch.rand(shape, generator=self.rng, dtype=torch.float32, device=self.device)
         index = order.argsort(1)[:, :n]
         across = index[..., None].expand(-1, -1, buffer.z.shape[-1])
         walkers = Walkers(buffer.z.gather(1, across), buffer.log_weight.gather(1, index))
-        walkers = self.advance(walkers, -(-n // 2))
+        walkers = self.advance(walkers, n_moved)
         buffer.z.scatter_(1, across, walkers.z)
         buffer.log_weight.scatter_(1, index, walkers.log_weight)
         return walkers

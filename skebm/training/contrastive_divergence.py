@@ -1,6 +1,7 @@
 """Training by contrastive divergence: chains that follow the energy while it is learned."""
 
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -23,8 +24,15 @@ no row ever stops to pull, as it does in noise-contrastive estimation."""
 
 LEARNING_RATE = 1e-3
 
-BUFFER_SIZE = 256
-"""Persistent chains per member."""
+BUFFER_SIZE = 512
+"""Persistent chains per member: more than a step learns from, so that steps share fewer of them."""
+
+MOVED_SHARE = 0.5
+"""Of the persistent chains that a step learns from: so many take steps of the sampler, which cost
+most of its time. All are offered jumps, which do more where the base is good."""
+
+N_RESERVES = 5
+"""Times that draws of the base are made: 40,960 per member, which are then offered again."""
 
 MAX_COPIED = 400_000
 """Rows in all copies with fresh jitter, where columns have ties."""
@@ -73,7 +81,9 @@ def train_by_contrastive_divergence(
         module.eval()  # chains follow f itself: no dropout
         with torch.no_grad():
             if persistent:
-                moved, moved_weight = chains.advance_some(walkers, z.shape[1]), 1.0  # pyright: ignore[reportArgumentType]
+                n = min(z.shape[1], BUFFER_SIZE)
+                moved = chains.advance_some(walkers, n, math.ceil(MOVED_SHARE * n))  # pyright: ignore[reportArgumentType]
+                moved_weight = 1.0
             else:
                 moved, moved_weight = chains.advance(Walkers(z, *log_weight)), w
         module.train()
@@ -114,7 +124,7 @@ def _follow(task, energy, moves):
     chains = Chains(
         model, fit_stand_in(x, task.features, rng), moves,
         step_size=torch.full((len(task),), step_size), dtype=torch.float32,
-        rng=task.seeds.rng("chains", device=task.device),
+        rng=task.seeds.rng("chains", device=task.device), n_reserves=N_RESERVES,
     )  # fmt: skip
     energy.eval()
     if chains.adapts:
