@@ -7,8 +7,9 @@ them and 256 rows; the energy is a perceptron with three hidden layers of 128 Si
 columns. One thread, process CPU time, the contestants in turn (A B A B ...), medians.
 
 - *ours*: training in ``ContrastiveDivergenceEBM(sampler="ula", n_steps=10)``, one member on a
-  Gaussian base; with restarts, the decision on every move and the adapted step size. All chains of
-  a step are moved, of which half would rest otherwise. *mala* is the same with ``sampler="mala"``.
+  Gaussian base; with restarts, the decision on every move and the adapted step size. Chains
+  are moved in every step, which otherwise is every second. *mala* is the same with
+  ``sampler="mala"``.
 - *ebmkit*: ``ebm.Trainer`` with ``ContrastiveDivergence(LangevinDynamics(steps=10), buffer=...)``.
 """
 
@@ -55,7 +56,7 @@ def ours(d, n_steps, sampler="ula"):
     network = Network(make_network, batch_size=256, max_epochs=n_epochs, patience=None)
     train, networks.train = networks.train, timed
     try:
-        with mock.patch.object(contrastive_divergence, "MOVED_SHARE", 1.0):
+        with mock.patch.object(contrastive_divergence, "MOVED_EVERY", 1):
             ContrastiveDivergenceEBM(
                 sampler=sampler, n_steps=10, base="gaussian", energy_model=network, n_members=1,
                 n_partition_samples=100, device="cpu", random_state=0,

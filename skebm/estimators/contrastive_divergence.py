@@ -50,8 +50,8 @@ class ContrastiveDivergenceEBM(MixedDensity, TiltedDensity):
     Parameters
     ----------
     n_steps : int, default=2
-        Steps of the sampler between two steps of training: the k of CD-k. Of persistent chains a
-        half, picked anew at random, takes them.
+        Steps of the sampler that chains take at a time: the k of CD-k. Persistent ones take them in
+        every second step of training, and only jump in the others; without jumps in every step.
     persistent : bool, default=True
         Whether chains go on from where they were (persistent contrastive divergence [2]_), starting
         from the base. False starts them at the rows every time (CD-k [1]_): cheaper to get right,

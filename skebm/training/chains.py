@@ -219,8 +219,8 @@ class Chains:
     Attributes
     ----------
     record : list of tuples
-        Acceptance rates of all moves so far: of the steps, of the moves as wholes, (K,) each, and
-        of the jumps to the proposals, (K,) or None.
+        Acceptance rates of all moves so far: of the steps, of the moves as wholes, and of the
+        jumps to the proposals, (K,) each, or None where there were none.
     """
 
     model: TiltedMixture
@@ -235,7 +235,7 @@ class Chains:
     options: dict[str, Any]
     step_size: torch.Tensor
     target: CheapTarget
-    record: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
+    record: list[tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]]
 
     def __init__(
         self,
@@ -298,13 +298,15 @@ class Chains:
 
     def _log_weights(self, points):
         """Log-weights of every member at its points, K tensors (n_k, d) -> K tensors (n_k,)."""
-        model, weights = self.model, []
-        for k, z in enumerate(points):
-            x = self._columns(z)
-            (components,), _ = self._bases[k](x)
-            exact = components.logsumexp(0) + model.mode_tilt_of(k, x)
-            exact = exact - model.features.transform(x)[1]
-            weights.append(exact.to(z) - self.target.stand_in.log_prob(z))
+        z, model, weights = torch.cat(list(points)), self.model, []
+        x = self._columns(z)
+        # the same for all members
+        log_det, cheap = model.features.transform(x)[1], self.target.stand_in.log_prob(z)
+        parts = (values.split([len(rows) for rows in points]) for values in (x, log_det, cheap))
+        for k, (rows, own_log_det, own_cheap) in enumerate(zip(*parts, strict=True)):
+            (components,), _ = self._bases[k](rows)
+            exact = components.logsumexp(0) + model.mode_tilt_of(k, rows) - own_log_det
+            weights.append(exact.to(z) - own_cheap)
         return weights
 
     def _columns(self, z):
@@ -392,33 +394,32 @@ class Chains:
         acceptance = info.cheap_acceptance_probability.view(shape).mean(1)
         return moved, acceptance, info.accepted.view(shape).float().mean(1)
 
-    def advance(self, walkers: Walkers, n_moved: int | None = None) -> Walkers:
+    def advance(self, walkers: Walkers, *, moves: bool = True) -> Walkers:
         """Move chains as training does: some jump first, step sizes adapt; the move is recorded.
 
-        Steps of the sampler are for the last `n_moved` chains of every member, by default for all.
+        Without `moves` they jump only, which costs a fraction of that.
         """
-        jump_rate = None
+        acceptance = move_acceptance = jump_rate = None
         if self.jump_share > 0:
             n_jumps = max(1, round(self.jump_share * walkers.z.shape[1]))
             jumped, jump_rate = self.jump(walkers[:, :n_jumps])
             pairs = zip(jumped, walkers[:, n_jumps:], strict=True)
             walkers = Walkers(*(torch.cat(pair, dim=1) for pair in pairs))
-        n_resting = 0 if n_moved is None else walkers.z.shape[1] - n_moved
-        moved, acceptance, move_acceptance = self.move(walkers[:, n_resting:])
-        if self.adapts:
-            self._adapt(acceptance)
+        if moves:
+            walkers, acceptance, move_acceptance = self.move(walkers)
+            if self.adapts:
+                self._adapt(acceptance)
         self.record.append((acceptance, move_acceptance, jump_rate))
-        pairs = zip(walkers[:, :n_resting], moved, strict=True)
-        return Walkers(*(torch.cat(pair, dim=1) for pair in pairs))
+        return walkers
 
-    def advance_some(self, buffer: Walkers, n: int, n_moved: int | None = None) -> Walkers:
+    def advance_some(self, buffer: Walkers, n: int, *, moves: bool = True) -> Walkers:
         """The same for n chains of `buffer`, in place; returns these n."""
         shape = buffer.log_weight.shape
         order = torch.rand(shape, generator=self.rng, dtype=torch.float32, device=self.device)
         index = order.argsort(1)[:, :n]
         across = index[..., None].expand(-1, -1, buffer.z.shape[-1])
         walkers = Walkers(buffer.z.gather(1, across), buffer.log_weight.gather(1, index))
-        walkers = self.advance(walkers, n_moved)
+        walkers = self.advance(walkers, moves=moves)
         buffer.z.scatter_(1, across, walkers.z)
         buffer.log_weight.scatter_(1, index, walkers.log_weight)
         return walkers
@@ -460,9 +461,10 @@ class Chains:
 
     def rates(self, last: float = 1.0) -> dict[str, Any]:
         """Mean acceptance rates of a last share of the moves so far, and the step sizes."""
-        record = self.record[-max(1, int(len(self.record) * last)) :]
-        steps, moves, jumps = zip(*record, strict=True)
-        jumps = [rate for rate in jumps if rate is not None]
+        record = self.record[-max(2, int(len(self.record) * last)) :]
+        steps, moves, jumps = (
+            [rate for rate in rates if rate is not None] for rates in zip(*record, strict=True)
+        )
         return {
             "step_size": self.step_size.cpu().numpy(),
             "acceptance_rate": torch.stack(steps).mean(0).cpu().numpy(),

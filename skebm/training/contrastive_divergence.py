@@ -1,7 +1,6 @@
 """Training by contrastive divergence: chains that follow the energy while it is learned."""
 
 import copy
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -27,9 +26,9 @@ LEARNING_RATE = 1e-3
 BUFFER_SIZE = 512
 """Persistent chains per member: more than a step learns from, so that steps share fewer of them."""
 
-MOVED_SHARE = 0.5
-"""Of the persistent chains that a step learns from: so many take steps of the sampler, which cost
-most of its time. All are offered jumps, which do more where the base is good."""
+MOVED_EVERY = 2
+"""Persistent chains take steps of the sampler in every so many steps of training, of whose time
+those would be most. Jumps, which do more where the base is good, are offered in all."""
 
 N_RESERVES = 5
 """Times that draws of the base are made: 40,960 per member, which are then offered again."""
@@ -81,8 +80,8 @@ def train_by_contrastive_divergence(
         module.eval()  # chains follow f itself: no dropout
         with torch.no_grad():
             if persistent:
-                n = min(z.shape[1], BUFFER_SIZE)
-                moved = chains.advance_some(walkers, n, math.ceil(MOVED_SHARE * n))  # pyright: ignore[reportArgumentType]
+                moves = chains.jump_share == 0 or len(chains.record) % MOVED_EVERY == 0
+                moved = chains.advance_some(walkers, z.shape[1], moves=moves)  # pyright: ignore[reportArgumentType]
                 moved_weight = 1.0
             else:
                 moved, moved_weight = chains.advance(Walkers(z, *log_weight)), w

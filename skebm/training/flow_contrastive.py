@@ -25,9 +25,8 @@ FLOW_EFFORT = 0.4
 """Of the training of flows by maximum likelihood: what they lack, the energy learns sooner."""
 
 GAME = Budget(epochs=4, steps=160, patience_steps=200)
-"""``max_epochs="auto"``. A step of the game costs more than two of the refinement, which brings
-more. In few rows 4 epochs are 12 steps, less than a game needs to take a turn: hence the least
-patience."""
+"""``max_epochs="auto"``. In few rows 4 epochs are 12 steps, less than a game needs to take a turn:
+hence the least patience."""
 
 REFINEMENT = Budget(epochs=5, steps=600, patience_steps=200)
 """The same of the stage after the game, which goes on from its energy. Against a flow at rest a

@@ -254,16 +254,20 @@ def test_some_of_the_chains_are_moved_in_place():
     assert [rates is not None for rates in followers.record[-1]] == [True] * 3
 
 
-def test_chains_that_rest_only_jump():
+def test_chains_that_do_not_move_only_jump():
     followers = chains(model())
     walkers = followers.start(100)
     drawn = followers._reserve.z[:, :100]
-    after = followers.advance(walkers, n_moved=40)
+    after = followers.advance(walkers, moves=False)
     for points, before, offered in zip(after.z, walkers.z, drawn, strict=True):
         stayed, jumped = (points == before)[:, 0], (points == offered)[:, 0]
-        assert (stayed | jumped)[:60].all()
-        assert 0 < jumped[:60].sum() < 60
-        assert not (stayed | jumped)[60:].all()
+        assert (stayed | jumped).all()
+        assert 0 < jumped.sum() < 100
+    followers.advance(after)
+    assert [[rate is not None for rate in rates] for rates in followers.record] == [
+        [False, False, True], [True, True, True],
+    ]  # fmt: skip
+    assert 0 < followers.rates()["move_acceptance_rate"] <= 1
 
 
 @pytest.mark.parametrize(("n_reserves", "again"), [(0, False), (2, True)])
