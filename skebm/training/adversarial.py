@@ -45,7 +45,7 @@ SETTLING_GRADIENT_NORM = 100.0
 with usual norms of ten and more, where a clip for the game would draw the generator away from the
 model."""
 
-SETTLED, STALLED, MAX_SETTLINGS, GAP_SAMPLES = 0.015, 0.9, 3, 4096
+SETTLED, STALLED, MAX_SETTLINGS, GAP_SAMPLES = 0.015, 0.75, 3, 4096
 """A flow takes these steps, so often at most, until its divergence from the model is below so many
 nats, or is still such a share of what it was; and samples per member that tell."""
 

@@ -80,8 +80,8 @@ def train_by_contrastive_divergence(
         module.eval()  # chains follow f itself: no dropout
         with torch.no_grad():
             if persistent:
-                moves = chains.jump_share == 0 or len(chains.record) % MOVED_EVERY == 0
-                moved = chains.advance_some(walkers, z.shape[1], moves=moves)  # pyright: ignore[reportArgumentType]
+                due = chains.jump_share == 0 or len(chains.record) % MOVED_EVERY == 0
+                moved = chains.advance_some(walkers, z.shape[1], moves=due)  # pyright: ignore[reportArgumentType]
                 moved_weight = 1.0
             else:
                 moved, moved_weight = chains.advance(Walkers(z, *log_weight)), w
@@ -95,8 +95,8 @@ def train_by_contrastive_divergence(
     trained = train_networks(
         task, module, batch_loss, batches, network=network, learning_rate=LEARNING_RATE,
         budget=BUDGET,
-        # in forward passes per row: two for the step, and two for every gradient of a chain
-        evaluation_cost=task.n_judged / ((6 + 2 * moves.n_steps) * task.n_train),
+        # in forward passes per row: six for the step, and two for every gradient of a chain
+        evaluation_cost=task.n_judged / ((6 + 2 * moves.n_steps / MOVED_EVERY) * task.n_train),
     )  # fmt: skip
     diagnostics = chains.rates(last=0.25) | {"r_hat": np.nan}
     if persistent and trained.n_iter > 0:
