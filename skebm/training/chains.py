@@ -35,7 +35,7 @@ OPTIONS = {"hmc": {"n_leapfrog_steps": 5}}
 MAX_COMPONENTS, MAX_FULL_FEATURES = 16, 50
 """Of the mixture that stands in for the bases; diagonal covariances in more columns."""
 
-ADAPTATION_RATE = 0.2
+ADAPTATION_RATE = 0.4
 """How fast the log of a step size follows what the acceptance lacks to its target."""
 
 RESERVE = 8192
