@@ -76,9 +76,13 @@ class Coordinates(nn.Module):
         """Rows on standardised columns as every member sees them, (n, d) -> (K, n, d)."""
         return torch.stack([to(x)[0] for to in self.maps])
 
+    def columns(self, y: torch.Tensor) -> torch.Tensor:
+        """Back to standardised columns, (K, n, d) -> (K, n, d)."""
+        return torch.stack([to.inverse(p) for to, p in zip(self.maps, y.double(), strict=True)])
+
     def inverse(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Back to standardised columns, with log |det dy/dx|: (K, n, d) -> (K, n, d), (K, n)."""
-        x = torch.stack([to.inverse(p) for to, p in zip(self.maps, y.double(), strict=True)])
+        """The same with log |det dy/dx|, (K, n)."""
+        x = self.columns(y)
         return x, torch.stack([to(rows)[1] for to, rows in zip(self.maps, x, strict=True)])
 
     @classmethod

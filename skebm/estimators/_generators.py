@@ -97,6 +97,6 @@ class ImplicitSampler(ModulesAsArrays):
         n_members = self._generator.n_members
         with torch.no_grad(), limit_threads(1):
             y = self._generator.sample(-(-n_samples // n_members), rng)
-            x = self._coordinates.inverse(y)[0].flatten(0, 1)
+            x = self._coordinates.columns(y).flatten(0, 1)
             x = x[torch.randperm(len(x), generator=rng)[:n_samples]]
             return self._columns.restore(x.numpy())

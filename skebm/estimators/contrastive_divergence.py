@@ -49,8 +49,9 @@ class ContrastiveDivergenceEBM(MixedDensity, TiltedDensity):
 
     Parameters
     ----------
-    n_steps : int, default=5
-        Steps of the sampler between two steps of training: the k of CD-k.
+    n_steps : int, default=2
+        Steps of the sampler that chains take at a time: the k of CD-k. Persistent ones take them in
+        every second step of training, and only jump in the others; without jumps in every step.
     persistent : bool, default=True
         Whether chains go on from where they were (persistent contrastive divergence [2]_), starting
         from the base. False starts them at the rows every time (CD-k [1]_): cheaper to get right,
@@ -132,7 +133,7 @@ class ContrastiveDivergenceEBM(MixedDensity, TiltedDensity):
 
     Attributes
     ----------
-    persistent_chains_ : ndarray of shape (n_members, 256, n_features)
+    persistent_chains_ : ndarray of shape (n_members, 512, n_features)
         Where the persistent chains were at the end of training, in the units of X; categories are
         numbered as in `columns_`. Only if `persistent` and something was trained.
     chain_diagnostics_ : dict
@@ -235,7 +236,7 @@ class ContrastiveDivergenceEBM(MixedDensity, TiltedDensity):
     (3, 2)
     """
 
-    n_steps: int = 5
+    n_steps: int = 2
     persistent: bool = True
     sampler: Literal["mala", "hmc", "random_walk", "ula"] = "mala"
     step_size: float | Literal["auto"] = "auto"

@@ -50,19 +50,25 @@ def variational_bound_terms(f: Tensor | float, log_base: Tensor, log_generator: 
     return f + log_base - log_generator
 
 
-def gradient_penalties(energy: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    r"""Squared gradients of f, :math:`\|\nabla_z f\|^2`, differentiable in the parameters.
+def gradient_penalties(energy: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Values of f and its squared gradients, :math:`\|\nabla_z f\|^2`, from one evaluation.
 
     Parameters
     ----------
     energy : callable
-        f, (..., n, d) -> (..., n).
+        f, (..., n, d) -> (..., n). Rows must not interact.
     z : Tensor of shape (..., n, d)
 
     Returns
     -------
-    Tensor of shape (..., n)
+    f : Tensor of shape (..., n)
+        Differentiable in the parameters and, once, in z.
+    penalties : Tensor of shape (..., n)
+        Differentiable in the parameters alone.
     """
-    z = z.detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(energy(z).sum(), z, create_graph=True)
-    return gradient.square().sum(-1)
+    leaf = z.detach().requires_grad_(True)
+    f = energy(leaf)
+    (gradient,) = torch.autograd.grad(f.sum(), leaf, create_graph=True)
+    # zero, with the gradient of f in z: on the way back to z there is no need for the energy
+    through_z = ((z - z.detach()) * gradient.detach()).sum(-1)
+    return f + through_z, gradient.square().sum(-1)

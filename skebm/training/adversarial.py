@@ -16,7 +16,7 @@ from skebm.exceptions import DivergenceError
 from skebm.models import CLIP, TiltedMixture
 from skebm.objectives import gradient_penalties, variational_bound_terms
 
-from .games import HEAD_START, play, views
+from .games import FLOW_EVERY, HEAD_START, play, views
 from .tilted_task import TiltedTask
 from .trained import Candidate, Trained
 
@@ -45,7 +45,7 @@ SETTLING_GRADIENT_NORM = 100.0
 with usual norms of ten and more, where a clip for the game would draw the generator away from the
 model."""
 
-SETTLED, STALLED, MAX_SETTLINGS, GAP_SAMPLES = 0.015, 0.9, 3, 4096
+SETTLED, STALLED, MAX_SETTLINGS, GAP_SAMPLES = 0.015, 0.75, 3, 4096
 """A flow takes these steps, so often at most, until its divergence from the model is below so many
 nats, or is still such a share of what it was; and samples per member that tell."""
 
@@ -88,19 +88,20 @@ def train_adversarially(
         points, log_generator, log_base_there = drawn()
         both = torch.cat([z, points], dim=1).clamp(-CLIP, CLIP)
         sizes = [z.shape[1], points.shape[1]]
-        f_data, f_drawn = game.energy(both).split(sizes, dim=1)
+        f, penalties = gradient_penalties(game.energy, both)
+        f_data, f_drawn = f.split(sizes, dim=1)
         bound = variational_bound_terms(f_drawn, log_base_there, log_generator).mean(1)
-        value = (weight * f_data).mean(1) - bound
-        if gradient_penalty > 0:
-            # at the samples, too: their mean of f has no end to how far it can be lowered, and no
-            # generator follows an energy over cliffs
-            at_data, at_drawn = gradient_penalties(game.energy, both).split(sizes, dim=1)
-            value = value - gradient_penalty * ((weight * at_data).mean(1) + at_drawn.mean(1))
-        return -value.sum()
+        # at the samples, too: their mean of f has no end to how far it can be lowered, and no
+        # generator follows an energy over cliffs
+        at_data, at_drawn = penalties.split(sizes, dim=1)
+        penalty = (weight * at_data).mean(1) + at_drawn.mean(1)
+        return -((weight * f_data).mean(1) - bound - gradient_penalty * penalty).sum()
+
+    def plays(n_steps):
+        return kind == "implicit" or (n_steps > HEAD_START and n_steps % FLOW_EVERY == 0)
 
     trained, _ = play(
-        task, network, generator, loss, lambda n_steps: kind == "implicit" or n_steps > HEAD_START,
-        learning_rate=LEARNING_RATE, budget=BUDGET,
+        task, network, generator, loss, plays, learning_rate=LEARNING_RATE, budget=BUDGET,
         generator_learning_rate=(
             GENERATOR_LEARNING_RATE[kind] if automatic else generator_learning_rate
         ),

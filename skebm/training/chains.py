@@ -8,6 +8,7 @@ States have no gradient. They change where a chain jumps to a draw of the propos
 jumps the values move under the states that are there.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from skebm._typing import Kernel
 from skebm.bases import (
     GaussianMixtureBase,
     MixedMixtureBase,
+    Together,
     fit_gaussian_mixture,
     fit_mixed_mixture,
 )
@@ -33,7 +35,7 @@ OPTIONS = {"hmc": {"n_leapfrog_steps": 5}}
 MAX_COMPONENTS, MAX_FULL_FEATURES = 16, 50
 """Of the mixture that stands in for the bases; diagonal covariances in more columns."""
 
-ADAPTATION_RATE = 0.2
+ADAPTATION_RATE = 0.4
 """How fast the log of a step size follows what the acceptance lacks to its target."""
 
 RESERVE = 8192
@@ -210,12 +212,15 @@ class Chains:
         Of the chains; the bases compute in doubles.
     rng : torch.Generator
         Its device is that of the chains.
+    n_reserves : int, default=0
+        Draws of the proposals are made so often, `RESERVE` per member at a time, and then those are
+        offered again. With 0 a draw is never offered twice.
 
     Attributes
     ----------
     record : list of tuples
-        Acceptance rates of all moves so far: of the steps, of the moves as wholes, (K,) each, and
-        of the jumps to the proposals, (K,) or None.
+        Acceptance rates of all moves so far: of the steps, of the moves as wholes, and of the
+        jumps to the proposals, (K,) each, or None where there were none.
     """
 
     model: TiltedMixture
@@ -230,7 +235,7 @@ class Chains:
     options: dict[str, Any]
     step_size: torch.Tensor
     target: CheapTarget
-    record: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
+    record: list[tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]]
 
     def __init__(
         self,
@@ -241,6 +246,7 @@ class Chains:
         step_size: torch.Tensor,
         dtype: torch.dtype,
         rng: torch.Generator,
+        n_reserves: int = 0,
     ):
         self.model, self.moves, self.rng = model, moves, rng
         self.layout = model.features.layout
@@ -255,9 +261,11 @@ class Chains:
         self.kernel, self.options = SAMPLERS[moves.sampler], OPTIONS.get(moves.sampler, {})
         self.step_size = step_size.to(self.device, dtype)
         self.target = CheapTarget(model, stand_in.to(self.device, dtype))
+        self._bases = [Together([base]) for base in model.bases]
         self.record = []
         nothing = torch.empty(model.n_members, 0, model.n_features, device=self.device)
         self._reserve = Walkers(nothing, nothing[..., 0])
+        self._reserves: deque[Walkers] = deque(maxlen=n_reserves)
         # then jumps to the proposals are decided on by the energy alone
         self._energy_decides = len(model.mode_weights) == 0 and all(
             q is p for q, p in zip(model.bases, model.proposals, strict=True)
@@ -290,28 +298,37 @@ class Chains:
 
     def _log_weights(self, points):
         """Log-weights of every member at its points, K tensors (n_k, d) -> K tensors (n_k,)."""
-        model, weights = self.model, []
-        for k, z in enumerate(points):
-            x = self._columns(z)
-            exact = model.bases[k].log_prob(x) + model.mode_tilt_of(k, x)
-            exact = exact - model.features.transform(x)[1]
-            weights.append(exact.to(z) - self.target.stand_in.log_prob(z))
+        z, model, weights = torch.cat(list(points)), self.model, []
+        x = self._columns(z)
+        # the same for all members
+        log_det, cheap = model.features.transform(x)[1], self.target.stand_in.log_prob(z)
+        parts = (values.split([len(rows) for rows in points]) for values in (x, log_det, cheap))
+        for k, (rows, own_log_det, own_cheap) in enumerate(zip(*parts, strict=True)):
+            (components,), _ = self._bases[k](rows)
+            exact = components.logsumexp(0) + model.mode_tilt_of(k, rows) - own_log_det
+            weights.append(exact.to(z) - own_cheap)
         return weights
 
     def _columns(self, z):
         return self.model.features.transform.inverse(z.to(self.model.log_partition))
 
     def _draw(self, n):
-        """Walkers at draws of the proposals, never the same twice, n of every member."""
+        """Walkers at draws of the proposals, n of every member."""
         if self._reserve.z.shape[1] < n:
-            # with their weights: many rows at once cost a base little more than a few
-            size = max(n, RESERVE)
-            x = (p.sample(size, self._exact_rng) for p in self.model.proposals)
-            self._reserve = self.at(
-                torch.stack([self.model.features.transform(rows)[0] for rows in x])
-            )
+            self._reserve = self._next_reserve(n)
         drawn, self._reserve = self._reserve[:, :n], self._reserve[:, n:]
         return drawn
+
+    def _next_reserve(self, n):
+        """At least n draws, with their weights: many at once cost a base little more than a few."""
+        if self._reserves and len(self._reserves) == self._reserves.maxlen:
+            self._reserves.rotate(-1)
+            return self._reserves[-1]
+        size = max(n, RESERVE)
+        x = (p.sample(size, self._exact_rng) for p in self.model.proposals)
+        reserve = self.at(torch.stack([self.model.features.transform(rows)[0] for rows in x]))
+        self._reserves.append(reserve)
+        return reserve
 
     # ------------------------------------------------------------------ moves
 
@@ -377,28 +394,32 @@ class Chains:
         acceptance = info.cheap_acceptance_probability.view(shape).mean(1)
         return moved, acceptance, info.accepted.view(shape).float().mean(1)
 
-    def advance(self, walkers: Walkers) -> Walkers:
-        """Move chains as training does: some jump first, step sizes adapt; the move is recorded."""
-        jump_rate = None
+    def advance(self, walkers: Walkers, *, moves: bool = True) -> Walkers:
+        """Move chains as training does: some jump first, step sizes adapt; the move is recorded.
+
+        Without `moves` they jump only, which costs a fraction of that.
+        """
+        acceptance = move_acceptance = jump_rate = None
         if self.jump_share > 0:
             n_jumps = max(1, round(self.jump_share * walkers.z.shape[1]))
             jumped, jump_rate = self.jump(walkers[:, :n_jumps])
             pairs = zip(jumped, walkers[:, n_jumps:], strict=True)
             walkers = Walkers(*(torch.cat(pair, dim=1) for pair in pairs))
-        walkers, acceptance, move_acceptance = self.move(walkers)
-        if self.adapts:
-            self._adapt(acceptance)
+        if moves:
+            walkers, acceptance, move_acceptance = self.move(walkers)
+            if self.adapts:
+                self._adapt(acceptance)
         self.record.append((acceptance, move_acceptance, jump_rate))
         return walkers
 
-    def advance_some(self, buffer: Walkers, n: int) -> Walkers:
+    def advance_some(self, buffer: Walkers, n: int, *, moves: bool = True) -> Walkers:
         """The same for n chains of `buffer`, in place; returns these n."""
         shape = buffer.log_weight.shape
         order = torch.rand(shape, generator=self.rng, dtype=torch.float32, device=self.device)
         index = order.argsort(1)[:, :n]
         across = index[..., None].expand(-1, -1, buffer.z.shape[-1])
         walkers = Walkers(buffer.z.gather(1, across), buffer.log_weight.gather(1, index))
-        walkers = self.advance(walkers)
+        walkers = self.advance(walkers, moves=moves)
         buffer.z.scatter_(1, across, walkers.z)
         buffer.log_weight.scatter_(1, index, walkers.log_weight)
         return walkers
@@ -440,9 +461,10 @@ class Chains:
 
     def rates(self, last: float = 1.0) -> dict[str, Any]:
         """Mean acceptance rates of a last share of the moves so far, and the step sizes."""
-        record = self.record[-max(1, int(len(self.record) * last)) :]
-        steps, moves, jumps = zip(*record, strict=True)
-        jumps = [rate for rate in jumps if rate is not None]
+        record = self.record[-max(2, int(len(self.record) * last)) :]
+        steps, moves, jumps = (
+            [rate for rate in rates if rate is not None] for rates in zip(*record, strict=True)
+        )
         return {
             "step_size": self.step_size.cpu().numpy(),
             "acceptance_rate": torch.stack(steps).mean(0).cpu().numpy(),

@@ -23,8 +23,15 @@ no row ever stops to pull, as it does in noise-contrastive estimation."""
 
 LEARNING_RATE = 1e-3
 
-BUFFER_SIZE = 256
-"""Persistent chains per member."""
+BUFFER_SIZE = 512
+"""Persistent chains per member: more than a step learns from, so that steps share fewer of them."""
+
+MOVED_EVERY = 2
+"""Persistent chains take steps of the sampler in every so many steps of training, of whose time
+those would be most. Jumps, which do more where the base is good, are offered in all."""
+
+N_RESERVES = 5
+"""Times that draws of the base are made: 40,960 per member, which are then offered again."""
 
 MAX_COPIED = 400_000
 """Rows in all copies with fresh jitter, where columns have ties."""
@@ -73,7 +80,9 @@ def train_by_contrastive_divergence(
         module.eval()  # chains follow f itself: no dropout
         with torch.no_grad():
             if persistent:
-                moved, moved_weight = chains.advance_some(walkers, z.shape[1]), 1.0  # pyright: ignore[reportArgumentType]
+                due = chains.jump_share == 0 or len(chains.record) % MOVED_EVERY == 0
+                moved = chains.advance_some(walkers, z.shape[1], moves=due)  # pyright: ignore[reportArgumentType]
+                moved_weight = 1.0
             else:
                 moved, moved_weight = chains.advance(Walkers(z, *log_weight)), w
         module.train()
@@ -86,8 +95,8 @@ def train_by_contrastive_divergence(
     trained = train_networks(
         task, module, batch_loss, batches, network=network, learning_rate=LEARNING_RATE,
         budget=BUDGET,
-        # in forward passes per row: two for the step, and two for every gradient of a chain
-        evaluation_cost=task.n_judged / ((6 + 2 * moves.n_steps) * task.n_train),
+        # in forward passes per row: six for the step, and two for every gradient of a chain
+        evaluation_cost=task.n_judged / ((6 + 2 * moves.n_steps / MOVED_EVERY) * task.n_train),
     )  # fmt: skip
     diagnostics = chains.rates(last=0.25) | {"r_hat": np.nan}
     if persistent and trained.n_iter > 0:
@@ -114,7 +123,7 @@ def _follow(task, energy, moves):
     chains = Chains(
         model, fit_stand_in(x, task.features, rng), moves,
         step_size=torch.full((len(task),), step_size), dtype=torch.float32,
-        rng=task.seeds.rng("chains", device=task.device),
+        rng=task.seeds.rng("chains", device=task.device), n_reserves=N_RESERVES,
     )  # fmt: skip
     energy.eval()
     if chains.adapts:

@@ -14,7 +14,7 @@ from skebm.objectives import nce_losses
 
 from .classifiers import MANY_ROWS, train_classifiers
 from .distributions import halves
-from .games import HEAD_START, MAX_COPIED, play
+from .games import FLOW_EVERY, HEAD_START, MAX_COPIED, play
 from .noise_contrastive import train_against_noise
 from .tilted_task import TiltedTask
 from .trained import Candidate, Trained
@@ -24,12 +24,9 @@ LEARNING_RATE = 3e-3
 FLOW_EFFORT = 0.4
 """Of the training of flows by maximum likelihood: what they lack, the energy learns sooner."""
 
-GAME = Budget(epochs=7, steps=300, patience_steps=200)
-"""``max_epochs="auto"``. In few rows 7 epochs are 20 steps, less than a game needs to take a turn:
+GAME = Budget(epochs=4, steps=160, patience_steps=200)
+"""``max_epochs="auto"``. In few rows 4 epochs are 12 steps, less than a game needs to take a turn:
 hence the least patience."""
-
-FLOW_EVERY = 2
-"""Steps of the energy for one of the flow, which costs as much as two."""
 
 REFINEMENT = Budget(epochs=5, steps=600, patience_steps=200)
 """The same of the stage after the game, which goes on from its energy. Against a flow at rest a

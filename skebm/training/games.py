@@ -22,8 +22,11 @@ from .networks import (
 from .tilted_task import TiltedTask
 from .trained import Trained
 
-HEAD_START = 100
+HEAD_START = 50
 """Steps that the energy takes before the generator takes its first."""
+
+FLOW_EVERY = 2
+"""Steps of the energy for one of a flow, which costs as much as two."""
 
 STEP_COST = 20
 """Of a step of the game, in evaluations of the energy on its rows."""
@@ -54,7 +57,7 @@ def views(
     transform = copy.deepcopy(task.features.transform).to(device)
 
     def features(y):
-        x, _ = coordinates.inverse(y)
+        x = coordinates.columns(y)
         return transform(x.flatten(0, 1))[0].view_as(x).to(y.dtype)
 
     if task.tilts_its_proposal:

@@ -219,7 +219,7 @@ def test_persistent_chains_are_rows_in_the_units_of_X():
     rows = np.insert(moons() * [100.0, 0.01] + [3e4, -7.0], 1, 5.0, axis=1)
     estimator = density(max_epochs=20).fit(rows)
     chains = estimator.persistent_chains_
-    assert chains.shape == (2, 256, 3)
+    assert chains.shape == (2, 512, 3)
     assert chains.dtype == np.float64
     assert (chains[..., 1] == 5.0).all()
     for column in (0, 2):
@@ -485,7 +485,7 @@ def test_module_of_a_user():
 def test_batches_below_and_above_the_number_of_chains(batch_size):
     rows = new_moons()[:900] if batch_size > 256 else moons()[:100]
     estimator = density(batch_size=batch_size, max_epochs=1).fit(rows)
-    assert estimator.persistent_chains_.shape == (2, 256, 2)
+    assert estimator.persistent_chains_.shape == (2, 512, 2)
 
 
 @pytest.mark.parametrize("persistent", [True, False])

@@ -86,7 +86,8 @@ def test_penalty_of_a_quadratic_in_closed_form():
 
     symmetric = 0.5 * (matrix + matrix.T)
     expected = (z @ symmetric).square().sum(-1)
-    values = gradient_penalties(energy, z)
+    f, values = gradient_penalties(energy, z)
+    torch.testing.assert_close(f, energy(z))
     torch.testing.assert_close(values, expected)
     # and its gradient in the parameters
     (gradient,) = torch.autograd.grad(values.sum(), matrix, retain_graph=True)
@@ -103,7 +104,7 @@ def test_penalty_of_a_network_agrees_with_differences():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.data += 0.3 * noise
     z = torch.randn(3, 6, 2, dtype=torch.float64, generator=generator)
-    values, step = gradient_penalties(energy, z), 1e-5
+    values, step = gradient_penalties(energy, z)[1], 1e-5
     assert values.shape == (3, 6)
     slopes = [
         (energy(z + step * axis) - energy(z - step * axis)) / (2 * step)
@@ -117,17 +118,25 @@ def test_penalty_of_a_network_agrees_with_differences():
     totals = []
     for sign in (1.0, -1.0):
         weight.data += sign * step * direction
-        totals.append(gradient_penalties(energy, z).sum().item())
+        totals.append(gradient_penalties(energy, z)[1].sum().item())
         weight.data -= sign * step * direction
     slope = (totals[0] - totals[1]) / (2 * step)
     assert (gradient * direction).sum().item() == pytest.approx(slope, rel=1e-5)
 
 
-def test_rows_that_already_carry_a_graph_are_cut_from_it():
+def test_values_lead_back_to_the_rows_and_penalties_to_the_parameters_alone():
     z = torch.ones(3, 2, requires_grad=True)
     scale = torch.tensor(2.0, requires_grad=True)
-    values = gradient_penalties(lambda points: scale * points.square().sum(-1), 3.0 * z)
+
+    def energy(points):
+        return scale * points.square().sum(-1)
+
+    f, values = gradient_penalties(energy, 3.0 * z)
     torch.testing.assert_close(values.detach(), torch.full((3,), 2 * (2 * 2 * 3.0) ** 2))
-    values.sum().backward()
+    values.sum().backward(retain_graph=True)
     assert z.grad is None
     assert scale.grad is not None
+    scale.grad = None
+    f.sum().backward()
+    expected = torch.autograd.grad(energy(3.0 * z).sum(), (z, scale))
+    torch.testing.assert_close((z.grad, scale.grad), expected)

@@ -95,7 +95,7 @@ def test_early_stopping_does_not_count_what_the_generator_does_alone(monkeypatch
 
 @pytest.mark.parametrize(
     ("gaps", "n_settled"),
-    [((0.01,), 0), ((0.1, 0.01), 1), ((0.1, 0.095), 1), ((0.1, 0.05, 0.04, 0.03), 3)],
+    [((0.01,), 0), ((0.1, 0.01), 1), ((0.1, 0.08), 1), ((0.1, 0.05, 0.03, 0.02), 3)],
 )
 def test_flow_goes_on_settling_while_that_helps(gaps, n_settled, monkeypatch):
     seen, measured = [], iter(gaps)

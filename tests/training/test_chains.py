@@ -18,7 +18,7 @@ from skebm.bases import (
 )
 from skebm.energies import MLPEnergy
 from skebm.models import CLIP, FeatureMap, TiltedMixture
-from skebm.training.chains import SAMPLERS, Chains, CheapTarget, Moves, fit_stand_in
+from skebm.training.chains import RESERVE, SAMPLERS, Chains, CheapTarget, Moves, fit_stand_in
 
 K = 2
 
@@ -67,12 +67,14 @@ def model(kind="plain"):
     return tilted
 
 
-def chains(tilted, seed=0, sampler="mala", dtype=torch.float64, step_size=0.7, adapts=False):
+def chains(
+    tilted, seed=0, sampler="mala", dtype=torch.float64, step_size=0.7, adapts=False, n_reserves=0
+):
     """Chains with a stand-in that is no good."""
     moves = Moves(sampler, n_steps=3, step_size="auto" if adapts else step_size, reinit_fraction=1)
     return Chains(
         tilted, mixture((1.0,), (0.3,), (1.3,)), moves,
-        step_size=torch.full((K,), step_size), dtype=dtype, rng=rng(seed),
+        step_size=torch.full((K,), step_size), dtype=dtype, rng=rng(seed), n_reserves=n_reserves,
     )  # fmt: skip
 
 
@@ -250,6 +252,31 @@ def test_some_of_the_chains_are_moved_in_place():
     expected = followers.at(buffer.z).log_weight
     torch.testing.assert_close(buffer.log_weight, expected, atol=1e-8, rtol=1e-8)
     assert [rates is not None for rates in followers.record[-1]] == [True] * 3
+
+
+def test_chains_that_do_not_move_only_jump():
+    followers = chains(model())
+    walkers = followers.start(100)
+    drawn = followers._reserve.z[:, :100]
+    after = followers.advance(walkers, moves=False)
+    for points, before, offered in zip(after.z, walkers.z, drawn, strict=True):
+        stayed, jumped = (points == before)[:, 0], (points == offered)[:, 0]
+        assert (stayed | jumped).all()
+        assert 0 < jumped.sum() < 100
+    followers.advance(after)
+    assert [[rate is not None for rate in rates] for rates in followers.record] == [
+        [False, False, True], [True, True, True],
+    ]  # fmt: skip
+    assert 0 < followers.rates()["move_acceptance_rate"] <= 1
+
+
+@pytest.mark.parametrize(("n_reserves", "again"), [(0, False), (2, True)])
+def test_draws_are_offered_again_where_that_is_asked_for(n_reserves, again):
+    followers = chains(model(), n_reserves=n_reserves)
+    first, second, third = (followers.start(RESERVE) for _ in range(3))
+    assert not torch.isin(first.z, second.z).any()
+    assert torch.equal(first.z, third.z) == again
+    assert torch.equal(first.log_weight, third.log_weight) == again
 
 
 def test_only_the_generator_decides():
