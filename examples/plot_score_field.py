@@ -81,9 +81,13 @@ for ax, values, arrows, title in (
     )
     ax.set_title(title)
 drawn = est.sample(1500, random_state=0)
-axes[2].scatter(*fresh[:1500].T, s=4, color="0.7", label="rows of the truth")
-axes[2].scatter(*drawn.T, s=4, color="C0", label="drawn from the fit")
-axes[2].legend(loc="upper right", markerscale=3)
+axes[2].scatter(
+    *fresh[:1500].T, s=4, color="#3b4a63", alpha=0.5, label="rows of the truth"
+)
+axes[2].scatter(
+    *drawn.T, s=4, color="#e07b39", alpha=0.5, label="drawn from the fit"
+)
+figure.legend(loc="outside lower right", ncols=2, markerscale=3, frameon=False)
 axes[2].set_title("samples")
 for ax in axes:
     ax.set(xlabel="first column", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
