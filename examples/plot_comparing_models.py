@@ -83,9 +83,10 @@ for i in range(len(names)):
     for j in range(len(names)):
         if i != j:
             sure = abs(gains[i, j]) > 2 * errors[i, j]
+            dark = abs(gains[i, j]) > 0.65 * limit
             ax.text(
                 j, i, f"{gains[i, j]:+.2f}", ha="center", va="center", fontsize=8,
-                weight="bold" if sure else "normal",
+                weight="bold" if sure else "normal", color="w" if dark else "k",
             )  # fmt: skip
 ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
 _ = ax.set_yticks(range(len(names)), names)

@@ -219,7 +219,8 @@ class AnomalyScoreDisplay:
             )
         if self.p_values:
             ax.axhline(1.0, color="black", linestyle=":", linewidth=1.2, label="uniform")
-        beyond = f"; {n_beyond} rows below {least:.3g} in the first bar" if n_beyond else ""
+        rows = "row" if n_beyond == 1 else "rows"
+        beyond = f"\n{n_beyond} {rows} below {least:.3g} in the first bar" if n_beyond else ""
         ax.set_xlabel(self.score_name + beyond)
         ax.set_ylabel("density" if as_density else "number of rows")
         if self.threshold is not None or self.labels is not None or self.p_values:

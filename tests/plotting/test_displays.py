@@ -286,7 +286,7 @@ def test_anomaly_scores_by_class_share_their_bins(X):
 def test_scores_far_below_all_others_share_a_bar_and_are_counted():
     scores = np.append(np.random.default_rng(0).normal(size=500), [-400.0, -1e6])
     display = AnomalyScoreDisplay(scores, threshold=-2.0).plot()
-    assert display.ax_.get_xlabel().startswith("score; 2 rows below -7")
+    assert display.ax_.get_xlabel().startswith("score\n2 rows below -7")
     heights = display.ax_.patches[0].get_xy()[:, 1]
     assert 20 < heights.max() < 120
     assert display.ax_.get_xlim()[0] > -20
