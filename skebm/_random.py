@@ -54,6 +54,22 @@ def seeded_global_rng(seed: int, device: torch.device | None = None) -> Iterator
             np.random.set_state(numpy_state)  # noqa: NPY002
 
 
+def sobol_points(n: int, d: int, seed: int) -> torch.Tensor:
+    """Points of a scrambled Sobol sequence in the unit cube, (n, d), float64.
+
+    They have the digits of single precision: torch computes the first one in its default dtype, on
+    which nothing here depends.
+
+    Parameters
+    ----------
+    n, d : int
+    seed : int
+        Of the scrambling.
+    """
+    engine = torch.quasirandom.SobolEngine(d, scramble=True, seed=seed)
+    return engine.draw(n, dtype=torch.float64).float().double()
+
+
 def draw_seed(rng: torch.Generator) -> int:
     """Draw a seed from a torch.Generator, an int in [0, 2^31)."""
     return int(torch.randint(2**31, (), generator=rng, device=rng.device))

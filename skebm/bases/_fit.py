@@ -312,11 +312,12 @@ class _Mixture(_Candidate):
 
     def choose(self, rows, held, rng):
         values, fitted = {}, {}
+        patience = {} if rows.layout.n_states else _CHOICE
 
         def attempt(size, strength, diagonal):
             # one of the same size, fitted with another strength, is nearly there
             start = fitted.get((size, diagonal))
-            mixture = self.fit(rows, (size, strength, diagonal), rng, start, **_CHOICE)
+            mixture = self.fit(rows, (size, strength, diagonal), rng, start, **patience)
             fitted.setdefault((size, diagonal), mixture)
             value = held.mean(mixture.log_prob(held.x))
             improved = value > max(values.values(), default=-np.inf)
@@ -333,7 +334,9 @@ class _Mixture(_Candidate):
         k, _, _ = best()
         others = [(k, 1.0), (k, 10.0), (2 * k, 10.0), (2 * k, 30.0)]
         others = [(size, strength, only_diagonal) for size, strength in others]
-        if not only_diagonal:
+        if rows.layout.n_states and not only_diagonal:
+            others += [(2 * k, 3.0, True), (4 * k, 3.0, True)]
+        elif not only_diagonal:
             # where many full ones are worth it, diagonal ones hardly ever are
             if k >= _PROBED:
                 attempt(_PROBED, 3.0, True)

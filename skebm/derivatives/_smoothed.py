@@ -2,6 +2,7 @@
 
 import torch
 
+from skebm._random import sobol_points
 from skebm._typing import LogDensity
 
 
@@ -58,8 +59,7 @@ def smoothed_score(
             [-1.6000]], dtype=torch.float64)
     """
     d = x.shape[1]
-    engine = torch.quasirandom.SobolEngine(d, scramble=True, seed=seed)
-    uniform = engine.draw(n_points // 2, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+    uniform = sobol_points(n_points // 2, d, seed).clamp(1e-6, 1 - 1e-6)
     half = torch.special.ndtri(uniform).to(x)
     z = torch.cat([half, -half])
     # of covariance one exactly, as a log-density that is nearly linear along them asks for

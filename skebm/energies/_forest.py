@@ -56,7 +56,7 @@ class Forest:
         self.feature = flat("feature", torch.int32)
         lca = [_padded(trees.lca, (*shape, self.n_leaves)) for trees in members]
         self.lca = torch.stack(lca).view(-1)
-        softness = torch.tensor([trees.softness for trees in members]).to(self.value)
+        softness = self.value.new_tensor([trees.softness for trees in members])
         scale = flat("spacing") * softness.repeat_interleave(math.prod(shape))
         # of (t - x) / (REACH tau)
         self.per_unit = torch.where(scale > 0, 1.0 / (REACH * scale), 0.0)

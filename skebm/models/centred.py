@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from skebm._layout import Layout
+from skebm._random import sobol_points
 from skebm._typing import Distribution, Modules
 from skebm.bases import values_given_states
 
@@ -122,8 +123,7 @@ class StateDraws(nn.Module):
     ) -> Self:
         """Draws at a scrambled Sobol sequence; `n_draws` is a power of two."""
         layout: Any = features.layout
-        sobol = torch.quasirandom.SobolEngine(1 + layout.n_values, scramble=True, seed=seed)
-        points = sobol.draw(n_draws, dtype=torch.float64)
+        points = sobol_points(n_draws, 1 + layout.n_values, seed)
         half = 0.5 / n_draws**2  # away from 0 and 1, where a normal number is infinite
         return cls(bases, features, points.clamp(half, 1.0 - half))
 

@@ -6,9 +6,9 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.quasirandom import SobolEngine
 
 from skebm._layout import Cell
+from skebm._random import sobol_points
 from skebm.partition import systematic_resampling
 
 N_NODES = 64
@@ -207,10 +207,7 @@ def uniform_points(m: int, d: int, seed: int) -> Tensor:
     d : int
     seed : int
     """
-    parts = [
-        SobolEngine(d, scramble=True, seed=seed + i).draw(m // N_REPLICATES, dtype=torch.float64)
-        for i in range(N_REPLICATES)
-    ]
+    parts = [sobol_points(m // N_REPLICATES, d, seed + i) for i in range(N_REPLICATES)]
     return torch.cat(parts).clamp(1e-9, 1.0 - 1e-9)
 
 

@@ -68,10 +68,12 @@ def fitted_to_moons(sampler="mala", persistent=True):
 @cache  # by position: it would take arguments by name, or left out, for others
 def fitted_to_moons_once(sampler, persistent):
     # steps of "ula" are small: it needs more of them, and longer to find their size
-    slow = {"n_steps": 5, "batch_size": 64, "learning_rate": 0.02} if sampler == "ula" else {}
+    particular = {"n_steps": 3}
+    if sampler == "ula":
+        particular = {"n_steps": 5, "batch_size": 64, "learning_rate": 0.02}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chains, "DIAGNOSED_MOVES", DIAGNOSED_MOVES)
-        return density(sampler=sampler, persistent=persistent, **slow).fit(moons())
+        return density(sampler=sampler, persistent=persistent, **particular).fit(moons())
 
 
 HUMPS = [stats.norm(-2.0, 0.5), stats.norm(1.0, 0.8)]
@@ -363,7 +365,7 @@ def test_diagnostics_of_sampling():
     estimator = fitted_to_moons()
     estimator.sample(500, random_state=0)
     diagnostics = estimator.sample_diagnostics_
-    assert (diagnostics["start"], diagnostics["n_steps"]) == ("base", 2)
+    assert (diagnostics["start"], diagnostics["n_steps"]) == ("base", 3)
     assert set(diagnostics) == {
         "start", "n_steps", "step_size", "acceptance_rate", "move_acceptance_rate",
         "restart_acceptance_rate", "log_density_change", "log_density_change_std_error",

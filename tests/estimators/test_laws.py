@@ -92,15 +92,15 @@ ESTIMATORS = {
     "sm-denoising": lambda: ScoreMatchingEBM(
         **linear_embedding(learning_rate=0.03, max_epochs=30, method="denoising")
     ),
-    "cd-persistent": lambda: ContrastiveDivergenceEBM(**chains(0.03, 20, n_steps=3)),
+    "cd-persistent": lambda: ContrastiveDivergenceEBM(**chains(0.03, 40, n_steps=3)),
     "cd-from-rows": lambda: ContrastiveDivergenceEBM(
         **chains(persistent=False, sampler="hmc", n_steps=1)
     ),
     "cd-no-base": lambda: ContrastiveDivergenceEBM(
         **chains(0.03, 20, base=None, sampler="random_walk", n_steps=3)
     ),
-    "fce": lambda: FlowContrastiveDensity(**flow(correction=Boosting(max_iter=40))),
-    "fce-no-base": lambda: FlowContrastiveDensity(**flow(0.03, 20, batch_size=64, base=None)),
+    "fce": lambda: FlowContrastiveDensity(**flow(0.02, 60, correction=Boosting(max_iter=40))),
+    "fce-no-base": lambda: FlowContrastiveDensity(**flow(0.03, 30, batch_size=64, base=None)),
     "adversarial": lambda: AdversarialEBM(**flow(gradient_penalty=0.5)),
 }
 """Name -> factory of an estimator at a setting that fits 400 rows in about a second."""
@@ -1101,7 +1101,7 @@ def test_ties_make_no_spike(name):
 )
 def test_smoothing_adds_noise_of_that_width(name, h, monkeypatch):
     monkeypatch.setattr(task, "SMOOTHED_ROWS", 1600)  # four copies of every row
-    epochs = 60 if name == "nce-no-base" else 10 if name in LATENT else 5
+    epochs = 60 if name.endswith("no-base") else 10 if name in LATENT else 5
     estimator = quick(name, epochs=epochs).set_params(smoothing=h)
     if name in LATENT:  # it knows no more of the mean than the rows that it is trained on
         estimator.set_params(validation_fraction=0.1)

@@ -184,8 +184,9 @@ def test_rows_do_not_depend_on_their_batch():
     estimator = of_classes()
     together = estimator.score_samples(rows)
     alone = [estimator.score_samples(rows.iloc[i : i + 1])[0] for i in range(10)]
-    np.testing.assert_allclose(alone, together[:10], atol=1e-9)
-    np.testing.assert_allclose(estimator.score_samples(rows[::-1])[::-1], together, atol=1e-9)
+    # networks are in single precision, and their products round by how many rows there are
+    np.testing.assert_allclose(alone, together[:10], atol=1e-4)
+    np.testing.assert_allclose(estimator.score_samples(rows[::-1])[::-1], together, atol=1e-4)
 
 
 # ---------------------------------------------------------------- the transformer

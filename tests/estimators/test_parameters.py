@@ -142,7 +142,7 @@ OTHER = {
         "method": "sliced", "n_projections": Where(3, {"method": "sliced"}), "sigma": 0.5,
     },
     ContrastiveDivergenceEBM: TILTED | MIXED | {
-        "n_steps": 2, "persistent": False, "sampler": "ula", "step_size": 0.05,
+        "n_steps": 3, "persistent": False, "sampler": "ula", "step_size": 0.05,
         "reinit_fraction": 0.2,
     },
     FlowContrastiveDensity: TILTED | {
