@@ -54,6 +54,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"[\\/](plot_|quickstart)",
     "ignore_pattern": r"__init__\.py",
     "abort_on_example_error": True,
+    "parallel": 2,
     "download_all_examples": False,
     "doc_module": ("skebm",),
     "reference_url": {"skebm": None},
