@@ -1,6 +1,6 @@
 """Masked autoregressive flows, K of them evaluated and trained together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional
 from skebm._random import spawn
 from skebm._typing import Modules
 
-from ._stacked_flow import REACH, LayeredFlow
+from ._stacked_flow import REACH, LayeredFlow, log_normal
 
 _MAX_LOG_SCALE = 7.0
 
@@ -79,6 +79,26 @@ class AutoregressiveFlow(LayeredFlow):
             _AutoregressiveLayer(n_features, hidden, bound, rngs) for _ in range(n_layers)
         )
 
+    def frozen(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        layers = [
+            (layer.bound, layer.frozen(is_reversed=i % 2 == 1))
+            for i, layer in enumerate(self.layers)
+        ]
+
+        def log_prob(x):
+            log_det = 0.0
+            for bound, networks in layers:
+                h = x.clamp(-bound, bound)
+                for i, (weight, offset) in enumerate(networks):
+                    h = torch.baddbmm(offset, weight, functional.silu(h, inplace=True) if i else h)
+                shift, log_scale = h.chunk(2, dim=1)
+                log_scale = _bounded(log_scale)
+                x = torch.addcmul(shift, x, log_scale.exp())
+                log_det = log_det + log_scale
+            return log_normal(x) + log_det.sum(1)
+
+        return log_prob
+
 
 class _AutoregressiveLayer(nn.Module):
     """Shift and scale by functions of the columns before, then reversal of their order; K members.
@@ -110,6 +130,20 @@ class _AutoregressiveLayer(nn.Module):
 
     def _masked(self):
         return [w * self.get_buffer(f"mask_{i}") for i, w in enumerate(self.weights)]
+
+    def frozen(self, is_reversed):
+        """Masked weights, and offsets, for columns in one order, whatever the layer; its outputs
+        are then shifts first, and after these the raw log-scales.
+        """
+        weights = [weight.detach().clone() for weight in self._masked()]
+        offsets = [offset.detach() for offset in self.offsets]
+        if is_reversed:
+            weights[0] = weights[0].flip(2)
+        for own in (weights, offsets):
+            halves = own[-1][:, ::2], own[-1][:, 1::2]
+            halves = [half.flip(1) for half in halves] if is_reversed else halves
+            own[-1] = torch.cat(halves, dim=1)
+        return list(zip(weights, offsets, strict=True))
 
     def forward(self, x):
         """Towards the normal distribution, with the log-determinant: (K, d, n) -> (K, d, n), (K,
@@ -147,4 +181,8 @@ class _AutoregressiveLayer(nn.Module):
 def _shift_and_log_scale(outputs):
     """Of every column, from rows that take turns; bounded scales."""
     shift, log_scale = outputs[:, ::2], outputs[:, 1::2]
-    return shift, log_scale / (1 + log_scale.abs() / _MAX_LOG_SCALE)
+    return shift, _bounded(log_scale)
+
+
+def _bounded(log_scale):
+    return log_scale / (1 + log_scale.abs() / _MAX_LOG_SCALE)

@@ -3,7 +3,7 @@
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,10 @@ class StackedFlow(nn.Module, ABC):
         log_prob : Tensor of shape (K, n)
             Log-density at z; its gradient includes the way through z.
         """
+
+    def frozen(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """`log_prob` as a function of columns, (K, d, n) -> (K, n), for weights that stay."""
+        return lambda columns: self.log_prob(columns.mT)
 
     def alone(self, k: int) -> "StackedFlow":
         """Flow k by itself, trainable, with its own copy of the weights: K = 1."""

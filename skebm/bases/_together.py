@@ -13,11 +13,13 @@ larger than `TOLERANCE` are left to the mixture itself.
 
 import math
 from collections.abc import Iterable
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from skebm._typing import Distribution
 
@@ -28,8 +30,7 @@ from ._stacked_flow import FlowBase
 
 TOLERANCE = 1e-8  # nats
 
-_CELLS = 1 << 19  # monomials and components at a time, 4 MiB
-_FLOW_ROWS = 1024  # rows of flows at a time
+_CELLS = 1 << 21  # monomials and components at a time, 16 MiB
 
 
 class Together:
@@ -48,59 +49,47 @@ class Together:
     Examples
     --------
     >>> import torch
-    >>> from skebm.bases import GaussianMixtureBase, Together
-    >>> bases = [GaussianMixtureBase([1.0], [[float(m)]], [[[1.0]]]) for m in range(3)]
-    >>> x = torch.zeros(2, 1, dtype=torch.float64)
-    >>> joints, _ = Together(bases)(x)
-    >>> logs = torch.stack([joint.logsumexp(0) for joint in joints])
-    >>> torch.allclose(logs, torch.stack([base.log_prob(x) for base in bases]))
+    >>> from skebm.bases import GaussianMixtureBase, StackedBase, Together, UniformBase
+    >>> box = UniformBase([-10.0], [10.0])
+    >>> normals = [GaussianMixtureBase([1.0], [[float(m)]], [[[1.0]]]) for m in range(3)]
+    >>> bases = [StackedBase([normal, box], [0.9, 0.1]) for normal in normals]
+    >>> x = torch.zeros(5, 1, dtype=torch.float64)
+    >>> joint, _ = Together(bases)(x)
+    >>> joint.shape
+    torch.Size([3, 2, 5])
+    >>> torch.allclose(joint.logsumexp(1), torch.stack([base.log_prob(x) for base in bases]))
     True
     """
 
     def __init__(
         self, distributions: Iterable[Distribution], maps: Iterable[MarginalGaussianization] = ()
     ):
-        self.distributions: list[Any] = list(distributions)
+        tops, wanted = list(distributions), list(maps)
         found: dict[int, Any] = {}
-        for distribution in self.distributions:
+        for distribution in tops:
             _collect(distribution, found)
-        plain = [q for q in found.values() if isinstance(q, GaussianMixtureBase)]
-        mapped = [q for q in found.values() if _is_mapped_mixture(q)]
-        rest = [q for q in found.values() if not any(q is p for p in plain + mapped)]
-        self._flows = [_Flows(group) for group in _alike(filter(_is_flow, rest))]
-        self._others = [q for q in rest if not _is_flow(q)]
-        plain.sort(key=_size)
-        mapped.sort(key=_size)
-        wanted = list(maps)
-        maps = [q.transform for q in mapped] + wanted
-        self._n_mapped, self._n_wanted = len(mapped), len(wanted)
-        self._maps = TogetherMapped(maps) if maps else None
-        # of equally many components, side by side: where they begin among the inputs
-        self._groups: list[tuple[list[Any], int | None]] = [
-            (group, None) for group in _equal(plain)
-        ]
-        start = 1
-        for group in _equal(mapped):
-            self._groups.append((group, start))
-            start += len(group)
-        self._coefficients = []
-        reach = torch.full((start,), torch.inf, dtype=torch.float64)
-        for group, start in self._groups:
-            mixtures = [getattr(q, "base", q) for q in group]
-            self._coefficients.append(_coefficients(mixtures))
-            own = torch.stack([_reach(q) for q in mixtures]).to(reach)
-            if start is None:
-                reach[0] = torch.minimum(reach[0], own.min())
-            else:
-                reach[start : start + len(group)] = own
-        d = self.distributions[0].n_features
-        n_monomials = (d + 1) * (d + 2) // 2 if self._groups else d
-        n_components = sum(len(group) * _size(group[0]) for group, _ in self._groups)
-        self._cells_per_row = (1 + self._n_mapped) * n_monomials + n_components
-        device = next((c.device for c in self._coefficients), None)
-        self._square_of_reach = reach.square().to(device)[:, None]
+        parts = list(found.values())
+        plain = sorted((q for q in parts if isinstance(q, GaussianMixtureBase)), key=_size)
+        mapped = sorted(filter(_is_mapped_mixture, parts), key=_size)
+        groups = _alike(filter(_is_flow, parts))
+        ordered = [*plain, *mapped, *(q for group in groups for q in group)]
+        self._others = [q for q in parts if not any(q is p for p in ordered)]
+        # those of mixtures come first, which ask for arrays of their own
+        kept, place = _distinct([q.transform for q in ordered[len(plain) :]] + wanted)
+        self._maps = TogetherMapped(kept) if kept else None
+        self._wanted = _consecutive([place[id(to)] for to in wanted]) if wanted else None
+        self._mixtures = _Mixtures(plain, mapped, place) if plain or mapped else None
+        self._flows = [_Flows(group, place) for group in groups]
+        d = tops[0].n_features
+        self._size = max(16, _CELLS // (d if self._mixtures is None else self._mixtures.n_cells))
+        # what is stacked: numbers of parts, and log-weights
+        self._row = {id(q): i for i, q in enumerate([*ordered, *self._others])}
+        self._inner: list[Any] = []
+        stacks = [self._stacked(q) for q in tops]
+        rows, log_weights = (pad_sequence(list(own), True) for own in zip(*stacks, strict=True))
+        self._rows, self._log_weights = rows, log_weights.where(_lengths(stacks), -torch.inf)
 
-    def __call__(self, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Evaluate all at the same rows, without a graph.
 
         Parameters
@@ -109,87 +98,180 @@ class Together:
 
         Returns
         -------
-        joints : list of K tensors of shape (n_components, n)
-            Log-densities of the components, with their weights: of what a distribution stacks or
-            mixes; one of any other.
+        joint : Tensor of shape (K, n_components, n)
+            Log-densities of what every distribution stacks, with their weights; of one that is no
+            stack, its own. -inf where a distribution has fewer components than others.
         mapped : Tensor of shape (n_maps, d, n) or None
             The rows as `maps` see them; None without any.
         """
-        logs = self._other_log_probs(x)
-        size = max(16, _CELLS // self._cells_per_row)
-        parts: list[Any] = [
-            self._few(x[start : start + size], {q: v[start : start + size] for q, v in logs})
-            for start in range(0, max(1, len(x)), size)
-        ]
-        joints = [torch.cat(of_one, dim=1) for of_one in zip(*(p[0] for p in parts), strict=True)]
-        return joints, torch.cat([p[1] for p in parts], dim=2) if self._n_wanted else None
+        others = [q.log_prob(x) for q in self._others]
+        starts = range(0, max(1, len(x)), self._size)
+        rows = [slice(start, start + self._size) for start in starts]
+        parts = [self._few(x[own], [logs[own] for logs in others]) for own in rows]
+        if len(parts) == 1:
+            return parts[0]
+        joint, mapped = zip(*parts, strict=True)
+        return torch.cat(joint, dim=2), None if self._wanted is None else torch.cat(mapped, dim=2)
 
-    def _other_log_probs(self, x):
-        """Of all that is no mixture, pairs of an id and (n,)."""
-        logs = [(id(q), q.log_prob(x)) for q in self._others]
-        for flows in self._flows:
-            parts = torch.cat([flows(rows) for rows in x.split(_FLOW_ROWS)], dim=1)
-            logs += zip(map(id, flows.distributions), parts, strict=True)
+    def _few(self, x, others):
+        """The same of few rows; `others` are log-densities, (n,) each."""
+        columns, z, log_det = x.mT.contiguous(), None, None
+        if self._maps is not None:
+            z, log_det = self._maps(columns)
+        logs = [] if self._mixtures is None else [self._mixtures(columns, z, log_det)]
+        logs += [flows(x, z, log_det) for flows in self._flows]
+        logs += [own[None] for own in others]
+        logs = torch.cat(logs)
+        for rows, log_weights in self._inner:
+            joint = logs[rows.to(x.device)] + log_weights.to(x.device)[:, None]
+            logs = torch.cat([logs, _log_sum_exp(joint, 0)[None]])
+        joint = logs.index_select(0, self._rows.view(-1).to(x.device))
+        joint = joint.view(*self._rows.shape, len(x)).add_(self._log_weights.to(x.device)[..., None])
+        return joint, None if self._wanted is None else z[self._wanted]
+
+    def _stacked(self, q):
+        """Numbers of what a distribution stacks, itself where it is no stack, and log-weights."""
+        if not isinstance(q, StackedBase):
+            return torch.tensor([self._row[id(q)]]), torch.zeros(1, dtype=torch.float64)
+        for inner in q.components:
+            if id(inner) not in self._row:  # a stack, too
+                self._inner.append(self._stacked(inner))
+                self._row[id(inner)] = len(self._row)
+        return torch.tensor([self._row[id(c)] for c in q.components]), q.weights.log().cpu()
+
+
+class _Mixtures:
+    """Gaussian mixtures, of the rows as they are and of mapped ones, evaluated side by side.
+
+    Parameters
+    ----------
+    plain : list of GaussianMixtureBase
+        Sorted by size, as the next ones.
+    mapped : list of TransformedBase
+    place : dict
+        Number of every map, by its id.
+    """
+
+    def __init__(self, plain, mapped, place):
+        self._of = [*plain, *(q.base for q in mapped)]
+        maps = [place[id(q.transform)] for q in mapped]
+        self._input = [0] * len(plain) + [1 + own for own in maps]
+        self._n_maps, self._n_plain = max(maps, default=-1) + 1, len(plain)
+        self._maps = _consecutive(maps) if maps else None
+        ends = np.cumsum([0, *map(_size, self._of)]).tolist()
+        self._components = [slice(*pair) for pair in pairwise(ends)]
+        # where there are equally many components one product will do, as for all of the plain ones
+        self._products, self._runs = [], []
+        if plain:
+            own = torch.cat([_coefficients(q) for q in plain])[None]
+            self._products.append((own, slice(1), slice(ends[len(plain)])))
+        for run in _runs([_size(q) for q in self._of[len(plain) :]], len(plain)):
+            own = torch.stack([_coefficients(q) for q in self._of[run]])
+            at = _consecutive(self._input[run])
+            self._products.append((own, at, slice(ends[run.start], ends[run.stop])))
+        for run in _runs(list(map(_size, self._of))):
+            shape = run.stop - run.start, _size(self._of[run.start])
+            self._runs.append((run, slice(ends[run.start], ends[run.stop]), shape))
+        reach = torch.stack([_reach(q) for q in self._of])
+        self._square_of_reach = reach.square()[:, None]
+        n_monomials = self._products[0][0].shape[2]
+        self.n_cells = (1 + self._n_maps) * n_monomials + ends[-1]
+
+    def __call__(self, columns, z, log_det):
+        """Log-densities in the original coordinates, (m, n).
+
+        Parameters
+        ----------
+        columns : Tensor of shape (d, n)
+        z : Tensor of shape (n_maps, d, n) or None
+            The columns as all maps see them.
+        log_det : Tensor of shape (n_maps, n) or None
+        """
+        inputs, n = columns[None], columns.shape[1]
+        if self._n_maps:
+            inputs = torch.cat([inputs, z[: self._n_maps]])
+        monomials = _monomials(inputs)
+        values = columns.new_empty(self._components[-1].stop, n)
+        for coefficients, at, components in self._products:
+            own = values[components].view(*coefficients.shape[:2], n)
+            torch.bmm(coefficients, monomials[at], out=own)
+        self._mend(values, inputs)
+        logs = columns.new_empty(len(self._of), n)
+        for run, components, shape in self._runs:
+            logs[run] = _log_sum_exp(values[components].view(*shape, n), 1)
+        if self._maps is not None:
+            logs[self._n_plain :] += log_det[self._maps]
         return logs
 
-    def _few(self, x, logs):
-        """The same of few rows."""
-        inputs = columns = x.mT.contiguous()[None]
-        wanted = log_det = None
-        if self._maps is not None:
-            z, log_det = self._maps(columns[0])
-            inputs, wanted = torch.cat([columns, z[: self._n_mapped]]), z[self._n_mapped :]
-        monomials = _monomials(inputs) if self._groups else inputs
-        far = inputs.square().sum(1) > self._square_of_reach
-        any_far = far.any(1).tolist()
-        joint = {}
-        for (group, start), coefficients in zip(self._groups, self._coefficients, strict=True):
-            own = monomials[:1] if start is None else monomials[start : start + len(group)]
-            values = torch.matmul(coefficients, own)
-            for i, q in enumerate(group):
-                place = 0 if start is None else start + i
-                if any_far[place]:
-                    rows = far[place].nonzero().squeeze(1)
-                    mixture = getattr(q, "base", q)
-                    values[i][:, rows] = mixture._joint(inputs[place][:, rows].mT).mT
-            if start is not None:
-                values += log_det[start - 1 : start - 1 + len(group), None]
-            joint |= dict(zip(map(id, group), values, strict=True))
-            logs |= dict(zip(map(id, group), _log_sum_exp(values, 1), strict=True))
-        return [self._joint(q, joint, logs) for q in self.distributions], wanted
-
-    def _joint(self, q, joint, logs):
-        if isinstance(q, StackedBase):
-            parts = [self._log_prob(c, joint, logs) for c in q.components]
-            return torch.stack(parts) + q.weights.log()[:, None]
-        return joint[id(q)].clone() if id(q) in joint else logs[id(q)][None].clone()
-
-    def _log_prob(self, q, joint, logs):
-        if isinstance(q, StackedBase):
-            return _log_sum_exp(self._joint(q, joint, logs), 0)
-        return logs[id(q)]
+    def _mend(self, values, inputs):
+        """Put in what mixtures themselves say of rows out of reach."""
+        far = inputs.square().sum(1)[self._input] > self._square_of_reach
+        if not far.any():
+            return
+        for i in far.any(1).nonzero().flatten().tolist():
+            rows = far[i].nonzero().squeeze(1)
+            own = inputs[self._input[i]].index_select(1, rows)
+            values[self._components[i], rows] = self._of[i]._joint(own.mT).mT
 
 
 class _Flows:
-    """Flows of one shape in coordinates of their own, evaluated side by side."""
+    """Flows of one shape in coordinates of their own, evaluated side by side.
 
-    def __init__(self, distributions):
-        self.distributions = distributions
+    Parameters
+    ----------
+    distributions : list of TransformedBase
+    place : dict
+        Number of every map that is evaluated with others, by its id.
+    """
+
+    def __init__(self, distributions, place):
         first, *others = [q.base.flow for q in distributions]
-        self._flow = first.beside(others)
-        maps = [q.transform for q in distributions]
-        together = all(isinstance(to, MarginalGaussianization) for to in maps)
-        self._maps = TogetherMapped(maps) if together else None
+        self._log_prob = first.beside(others).frozen()
+        self._transforms = [q.transform for q in distributions]
+        known = all(id(to) in place for to in self._transforms)
+        self._maps = _consecutive([place[id(to)] for to in self._transforms]) if known else None
 
-    def __call__(self, x):
-        """Log-densities at the same rows, (n, d) -> (K, n)."""
-        if self._maps is None:
-            pairs = [q.transform(x) for q in self.distributions]
-            z, log_det = map(torch.stack, zip(*pairs, strict=True))
-        else:
-            z, log_det = self._maps(x.mT.contiguous())
-            z = z.mT
-        return self._flow.log_prob(z) + log_det
+    def __call__(self, x, z, log_det):
+        """Log-densities at the same rows, (n, d) -> (m, n); what maps make of them as above."""
+        if self._maps is not None:
+            return self._log_prob(z[self._maps]) + log_det[self._maps]
+        pairs = [to(x) for to in self._transforms]
+        z, log_det = map(torch.stack, zip(*pairs, strict=True))
+        return self._log_prob(z.mT) + log_det
+
+
+def _distinct(maps):
+    """Marginal maps that are not equal, and the number of each of `maps` by its id."""
+    kept, place = [], {}
+    for to in maps:
+        if isinstance(to, MarginalGaussianization) and id(to) not in place:
+            same = (i for i, other in enumerate(kept) if _is_equal(to, other))
+            place[id(to)] = next(same, len(kept))
+            kept += [to] * (place[id(to)] == len(kept))
+    return kept, place
+
+
+def _is_equal(one, other):
+    return all(map(torch.equal, one.buffers(), other.buffers()))
+
+
+def _consecutive(places):
+    """An index: a slice, which copies nothing, where these are numbers one after another."""
+    begin, end = places[0], places[0] + len(places)
+    return slice(begin, end) if places == list(range(begin, end)) else places
+
+
+def _runs(sizes, start=0):
+    """Slices of equal ones among `sizes`, which are counted from `start`."""
+    ends = [start]
+    for _, group in groupby(sizes):
+        ends.append(ends[-1] + len(list(group)))
+    return [slice(*pair) for pair in pairwise(ends)]
+
+
+def _lengths(stacks):
+    """Which entries of padded stacks are theirs, (K, n_components)."""
+    return pad_sequence([torch.ones(len(rows), dtype=torch.bool) for rows, _ in stacks], True)
 
 
 def _is_mapped_mixture(q):
@@ -226,11 +308,6 @@ def _size(q):
     return q.n_components
 
 
-def _equal(distributions):
-    """Runs of distributions of equally many components."""
-    return [list(group) for _, group in groupby(distributions, key=_size)]
-
-
 def _monomials(columns):
     """Products of two columns, columns, and one: (m, d, n) -> (m, (d + 1) (d + 2) / 2, n)."""
     m, d, n = columns.shape
@@ -249,17 +326,14 @@ def _linear_and_constant(q, precision):
     return linear, q.log_constant - 0.5 * (linear * q.means).sum(-1)
 
 
-def _coefficients(mixtures):
-    """Coefficients of monomials, (m, k, n_monomials)."""
-    coefficients = []
-    for q in mixtures:
-        precision = q.whitening @ q.whitening.mT
-        linear, constant = _linear_and_constant(q, precision)
-        # off the diagonal a product stands for two
-        square = -0.5 * precision * (2.0 - torch.eye(q.n_features).to(precision))
-        row, column = torch.triu_indices(q.n_features, q.n_features, device=precision.device)
-        coefficients.append(torch.cat([square[:, row, column], linear, constant[:, None]], dim=1))
-    return torch.stack(coefficients)
+def _coefficients(q):
+    """Coefficients of monomials, (n_components, n_monomials)."""
+    precision = q.whitening @ q.whitening.mT
+    linear, constant = _linear_and_constant(q, precision)
+    # off the diagonal a product stands for two
+    square = -0.5 * precision * (2.0 - torch.eye(q.n_features).to(precision))
+    row, column = torch.triu_indices(q.n_features, q.n_features, device=precision.device)
+    return torch.cat([square[:, row, column], linear, constant[:, None]], dim=1)
 
 
 def _reach(q):
@@ -277,7 +351,7 @@ def _reach(q):
 
 
 def _log_sum_exp(values, dim):
-    """`torch.logsumexp` in fewer sweeps; -inf where all are."""
-    largest = values.amax(dim, keepdim=True)
-    largest.masked_fill_(largest.isinf(), 0.0)
-    return (values - largest).exp_().sum(dim).log_().add_(largest.squeeze(dim))
+    """`torch.logsumexp` in fewer sweeps, in place of `values`; -inf where all are."""
+    most = torch.finfo(values.dtype).max
+    largest = values.amax(dim, keepdim=True).clamp_(-most, most)
+    return values.sub_(largest).exp_().sum(dim).log_().add_(largest.squeeze(dim))

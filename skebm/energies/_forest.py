@@ -91,20 +91,30 @@ class Forest:
             first.append(np.cumsum([0] + [len(masks) for _, masks in pairs[:-1]]))
             begins += (begin + len(table) * np.arange(n_blocks)).tolist()
             begin += n_blocks * len(table)
-        sizes = np.array([[len(points) for points in of_member] for of_member in breakpoints])
+        # one search for all members: in the breakpoints of all, and then in a list of their places
+        joined = [np.unique(np.concatenate(own)) for own in zip(*breakpoints, strict=True)]
+        sizes = np.array(list(map(len, joined)))
         # a feature that splits nothing need not be looked up
-        self._used = np.flatnonzero(sizes.any(axis=0)).tolist() or [0]
-        padded = np.full((*sizes.shape, sizes.max()), np.inf)
-        for index in np.ndindex(*sizes.shape):
-            padded[index][: sizes[index]] = breakpoints[index[0]][index[1]]
+        self._used = np.flatnonzero(sizes).tolist() or [0]
+        places = [
+            [_own_interval(points, own) + start for own, start in zip(members_own, starts, strict=True)]
+            for points, members_own, starts in zip(
+                joined, zip(*breakpoints, strict=True), np.stack(first, axis=1), strict=True
+            )
+        ]
+        padded = np.full((n_features, sizes.max()), np.inf)
+        for row, points in zip(padded, joined, strict=True):
+            row[: len(points)] = points
 
         def tensor(array, dtype):
             return torch.from_numpy(array).to(self.value.device, dtype)
 
-        # by feature, then by member
-        self._breakpoints = tensor(padded.swapaxes(0, 1).copy(), self.value.dtype)
-        self._n_breakpoints = tensor(sizes.T[..., None].copy(), torch.int32)
-        self._first = tensor(np.stack(first, axis=1)[..., None], torch.int32)
+        self._breakpoints = tensor(padded, self.value.dtype)
+        self._n_breakpoints = tensor(sizes[:, None], torch.int32)
+        starts = np.cumsum(sizes + 2) - sizes - 2
+        self._starts = tensor(starts[:, None], torch.int32)
+        # of all intervals of all features, and of NaN after those: (n, K)
+        self._places = tensor(np.concatenate(places, axis=1).T.copy(), torch.int32)
         self._begin = tensor(np.array(begins, dtype=np.int32), torch.int32)
         table = np.concatenate([block.reshape(-1, self.width) for block in blocks])
         self._table = torch.from_numpy(table).to(self.value.device)
@@ -137,7 +147,7 @@ class Forest:
             several.clear()
 
         for start in range(0, z.shape[1], size):
-            x = z[:, start : start + size].contiguous()
+            x = z[:, start : start + size]
             place = self._place(x)
             # as many blocks of trees at once as there is room for
             n_blocks = max(1, size // x.shape[1])
@@ -156,15 +166,20 @@ class Forest:
         return value
 
     def _place(self, x):
-        """Row of a block of the table that holds the leaves in reach, (d, K, n)."""
-        place = torch.searchsorted(
-            self._breakpoints, x.permute(2, 0, 1).contiguous(), out_int32=True
-        )
-        place = torch.minimum(place, self._n_breakpoints)
-        is_nan = x.isnan()
+        """Row of a block of the table that holds the leaves in reach, (K, n, d) -> (d, K, n)."""
+        n_members = len(x)
+        if x.stride(0) == 0:  # the same rows for all members
+            x = x[:1]
+        columns = x.permute(2, 0, 1).flatten(1).contiguous()
+        at = torch.searchsorted(self._breakpoints, columns, out_int32=True)
+        at = torch.minimum(at, self._n_breakpoints)
+        is_nan = columns.isnan()
         if is_nan.any():  # after all intervals
-            place = torch.where(is_nan.permute(2, 0, 1), self._n_breakpoints + 1, place)
-        return place.add_(self._first)
+            at = torch.where(is_nan, self._n_breakpoints + 1, at)
+        at = at.add_(self._starts).mul_(n_members).view(len(at), len(x), -1)
+        member = torch.arange(n_members, dtype=at.dtype, device=at.device)[:, None]
+        at = at + member
+        return self._places.view(-1).index_select(0, at.flatten()).view(at.shape)
 
     def _evaluate(self, place, blocks):
         """Sum of the trees of some blocks, (n_blocks, n), but for those of which a row reaches
@@ -173,11 +188,13 @@ class Forest:
         member, n_rows = self._member[blocks], place.shape[2]
         at = place.index_select(1, member).add_(self._begin[blocks, None]).view(len(place), -1)
         alive = self._table.index_select(0, at[self._used[0]])
-        lowest = torch.empty_like(alive)
+        other = torch.empty_like(alive)
         for j in self._used[1:]:
-            torch.index_select(self._table, 0, at[j], out=lowest)
-            alive.bitwise_and_(lowest)
-        torch.neg(alive, out=lowest).bitwise_and_(alive)
+            torch.index_select(self._table, 0, at[j], out=other)
+            alive.bitwise_and_(other)
+        lowest = alive
+        if self._is_soft:
+            lowest = torch.neg(alive, out=other).bitwise_and_(alive)
         by_block = len(member), n_rows, self.width
         leaf = _bit_number(lowest).view(by_block).add_(self._first_leaf[blocks]).view(-1)
         value = self.value.index_select(0, leaf)
@@ -333,6 +350,14 @@ def _bit_number(power_of_two):
     if power_of_two.dtype == torch.int32:
         return power_of_two.to(torch.float32).view(torch.int32).bitwise_right_shift_(23).sub_(127)
     return power_of_two.to(torch.float64).view(torch.int64).bitwise_right_shift_(52).sub_(1023)
+
+
+def _own_interval(points, own):
+    """Interval between breakpoints of their own in that lies each interval between points that hold
+    these, (n + 2,); the last one is for NaN.
+    """
+    inner = np.searchsorted(own, points, side="right")
+    return np.concatenate([[0], inner, [len(own) + 1]])
 
 
 def _leaves_in_reach(trees, j, mask_dtype):

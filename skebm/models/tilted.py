@@ -263,21 +263,33 @@ class TiltedMixture(nn.Module):
         else:
             tilt = self.inverse_temperature * self.energy(z.expand(self.n_members, *z.shape))
             if len(self.mode_weights):
-                tilt = tilt + torch.stack(
-                    [_responsibilities(modes, q, joint, x) @ self.mode_weights
-                     for modes, q, joint in zip(self.modes, self.bases, components, strict=True)]
-                )  # fmt: skip
+                tilt = tilt + self._mode_tilt_together(x, components)
         return log_base + tilt - self.log_partition[:, None], log_base
 
     def _log_bases(self, x):
-        """Log-densities of the bases, (K, n); without a graph also those of their components and
-        the rows as energies see them, which members share.
+        """Log-densities of the bases, (K, n); without a graph also those of what they stack, (K,
+        n_components, n), and the rows as energies see them, which members share.
         """
         if x.requires_grad:
-            return torch.stack([q.log_prob(x) for q in self.bases]), [], None
+            return torch.stack([q.log_prob(x) for q in self.bases]), None, None
         components, mapped = self._bases_together()(x)
         z = self.features(x) if mapped is None else self.features.clip(mapped[0].mT)
-        return torch.stack([joint.logsumexp(0) for joint in components]), components, z
+        return components.logsumexp(1), components, z
+
+    def _mode_tilt_together(self, x, components):
+        """`mode_tilt` at the same rows, where what the bases stack has been evaluated, (K, n)."""
+        tilt, end = 0.0, 0
+        of_members = (m.parts if isinstance(m, ModesTogether) else [m] for m in self.modes)
+        for modes in zip(*of_members, strict=True):
+            if all(q is p and isinstance(q, StackedBase) for q, p in zip(modes, self.bases)):  # noqa: B905
+                shares = components.softmax(1)
+            elif all(one is modes[0] for one in modes):
+                shares = modes[0].responsibilities(x).mT[None]
+            else:
+                shares = torch.stack([one.responsibilities(x).mT for one in modes])
+            begin, end = end, end + shares.shape[1]
+            tilt = tilt + self.mode_weights[begin:end] @ shares
+        return tilt
 
     def _bases_together(self):
         """The bases and the map of the features, made for evaluation at the same rows."""
@@ -392,18 +404,6 @@ class TiltedMixture(nn.Module):
 
 
 _TOGETHER = "_made_for_and_together"
-
-
-def _responsibilities(modes, base, components, x):
-    """Those of modes, where the components of a stack have been evaluated: it often is among them.
-
-    The components of a single mixture have not.
-    """
-    parts = modes.parts if isinstance(modes, ModesTogether) else [modes]
-    known = base if isinstance(base, StackedBase) else None
-    return torch.cat(
-        [components.softmax(0).mT if p is known else p.responsibilities(x) for p in parts], dim=1
-    )
 
 
 def log_ratio(
