@@ -10,7 +10,22 @@ from torch import nn
 from ._chunks import in_chunks
 
 _LOG_2PI = math.log(2.0 * math.pi)
+_LOG2_E = 1.0 / math.log(2.0)
 _FAR = 1e6  # squared distance from the origin, in bandwidths
+
+
+def log_sum_exp(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """`torch.logsumexp`; in place of `values`, which are lost, where these need no gradient.
+
+    The library behind `torch.exp` takes ten times as long for what underflows, as most components
+    do far away from them; `torch.exp2` does not.
+    """
+    if values.requires_grad:
+        return values.logsumexp(dim)
+    most = 0.5 * torch.finfo(values.dtype).max
+    largest = values.amax(dim, keepdim=True).clamp_(-most, most)  # -inf where all are
+    torch.add(_LOG2_E * -largest, values, alpha=_LOG2_E, out=values)
+    return values.exp2_().sum(dim).log_().add_(largest.squeeze(dim))
 
 
 def draw_components(weights: torch.Tensor, n: int, rng: torch.Generator) -> torch.Tensor:
@@ -103,7 +118,9 @@ class GaussianMixtureBase(nn.Module):
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """Log-density in nats, (n, d) -> (n,)."""
-        return in_chunks(lambda r: self._joint(r).logsumexp(-1), x, self.whitening[..., 0].numel())
+        return in_chunks(
+            lambda r: log_sum_exp(self._joint(r), -1), x, self.whitening[..., 0].numel()
+        )
 
     def responsibilities(self, x: torch.Tensor) -> torch.Tensor:
         """Posterior probability of each component, (n, d) -> (n, n_components)."""
@@ -231,14 +248,15 @@ class KernelDensityBase(nn.Module):
         precision = self.widths.square().reciprocal()
         constant = self.log_heights - 0.5 * precision * self.white_centers.square().sum(-1)
         if len(precision) == 1:
-            logs = torch.addmm(constant, y, self.white_centers.mT).logsumexp(-1) - 0.5 * square
+            logs = torch.addmm(constant, y, self.white_centers.mT)
+            logs = log_sum_exp(logs, -1) - 0.5 * square
         else:
             linear = torch.cat([(precision[:, None] * self.white_centers).mT, precision[None]])
             functions = torch.cat([y, -0.5 * square[:, None]], dim=1)
-            logs = torch.addmm(constant, functions, linear).logsumexp(-1)
+            logs = log_sum_exp(torch.addmm(constant, functions, linear), -1)
         far = square.detach() * precision.max() > _FAR
         if far.any():  # |y|^2 - 2 y.c + |c|^2 has lost its digits there
-            logs = logs.index_put((far,), self._joint(x[far]).logsumexp(-1))
+            logs = logs.index_put((far,), log_sum_exp(self._joint(x[far]), -1))
         return logs
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ from skebm._typing import Distribution
 
 from ._combine import StackedBase, TransformedBase
 from ._marginal import MarginalGaussianization, TogetherMapped
-from ._mixtures import GaussianMixtureBase
+from ._mixtures import GaussianMixtureBase, log_sum_exp
 from ._stacked_flow import FlowBase
 
 TOLERANCE = 1e-8  # nats
@@ -124,7 +124,7 @@ class Together:
         logs = torch.cat(logs)
         for rows, log_weights in self._inner:
             joint = logs[rows.to(x.device)] + log_weights.to(x.device)[:, None]
-            logs = torch.cat([logs, _log_sum_exp(joint, 0)[None]])
+            logs = torch.cat([logs, log_sum_exp(joint, 0)[None]])
         joint = logs.index_select(0, self._rows.view(-1).to(x.device))
         joint = joint.view(*self._rows.shape, len(x)).add_(self._log_weights.to(x.device)[..., None])
         return joint, None if self._wanted is None else z[self._wanted]
@@ -198,7 +198,7 @@ class _Mixtures:
         self._mend(values, inputs)
         logs = columns.new_empty(len(self._of), n)
         for run, components, shape in self._runs:
-            logs[run] = _log_sum_exp(values[components].view(*shape, n), 1)
+            logs[run] = log_sum_exp(values[components].view(*shape, n), 1)
         if self._maps is not None:
             logs[self._n_plain :] += log_det[self._maps]
         return logs
@@ -348,10 +348,3 @@ def _reach(q):
     return (
         (((b.square() + 4.0 * a * room).clamp_min(0.0).sqrt() - b) / (2.0 * a)).min().clamp_min(0)
     )
-
-
-def _log_sum_exp(values, dim):
-    """`torch.logsumexp` in fewer sweeps, in place of `values`; -inf where all are."""
-    most = torch.finfo(values.dtype).max
-    largest = values.amax(dim, keepdim=True).clamp_(-most, most)
-    return values.sub_(largest).exp_().sum(dim).log_().add_(largest.squeeze(dim))

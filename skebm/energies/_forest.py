@@ -25,6 +25,7 @@ REACH = 4.0
 
 BLOCK = 64  # trees whose table is a few hundred kilobytes
 CELLS = 1 << 18  # pairs of a row and a tree at a time: bounds the memory
+MANY = 1 << 15  # pairs that reach several leaves at a time
 
 
 class Forest:
@@ -159,7 +160,7 @@ class Forest:
                     alive, tree, member, row = found
                     several.append((alive, tree, member, row + start))
                     # many at a time, as there are many small steps
-                    if sum(len(alive) for alive, *_ in several) >= CELLS // 8:
+                    if sum(len(alive) for alive, *_ in several) >= MANY:
                         resolve()
         if several:
             resolve()
@@ -200,7 +201,7 @@ class Forest:
         value = self.value.index_select(0, leaf)
         several = None
         if self._is_soft:
-            shared = _nonzero((alive != lowest).view(-1))
+            shared = _where_different(alive.view(-1), lowest.view(-1))
             if len(shared):
                 value.index_fill_(0, shared, 0.0)
                 pair = torch.div(shared, self.width, rounding_mode="floor")
@@ -236,7 +237,7 @@ class Forest:
             lowest = torch.cat([lowest, _lowest(right)])
             highest = torch.cat([_highest(left), highest])
             value = self.value.index_select(0, tree + lowest)
-            again = _nonzero(lowest != highest)
+            again = _where_different(lowest, highest)
             levels.append((cell, per_unit, v, weight, value, again))
             alive, tree, row, lowest, highest = (
                 both.index_select(0, again)
@@ -315,11 +316,15 @@ def _split_slope(v):
     return (1.0 - v.square()).square_().mul_(15 / 16)
 
 
-def _nonzero(mask):
-    """Where a flat mask is true; numpy's search has no branches, which mispredict in torch's."""
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.nonzero().squeeze(1)
+def _where_different(one, other):
+    """Where flat arrays of integers differ.
+
+    Numpy compares them six times as fast as torch, and its search has no branches, which mispredict
+    in torch's.
+    """
+    if one.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(one.numpy() != other.numpy()))
+    return (one != other).nonzero().squeeze(1)
 
 
 def _lowest(bits):
