@@ -30,6 +30,7 @@ from ._stacked_flow import FlowBase
 
 TOLERANCE = 1e-8  # nats
 
+_FEW = 64
 _CELLS = 1 << 21  # monomials and components at a time, 16 MiB
 
 
@@ -172,6 +173,8 @@ class _Mixtures:
         for run in _runs(list(map(_size, self._of))):
             shape = run.stop - run.start, _size(self._of[run.start])
             self._runs.append((run, slice(ends[run.start], ends[run.stop]), shape))
+        d, device = self._of[0].n_features, self._products[0][0].device
+        self._pairs = torch.triu_indices(d, d, device=device)
         reach = torch.stack([_reach(q) for q in self._of])
         self._square_of_reach = reach.square()[:, None]
         n_monomials = self._products[0][0].shape[2]
@@ -190,7 +193,7 @@ class _Mixtures:
         inputs, n = columns[None], columns.shape[1]
         if self._n_maps:
             inputs = torch.cat([inputs, z[: self._n_maps]])
-        monomials = _monomials(inputs)
+        monomials = _monomials(inputs, *self._pairs)
         values = columns.new_empty(self._components[-1].stop, n)
         for coefficients, at, components in self._products:
             own = values[components].view(*coefficients.shape[:2], n)
@@ -308,16 +311,22 @@ def _size(q):
     return q.n_components
 
 
-def _monomials(columns):
-    """Products of two columns, columns, and one: (m, d, n) -> (m, (d + 1) (d + 2) / 2, n)."""
+def _monomials(columns, row, column):
+    """Products of two columns, columns, and one: (m, d, n) -> (m, (d + 1) (d + 2) / 2, n).
+
+    `row` and `column` are the numbers of the columns of each product.
+    """
     m, d, n = columns.shape
-    out = columns.new_empty(m, (d + 1) * (d + 2) // 2, n)
-    end = 0
-    for j in range(d):
-        begin, end = end, end + d - j
-        torch.mul(columns[:, j:], columns[:, j : j + 1], out=out[:, begin:end])
-    out[:, end : end + d] = columns
-    out[:, end + d] = 1.0
+    out = columns.new_empty(m, len(row) + d + 1, n)
+    if n < _FEW:  # fewer steps
+        torch.mul(columns[:, row], columns[:, column], out=out[:, : len(row)])
+    else:
+        end = 0
+        for j in range(d):
+            begin, end = end, end + d - j
+            torch.mul(columns[:, j:], columns[:, j : j + 1], out=out[:, begin:end])
+    out[:, len(row) : -1] = columns
+    out[:, -1] = 1.0
     return out
 
 

@@ -289,8 +289,8 @@ class Columns:
         -------
         ndarray of shape (n,)
         """
-        factors = self.log_factors_of(self.encode(X))
-        for other in self.elsewhere(X)[:, self.constant].T:
+        factors, constant = self.log_factors_of(self.encode(X)), self.constant
+        for other in self.elsewhere(X)[:, constant].T if constant.any() else ():
             factors += _succession(self.n_rows, 1, other) - _succession(self.n_rows, 1, False)
         return factors
 
@@ -307,6 +307,8 @@ class Columns:
         absent = np.isnan(values)
         if absent.any():
             factors += absent @ log_scale
+        elif not self.states:
+            return factors
         never = among[self.varying]  # columns that were never without a value
         for s, codes in zip(self.states, x.T, strict=False):
             if among[s.column]:
