@@ -93,17 +93,17 @@ class Forest:
             begins += (begin + len(table) * np.arange(n_blocks)).tolist()
             begin += n_blocks * len(table)
         # one search for all members: in the breakpoints of all, and then in a list of their places
-        joined = [np.unique(np.concatenate(own)) for own in zip(*breakpoints, strict=True)]
-        sizes = np.array(list(map(len, joined)))
+        of_features = list(zip(*breakpoints, strict=True))
+        joined = [np.unique(np.concatenate(own)) for own in of_features]
         # a feature that splits nothing need not be looked up
-        self._used = np.flatnonzero(sizes).tolist() or [0]
+        self._used = [j for j, points in enumerate(joined) if len(points)] or [0]
+        joined = [joined[j] for j in self._used]
         places = [
-            [_own_interval(points, own) + start for own, start in zip(members_own, starts, strict=True)]
-            for points, members_own, starts in zip(
-                joined, zip(*breakpoints, strict=True), np.stack(first, axis=1), strict=True
-            )
+            [_own_interval(points, own) + starts[j] for own, starts in zip(of_features[j], first)]  # noqa: B905
+            for j, points in zip(self._used, joined, strict=True)
         ]
-        padded = np.full((n_features, sizes.max()), np.inf)
+        sizes = np.array(list(map(len, joined)))
+        padded = np.full((len(joined), sizes.max()), np.inf)
         for row, points in zip(padded, joined, strict=True):
             row[: len(points)] = points
 
@@ -114,7 +114,7 @@ class Forest:
         self._n_breakpoints = tensor(sizes[:, None], torch.int32)
         starts = np.cumsum(sizes + 2) - sizes - 2
         self._starts = tensor(starts[:, None], torch.int32)
-        # of all intervals of all features, and of NaN after those: (n, K)
+        # of all intervals of the features, and of NaN after those, in the blocks: (n, K)
         self._places = tensor(np.concatenate(places, axis=1).T.copy(), torch.int32)
         self._begin = tensor(np.array(begins, dtype=np.int32), torch.int32)
         table = np.concatenate([block.reshape(-1, self.width) for block in blocks])
@@ -167,11 +167,16 @@ class Forest:
         return value
 
     def _place(self, x):
-        """Row of a block of the table that holds the leaves in reach, (K, n, d) -> (d, K, n)."""
+        """Row of a block of the table that holds the leaves in reach, (K, n, d) -> (d, K, n); of
+        the features that are used.
+        """
         n_members = len(x)
         if x.stride(0) == 0:  # the same rows for all members
             x = x[:1]
-        columns = x.permute(2, 0, 1).flatten(1).contiguous()
+        columns = x.permute(2, 0, 1)
+        if len(self._used) < len(columns):
+            columns = columns[self._used]
+        columns = columns.flatten(1).contiguous()
         at = torch.searchsorted(self._breakpoints, columns, out_int32=True)
         at = torch.minimum(at, self._n_breakpoints)
         is_nan = columns.isnan()
@@ -188,11 +193,17 @@ class Forest:
         """
         member, n_rows = self._member[blocks], place.shape[2]
         at = place.index_select(1, member).add_(self._begin[blocks, None]).view(len(place), -1)
-        alive = self._table.index_select(0, at[self._used[0]])
-        other = torch.empty_like(alive)
-        for j in self._used[1:]:
-            torch.index_select(self._table, 0, at[j], out=other)
-            alive.bitwise_and_(other)
+        if at.numel() * self.width <= CELLS:  # fewer steps
+            alive, *others = self._table.index_select(0, at.view(-1)).chunk(len(at))
+            for other in others:
+                alive.bitwise_and_(other)
+            other = torch.empty_like(alive)
+        else:
+            first, *others = at.unbind()
+            alive = self._table.index_select(0, first)
+            other = torch.empty_like(alive)
+            for own in others:
+                alive.bitwise_and_(torch.index_select(self._table, 0, own, out=other))
         lowest = alive
         if self._is_soft:
             lowest = torch.neg(alive, out=other).bitwise_and_(alive)
@@ -272,12 +283,10 @@ class _TreeSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, forest):
         x = z.detach().to(forest.value.dtype)
-        wanted = ctx.needs_input_grad[0]
-        gradient = torch.zeros_like(x, memory_format=torch.contiguous_format) if wanted else None
+        gradient = torch.zeros_like(x, memory_format=torch.contiguous_format)
         value = forest(x, gradient)
-        if wanted:
-            ctx.save_for_backward(gradient.to(z.dtype))
-        return value
+        ctx.save_for_backward(gradient.to(z.dtype))
+        return value.to(z.dtype)
 
     @staticmethod
     @once_differentiable
@@ -294,7 +303,9 @@ def evaluate(owner: nn.Module, members: Sequence[Any], z: torch.Tensor) -> torch
     forest = owner.__dict__.get(_FOREST)
     if forest is None or not forest.is_made_for(members):
         forest = owner.__dict__[_FOREST] = Forest(members)
-    return _TreeSum.apply(z, forest).to(z.dtype)
+    if z.requires_grad and torch.is_grad_enabled():
+        return _TreeSum.apply(z, forest)
+    return forest(z.detach().to(forest.value.dtype)).to(z.dtype)
 
 
 _FOREST = "_forest"
