@@ -86,16 +86,15 @@ class AutoregressiveFlow(LayeredFlow):
         ]
 
         def log_prob(x):
-            log_det = 0.0
+            log_scales = []
             for bound, networks in layers:
                 h = x.clamp(-bound, bound)
                 for i, (weight, offset) in enumerate(networks):
                     h = torch.baddbmm(offset, weight, functional.silu(h, inplace=True) if i else h)
                 shift, log_scale = h.chunk(2, dim=1)
-                log_scale = _bounded(log_scale)
-                x = torch.addcmul(shift, x, log_scale.exp())
-                log_det = log_det + log_scale
-            return log_normal(x) + log_det.sum(1)
+                log_scales.append(_bounded(log_scale))
+                x = torch.addcmul(shift, x, log_scales[-1].exp())
+            return log_normal(x) + torch.stack(log_scales).sum((0, 2))
 
         return log_prob
 

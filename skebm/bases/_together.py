@@ -30,7 +30,7 @@ from ._stacked_flow import FlowBase
 
 TOLERANCE = 1e-8  # nats
 
-_FEW = 64
+_FEW = 64  # rows for which few steps matter more than few copies
 _CELLS = 1 << 21  # monomials and components at a time, 16 MiB
 
 
@@ -127,7 +127,8 @@ class Together:
             joint = logs[rows.to(x.device)] + log_weights.to(x.device)[:, None]
             logs = torch.cat([logs, log_sum_exp(joint, 0)[None]])
         joint = logs.index_select(0, self._rows.view(-1).to(x.device))
-        joint = joint.view(*self._rows.shape, len(x)).add_(self._log_weights.to(x.device)[..., None])
+        joint = joint.view(*self._rows.shape, len(x))
+        joint += self._log_weights.to(x.device)[..., None]
         return joint, None if self._wanted is None else z[self._wanted]
 
     def _stacked(self, q):

@@ -99,7 +99,10 @@ class Forest:
         self._used = [j for j, points in enumerate(joined) if len(points)] or [0]
         joined = [joined[j] for j in self._used]
         places = [
-            [_own_interval(points, own) + starts[j] for own, starts in zip(of_features[j], first)]  # noqa: B905
+            [
+                _own_interval(points, own) + starts[j]
+                for own, starts in zip(of_features[j], first, strict=True)
+            ]
             for j, points in zip(self._used, joined, strict=True)
         ]
         sizes = np.array(list(map(len, joined)))

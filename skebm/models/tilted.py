@@ -281,7 +281,8 @@ class TiltedMixture(nn.Module):
         tilt, end = 0.0, 0
         of_members = (m.parts if isinstance(m, ModesTogether) else [m] for m in self.modes)
         for modes in zip(*of_members, strict=True):
-            if all(q is p and isinstance(q, StackedBase) for q, p in zip(modes, self.bases)):  # noqa: B905
+            pairs = zip(modes, self.bases, strict=True)
+            if all(q is p and isinstance(q, StackedBase) for q, p in pairs):
                 shares = components.softmax(1)
             elif all(one is modes[0] for one in modes):
                 shares = modes[0].responsibilities(x).mT[None]

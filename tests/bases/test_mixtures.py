@@ -9,6 +9,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
 
 from skebm.bases import GaussianMixtureBase, KernelDensityBase, _chunks
+from skebm.bases._mixtures import log_sum_exp
 
 
 def rng(seed=0):
@@ -302,3 +303,18 @@ def test_everything_is_a_float64_buffer(base):
         assert torch.equal(again.log_prob(x), expected)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_log_sum_exp_against_scipy():
+    values = torch.as_tensor(np.random.default_rng(0).normal(-300.0, 400.0, (50, 40)))
+    values[0], values[1, 3], values[2, 5] = -torch.inf, torch.inf, -torch.inf
+    values[3] *= 1e4
+    values[4] += 1e5
+    for dim in (0, 1):
+        with np.errstate(invalid="ignore"):
+            expected = torch.as_tensor(logsumexp(values.numpy(), axis=dim))
+        found = log_sum_exp(values.clone(), dim)
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-12)
+    leaf = values[5:].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(log_sum_exp(leaf, 1).sum(), leaf)
+    torch.testing.assert_close(slope, values[5:].softmax(1))

@@ -170,6 +170,10 @@ def test_without_a_graph_as_with_one(monkeypatch):
             patch.delattr(StackedBase, name)
         torch.testing.assert_close(m.log_members(x), expected, rtol=1e-12, atol=1e-9)
     assert len(pickle.dumps(m)) == len(before)  # what is made for it is not stored
+    rows = [m.log_members(row) for row in x.split([1, 2, 77])]
+    torch.testing.assert_close(torch.cat(rows, dim=1), expected, rtol=1e-12, atol=1e-9)
+    copied = pickle.loads(pickle.dumps(m))
+    assert torch.equal(copied.log_members(x), m.log_members(x))
     # other bases are noticed
     m.bases = nn.ModuleList([model(2).bases[k] for k in range(N_MEMBERS)])
     fresh = m.log_members(x.clone().requires_grad_()).detach()
