@@ -224,6 +224,34 @@ def test_trees_grown_one_by_one_are_those_of_the_classifier(weighted):
     assert few.n_trees == 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(max_features=0.5, l2_regularization=1.0),
+        dict(max_leaf_nodes=None, max_depth=3),
+        dict(max_bins=20, min_samples_leaf=60, learning_rate=0.3),
+        dict(min_samples_leaf=301),  # no node can be split
+    ],
+)
+def test_grown_trees_are_those_of_the_classifier_to_the_bit(options):
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((600, 4)).round(1)
+    x[rng.random(600) < 0.1, 2] = np.nan
+    x[:, 3] = x[:, 0]  # splits that gain the same
+    y = np.nan_to_num(x[:, 2]) * x[:, 0] + 0.3 * rng.standard_normal(600) > 0
+    options = dict(options, max_iter=15, early_stopping=False, random_state=0)
+    whole = HistGradientBoostingClassifier(**options).fit(x, y)
+    booster = TreeBooster(HistGradientBoostingClassifier(**options), x, y.astype(int), None, x)
+    for expected, _ in zip(whole.staged_decision_function(x), range(15), strict=True):
+        booster.grow()
+        np.testing.assert_array_equal(booster.logit, np.ravel(expected))
+    ours, theirs = booster.nodes(15), hist_gradient_boosting_nodes(whole)
+    for name in ("value", "threshold", "feature", "nan_goes_left"):
+        of_leaves = name == "value"
+        mine, other = (getattr(n, name)[n.is_leaf == of_leaves] for n in (ours, theirs))
+        np.testing.assert_array_equal(np.sort(mine), np.sort(other))
+
+
 @pytest.fixture(scope="module")
 def of_states():
     """A classifier of two columns of codes and three of numbers, all with holes, and its rows."""
