@@ -4,8 +4,13 @@ Everything here may move between scikit-learn releases; the rest of the package 
 here, so that such a move is repaired in one place.
 """
 
+import functools
 import inspect
+import os
+import pickle
+import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
@@ -29,6 +34,10 @@ __all__ = [
     "hist_gradient_boosting_nodes",
     "power_standardization",
 ]
+
+FEW_CELLS = 500_000
+"""Of a table of so many rows times columns a split is made of steps of some microseconds: threads
+that grow trees of it take turns."""
 
 
 class BoostedNodes(NamedTuple):
@@ -143,6 +152,15 @@ def _codes_in(bitsets):
     return bits.reshape(len(bitsets), 256).astype(bool)
 
 
+@functools.cache
+def _turn(process):
+    """Lock for the steps between which a thread has the interpreter for a moment.
+
+    Each thread would wait for the other at every step, and to be woken takes longer than the step.
+    """
+    return threading.Lock()  # a fork may begin while its parent holds its own
+
+
 class TreeBooster:
     """Boosting of an unfitted ``HistGradientBoostingClassifier``, tree by tree.
 
@@ -212,6 +230,10 @@ class TreeBooster:
         self.logit = np.full(len(judged), self._baseline)
         self._trees: list[Any] = []
 
+    def __reduce__(self):
+        # joblib pickles array by array, several of each tree, and lends large ones only to be read
+        return _restored, (pickle.dumps(vars(self), pickle.HIGHEST_PROTOCOL),)
+
     @property
     def n_trees(self) -> int:
         return len(self._trees)
@@ -242,6 +264,12 @@ class TreeBooster:
         """Return the nodes of the first trees, of which at least one has been grown."""
         like = self._trees[0].nodes
         return _joined(self._trees[:n_trees], self._baseline, like, self._bins)
+
+
+def _restored(state):
+    booster = TreeBooster.__new__(TreeBooster)
+    vars(booster).update(pickle.loads(state))
+    return booster
 
 
 class _Node:
@@ -284,6 +312,7 @@ class _Growth:
 
         n_bins = classifier.max_bins + 1
         self._classifier, self._has_nan = classifier, has_nan.tolist()
+        self._n_cells = X_binned.size
         self._builder: Any = HistogramBuilder(X_binned, n_bins, gradient, hessian, False, 1)
         self.splitter: Any = Splitter(
             X_binned=X_binned,
@@ -303,12 +332,18 @@ class _Growth:
 
     def grow(self):
         """Split nodes, those first that gain most, until there are as many leaves as asked for."""
-        heap, leaves, inner = [], self.finalized_leaves, self._inner
+        heap, enough = [], 2 * self._classifier.min_samples_leaf
+        self._begin(heap, enough)
+        with _turn(os.getpid()) if self._n_cells < FEW_CELLS else nullcontext():
+            self._split(heap, enough)
+        for leaf in self.finalized_leaves:
+            leaf.value *= self._classifier.learning_rate
+
+    def _split(self, heap, enough):
+        leaves, inner = self.finalized_leaves, self._inner
         split_rows, add_up = self.splitter.split_indices, self._builder.compute_histograms_brute
         subtract = self._builder.compute_histograms_subtraction
         most, deepest = self._classifier.max_leaf_nodes, self._classifier.max_depth
-        enough = 2 * self._classifier.min_samples_leaf
-        self._begin(heap, enough)
         while heap:
             node = heappop(heap)
             split = node.split
@@ -342,8 +377,6 @@ class _Growth:
                     self._look(child, heap)
                 else:
                     leaves.append(child)
-        for leaf in leaves:
-            leaf.value *= self._classifier.learning_rate
 
     def _begin(self, heap, enough):
         """Put the root on the heap, or among the leaves."""
