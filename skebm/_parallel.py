@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from joblib.parallel import get_active_backend
 
 from ._threads import limit_threads
@@ -55,15 +55,27 @@ def side_by_side(
     n_jobs : int or None
     in_threads : bool, default=False
         Whether only threads are used, because copies would cost more than they gain. Where a
-        ``joblib.parallel_config`` asks for processes, one thread is, unless `n_jobs` says more.
+        ``joblib.parallel_config`` asks for processes, these wait, and as many threads work, but no
+        more than there are cores.
 
     Returns
     -------
     list
     """
     where: Any = {"require": "sharedmem"} if in_threads else {"prefer": "threads"}
+    if in_threads and n_jobs is None:
+        n_jobs = _threads_for_processes()
     parallel: Any = Parallel(n_jobs=n_jobs, **where)
     return list(parallel(delayed(_alone)(function, args) for args in arguments))
+
+
+def _threads_for_processes():
+    """How many threads stand for the processes that joblib is told to use; None where it is not."""
+    active: Any = get_active_backend()
+    backend, asked = active
+    if backend.nesting_level or getattr(backend, "supports_sharedmem", False):
+        return None
+    return min(backend.effective_n_jobs(asked), cpu_count())
 
 
 def _alone(function, args):

@@ -47,6 +47,8 @@ class Results(SphinxDirective):
             rows = [row for row in rows if row[column] == value]
         if "known" in self.options:
             rows = [row for row in rows if row[self.options["known"]]]
+        if not rows:
+            return self.parse_text_to_nodes("*Not measured yet.*")
         columns = [part.strip().rpartition("=") for part in self.options["columns"].split(",")]
         heads = [head or column for head, _, column in columns]
         best = [part.strip() for part in self.options.get("best", "").split(",") if part]

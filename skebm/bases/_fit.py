@@ -4,6 +4,7 @@ Every candidate is fitted once per split (the rows of a cross-fitted member), wi
 on the first split and reused on the others.
 """
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -153,28 +154,31 @@ def fit_bases(
     rows = _Rows(x, weight, Layout((), (), x.shape[1]) if layout is None else layout)
     held = torch.cat([own for _, own in splits])
 
-    def fit_all(candidates, rng):
-        pairs = zip(candidates.items(), spawn(rng, len(candidates)), strict=True)
+    def pieces(candidates, seeds):
+        for (name, candidate), own in zip(candidates.items(), seeds, strict=True):
+            progress(name)
+            yield _fitted, candidate, rows, splits, own
 
-        def arguments():
-            for (name, candidate), own in pairs:
-                progress(name)
-                yield candidate, rows, splits, own
+    def first_pieces(seeds):
+        if flows:  # first, because it takes longest
+            progress("a look at flows")
+            yield _look, flows, rows, splits, rng
+        yield from pieces(candidates, seeds)
 
-        return side_by_side(_fitted, arguments(), n_jobs)
-
-    fitted = fit_all(candidates, rng)
+    fitted = side_by_side(operator.call, first_pieces(spawn(rng, len(candidates))), n_jobs)
+    looked_at = fitted.pop(0) if flows else None
     if len(fitted) == 1 and not flows:
         return fitted[0][0]
     least = [candidate.min_gain for candidate in candidates.values()]
     log_prob = torch.stack([column for _, column in fitted], dim=1)
     kept, weights = stack(log_prob, weight[held], least)
-    if flows:
+    if looked_at is not None:
         stacked = (log_prob[:, kept] + weights.log()).logsumexp(1)
-        progress("a look at flows")
-        name = _most_promising(flows, rows, splits, stacked, rng)
+        rng, *looked_at = looked_at
+        name = _most_promising(flows, *looked_at, stacked, weight[held])
         if name is not None:
-            fitted += fit_all({name: CANDIDATES[name]}, rng)
+            more = pieces({name: CANDIDATES[name]}, spawn(rng, 1))
+            fitted += side_by_side(operator.call, more, n_jobs)
             log_prob = torch.cat([log_prob, fitted[-1][1][:, None]], dim=1)
             if is_worth_it(
                 added(stacked, log_prob[:, -1], weight[held])[1], weight[held], n_errors=FLOW_ERRORS
@@ -198,21 +202,23 @@ def _with_flow(log_prob, sample_weight, min_gain):
     return [*kept, len(min_gain)], torch.cat([(1.0 - own) * weights, own])
 
 
-def _most_promising(flows, rows, splits, stacked, rng):
-    """Name of the flow that adds most to a stack, in a short training on few rows, or None.
+def _look(flows, rows, splits, rng):
+    """Train flows for a short time, on few rows.
 
-    Parameters
-    ----------
-    stacked : Tensor of shape (n_held,)
-        Log-density of the stack at the held-out rows of all splits, one after another.
+    Returns
+    -------
+    rng : torch.Generator
+        The one that was given, or a copy that has drawn in its place.
+    judges : Tensor of shape (n_judges,)
+        Places among the held-out rows of all splits, one after another.
+    log_prob : Tensor of shape (n_flows, n_judges)
+        Log-densities of the flows at these rows, which they have not seen.
     """
-    x, weight = rows.x, rows.weight
     # half of the folds judge, so that many rows do; the flows, too, have not seen copies of them
     n_judges = sum(len(own) for _, own in splits[: max(1, len(splits) // 2)])
     held = torch.cat([own for _, own in splits])
-    some = _some(torch.arange(n_judges), MAX_LOOK_ROWS, rng)
-    judges, stacked = held[some], stacked[some]
-    is_seen = torch.ones(len(x), dtype=torch.bool)
+    judges = _some(torch.arange(n_judges), MAX_LOOK_ROWS, rng)
+    is_seen = torch.ones(len(rows.x), dtype=torch.bool)
     is_seen[held[:n_judges]] = False
     seen = _some(is_seen.nonzero().squeeze(1), MAX_LOOK_ROWS, rng)
     n_stopping = len(seen) // 8
@@ -220,10 +226,25 @@ def _most_promising(flows, rows, splits, stacked, rng):
     maps = [CANDIDATES[name].to_normal for name in flows]
     kind, splits = CANDIDATES[flows[0]].kind, [split] * len(flows)
     train = partial(_train_quickly, n_steps=LOOK_STEPS)
-    candidates = _fit_flows(kind, maps, rows, splits, rng, train)
-    gains = [added(stacked, q.log_prob(x[judges]), weight[judges])[1] for q in candidates]
-    best = max(range(len(flows)), key=lambda j: weight[judges] @ gains[j])
-    return flows[best] if is_worth_it(gains[best], weight[judges], n_errors=LOOK_ERRORS) else None
+    trained = _fit_flows(kind, maps, rows, splits, rng, train)
+    return rng, judges, torch.stack([q.log_prob(rows.x[held[judges]]) for q in trained])
+
+
+def _most_promising(flows, judges, log_prob, stacked, weight):
+    """Name of the flow that adds most to a stack, or None.
+
+    Parameters
+    ----------
+    flows : sequence of str
+    judges, log_prob : Tensors
+        As `_look` returns them.
+    stacked, weight : Tensors of shape (n_held,)
+        Log-density of the stack at all held-out rows, and their weights.
+    """
+    stacked, weight = stacked[judges], weight[judges]
+    gains = [added(stacked, own, weight)[1] for own in log_prob]
+    best = max(range(len(flows)), key=lambda j: weight @ gains[j])
+    return flows[best] if is_worth_it(gains[best], weight, n_errors=LOOK_ERRORS) else None
 
 
 def _fitted(candidate, rows, splits, rng):

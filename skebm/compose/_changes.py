@@ -1,12 +1,12 @@
 """What a density has to know of a transformer: where it maps from and to, and how it stretches."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 from sklearn.preprocessing import (
     FunctionTransformer,
     MaxAbsScaler,
@@ -59,8 +59,8 @@ class Change:
 
 def refuse_unknown(name: str, transformer: Any, n_features: int) -> None:
     """Raise where a step cannot belong to a pipeline of densities, before it is fitted."""
-    kind = type(transformer)
-    if kind is PCA:
+    kind, changes = type(transformer), _changes()
+    if changes.get(kind) is _rotated:
         n = transformer.n_components
         if isinstance(n, int | np.integer) and n < n_features:
             raise ValueError(_few_components(name, n, n_features))
@@ -70,9 +70,9 @@ def refuse_unknown(name: str, transformer: Any, n_features: int) -> None:
             f"step {name!r}, {transformer!r}, has no log-determinant. Take "
             "skebm.compose.InvertibleFunctionTransformer(func, inverse_func, log_det)."
         )
-    if kind in _CHANGES or _is_given(transformer):
+    if kind in changes or _is_given(transformer):
         return
-    known = ", ".join(sorted(k.__name__ for k in _CHANGES))
+    known = ", ".join(sorted(k.__name__ for k in changes))
     raise ValueError(
         f"step {name!r}, {kind.__name__}, is not known to be invertible, so that a log-density "
         f"behind it has no units of X. Take one of {known}; InvertibleFunctionTransformer; a "
@@ -96,7 +96,7 @@ def change_of(name: str, transformer: Any, seen: Any) -> Change:
     -------
     Change
     """
-    make = _CHANGES.get(type(transformer))
+    make = _changes().get(type(transformer))
     return _given(name, transformer, seen) if make is None else make(name, transformer)
 
 
@@ -264,7 +264,7 @@ def check_given(name: str, transformer: Any, X: Any) -> None:
     X : array-like of shape (n_samples, n_features)
         Rows as the transformer was fitted on.
     """
-    if type(transformer) in _CHANGES:
+    if type(transformer) in _changes():
         return
     rows = as_rows(X)
     low, high = np.quantile(rows, [0.25, 0.75], axis=0)
@@ -294,16 +294,20 @@ def check_given(name: str, transformer: Any, X: Any) -> None:
         )
 
 
-_CHANGES = {
-    FunctionTransformer: _identity,
-    MaxAbsScaler: _max_abs,
-    MinMaxScaler: _min_max,
-    PCA: _rotated,
-    PowerTransformer: _power,
-    RobustScaler: _divides,
-    StandardScaler: _divides,
-}
-"""Exactly these classes: a subclass may transform in another way."""
+@functools.cache
+def _changes():
+    """Makers of changes, of exactly these classes: a subclass may transform in another way."""
+    from sklearn.decomposition import PCA  # here: few need it, and its import is slow
+
+    return {
+        FunctionTransformer: _identity,
+        MaxAbsScaler: _max_abs,
+        MinMaxScaler: _min_max,
+        PCA: _rotated,
+        PowerTransformer: _power,
+        RobustScaler: _divides,
+        StandardScaler: _divides,
+    }
 
 
 def filled(rows: FloatArray, transformer: Any, *, of_image: bool) -> FloatArray:

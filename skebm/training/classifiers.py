@@ -86,17 +86,6 @@ class _Contrast:
             classifier, self.z, self.y, self.weight_if_any, self.judged, n_categories
         )
 
-    def grow(self, booster, n_trees):
-        """Grow trees, and return the booster, which may be a copy, and f at the judged rows after
-        those looked at, (n_stages, n).
-        """
-        f = []
-        for _ in range(n_trees):
-            booster.grow()
-            if _is_looked_at(booster.n_trees):
-                f.append(booster.logit + self.offset)
-        return booster, torch.as_tensor(np.array(f).reshape(-1, len(self.judged)))
-
     def fit_and_judge(self, classifier):
         """Fit a classifier, and return it, which may be a copy, its stages, and f at the judged
         rows, (n_stages, n).
@@ -194,14 +183,11 @@ def _boost(task, model, contrasts, start, stage):
     stages, gains = [0], [task.mean_gain(start.held, start.pool).item()]
     while n_trees < most:
         more = min(_ROUND if n_trees else _FIRST, most - n_trees)
-        grown = side_by_side(
-            _Contrast.grow,
-            [(c, booster, more) for c, booster in zip(contrasts, boosters, strict=True)],
-            task.n_jobs,
-        )
+        grown = side_by_side(_grow, [(booster, more) for booster in boosters], task.n_jobs)
         boosters, f = zip(*grown, strict=True)
         stages += [n for n in range(n_trees + 1, n_trees + more + 1) if _is_looked_at(n)]
         n_trees += more
+        f = [logits + c.offset for logits, c in zip(f, contrasts, strict=True)]
         held = [
             v[:, : c.n_held] + first for v, c, first in zip(f, contrasts, start.held, strict=True)
         ]
@@ -222,6 +208,19 @@ def _boost(task, model, contrasts, start, stage):
         for b, c in zip(boosters, contrasts, strict=True)
     ]
     return _softened(task, MemberEnergies(trees), start), history
+
+
+def _grow(booster, n_trees):
+    """Grow trees, and return the booster, which may be a copy, and the logits at the judged rows
+    after those looked at, (n_stages, n).
+    """
+    # the rows of the contrast stay where they are: a process is sent the booster alone
+    logits = []
+    for _ in range(n_trees):
+        booster.grow()
+        if _is_looked_at(booster.n_trees):
+            logits.append(booster.logit.copy())
+    return booster, torch.as_tensor(np.array(logits).reshape(-1, len(booster.logit)))
 
 
 def _fit_classifiers(task, model, contrasts, start):

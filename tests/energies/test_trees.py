@@ -2,11 +2,13 @@ import copy
 import math
 import pickle
 
+import joblib
 import numpy as np
 import pytest
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 
+from skebm import _sklearn_compat
 from skebm._sklearn_compat import TreeBooster, hist_gradient_boosting_nodes
 from skebm.energies import MemberEnergies, _forest
 from skebm.energies._trees import MIN_SPACING, SoftTrees
@@ -227,6 +229,83 @@ def test_trees_grown_one_by_one_are_those_of_the_classifier(weighted):
         np.testing.assert_allclose(trees(torch.from_numpy(new)), expected + 0.5, atol=1e-7)
     few = SoftTrees.from_nodes(booster.nodes(1), 3)
     assert few.n_trees == 1
+
+
+def boosters(n=400):
+    """Boosting of two tables."""
+    found = []
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        x, new = rng.standard_normal((n, 3)), rng.standard_normal((100, 3))
+        y = (x[:, 0] * x[:, 1] > 0).astype(int)
+        clf = HistGradientBoostingClassifier(max_leaf_nodes=7, **SETTINGS)
+        found.append(TreeBooster(clf, x, y, None, new))
+    return found
+
+
+def grown(booster, n_trees=10):
+    for _ in range(n_trees):
+        booster.grow()
+    return booster
+
+
+def assert_same_trees(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.logit, other.logit)
+        for a, b in zip(one.nodes(one.n_trees), other.nodes(other.n_trees), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("few_cells", [0, 10**9])
+def test_trees_grown_in_threads_are_the_same(few_cells, monkeypatch):
+    monkeypatch.setattr(_sklearn_compat, "FEW_CELLS", few_cells)
+    found = joblib.Parallel(2, "threading")(joblib.delayed(grown)(b) for b in boosters())
+    assert_same_trees(found, map(grown, boosters()))
+
+
+def test_trees_go_on_growing_in_processes():
+    # rows of more than a few bytes come to the process as maps that cannot be written to
+    parallel = joblib.Parallel(2, "loky", max_nbytes=1000)
+
+    def grown_there(booster):  # workers cannot import this file
+        for _ in range(10):
+            booster.grow()
+        return booster
+
+    found = boosters()
+    for _ in range(2):
+        found = parallel(joblib.delayed(grown_there)(b) for b in found)
+    assert_same_trees(found, [grown(b, 20) for b in boosters()])
+    for b in found:
+        assert b.n_trees == 20
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(max_features=0.5, l2_regularization=1.0),
+        dict(max_leaf_nodes=None, max_depth=3),
+        dict(max_bins=20, min_samples_leaf=60, learning_rate=0.3),
+        dict(min_samples_leaf=301),  # no node can be split
+    ],
+)
+def test_grown_trees_are_those_of_the_classifier_to_the_bit(options):
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((600, 4)).round(1)
+    x[rng.random(600) < 0.1, 2] = np.nan
+    x[:, 3] = x[:, 0]  # splits that gain the same
+    y = np.nan_to_num(x[:, 2]) * x[:, 0] + 0.3 * rng.standard_normal(600) > 0
+    options = dict(options, max_iter=15, early_stopping=False, random_state=0)
+    whole = HistGradientBoostingClassifier(**options).fit(x, y)
+    booster = TreeBooster(HistGradientBoostingClassifier(**options), x, y.astype(int), None, x)
+    for expected, _ in zip(whole.staged_decision_function(x), range(15), strict=True):
+        booster.grow()
+        np.testing.assert_array_equal(booster.logit, np.ravel(expected))
+    ours, theirs = booster.nodes(15), hist_gradient_boosting_nodes(whole)
+    for name in ("value", "threshold", "feature", "nan_goes_left"):
+        of_leaves = name == "value"
+        mine, other = (getattr(n, name)[n.is_leaf == of_leaves] for n in (ours, theirs))
+        np.testing.assert_array_equal(np.sort(mine), np.sort(other))
 
 
 @pytest.fixture(scope="module")

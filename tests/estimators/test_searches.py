@@ -1,6 +1,8 @@
 """What makes searches quick, jobs side by side and a memory, changes not a bit of a fit."""
 
 import copy
+import os
+import threading
 from pathlib import Path
 
 import joblib
@@ -22,6 +24,7 @@ QUICK = {
     "base": ["gaussian", "uniform"], "energy_model": Boosting(max_iter=20, learning_rate=0.2),
     "n_members": 2, "n_partition_samples": 1000, "random_state": 0,
 }  # fmt: skip
+barrier = threading.Barrier(2)
 pytestmark = pytest.mark.filterwarnings("ignore:the standard error of log Z")
 
 
@@ -91,6 +94,18 @@ def test_every_worker_has_one_thread_and_no_gradients(n_jobs, in_threads):
     arguments = [(i,) for i in range(4)]
     found = side_by_side(what_a_worker_sees, arguments, n_jobs, in_threads=in_threads)
     assert found == [(i, 1, False) for i in range(4)]
+
+
+def thread(i):
+    barrier.wait(60)  # nobody returns before there are two of them
+    return os.getpid(), threading.get_ident()
+
+
+def test_threads_work_where_joblib_is_told_to_use_processes():
+    with joblib.parallel_config("loky", n_jobs=2):
+        found = side_by_side(thread, [(0,), (1,)], None, in_threads=True)
+    assert {process for process, _ in found} == {os.getpid()}
+    assert len(set(found)) == 2
 
 
 # ---------------------------------------------------------------------- memory
