@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, ClassVar, Literal, Self, TypeVar, dataclass_transform, overload
 
 import numpy as np
@@ -14,13 +14,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import (
-    check_is_fitted,
-)
+from sklearn.utils.validation import check_is_fitted
 
 from skebm import _threads
 from skebm._random import Seeds
-from skebm._sklearn_compat import Interval, StrOptions, _check_sample_weight, _fit_context
+from skebm._sklearn_compat import _check_sample_weight, _fit_context
 from skebm._state import ModulesAsArrays
 from skebm._tensors import results_like, without_tensors
 from skebm._threads import limit_threads
@@ -80,7 +78,6 @@ class BaseDensity(ModulesAsArrays, DensityMixin, TableReader, Detector, BaseEsti
     columns, and for itself `_columns` and `_seed`.
     """
 
-    smoothing: float | Literal["scott"] = 0.0
     contamination: float | Literal["auto"] = "auto"
     device: str | torch.device = "auto"
     random_state: RandomState = None
@@ -98,7 +95,6 @@ class BaseDensity(ModulesAsArrays, DensityMixin, TableReader, Detector, BaseEsti
     _summary: str = field(init=False)
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
-        "smoothing": [StrOptions({"scott"}), Interval(Real, 0, None, closed="left")],
         **Detector._parameter_constraints,
         "device": [str, torch.device],
         "random_state": ["random_state"],

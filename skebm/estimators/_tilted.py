@@ -420,6 +420,7 @@ class TiltedDensity(EnergyModelMixin, WarmStart, MemberDensity):
     base: DistributionLike = "auto"
     energy_model: EnergyModel | None = "auto"
     recalibration: bool = True
+    smoothing: float | Literal["scott"] = 0.0
     memory: Any = None
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
@@ -428,6 +429,7 @@ class TiltedDensity(EnergyModelMixin, WarmStart, MemberDensity):
         "base": [*DISTRIBUTION, None],
         "energy_model": "no_validation",  # its own `validate` says what is wrong
         "recalibration": ["boolean"],
+        "smoothing": [StrOptions({"scott"}), Interval(Real, 0, None, closed="left")],
         "memory": [None, str, HasMethods(["cache"])],
     }
 

@@ -116,7 +116,8 @@ class ImplicitVAE(
         600 steps; the best state is kept. None trains to the end and keeps the last state, as does
         a decoder of yours without parameters to learn, which has nothing to stop by.
     smoothing : float or "scott", default=0.0
-        Fits the density of X + h times standard deviation times normal noise.
+        h > 0 fits the density of X + h eps, eps normal with the standard deviations of the columns.
+        "scott" is n^(-1 / (d + 4)). Density estimation wants 0.
     contamination : float or "auto", default="auto"
         Share of the training rows that `predict` and `fit_predict` call outliers; rows with the
         score at which the share ends are none, so that with ties it is less. "auto" takes the
@@ -251,6 +252,7 @@ class ImplicitVAE(
     max_epochs: int | Literal["auto"] = "auto"
     validation_fraction: float = 0.1
     patience: int | None = 20
+    smoothing: float | Literal["scott"] = 0.0
     callbacks: Sequence[Any] | None = None
 
     # what a fit sets
@@ -275,6 +277,7 @@ class ImplicitVAE(
         "max_epochs": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "patience": [Interval(Integral, 1, None, closed="left"), None],
+        "smoothing": [StrOptions({"scott"}), Interval(Real, 0, None, closed="left")],
         "callbacks": [list, tuple, None],
     }
 

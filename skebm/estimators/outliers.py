@@ -185,9 +185,6 @@ class OutlierDetector(MixedDensity, CalibratedDetector):
     density: TiltedDensity | None = None
     training: Literal["clean", "contaminated"] = "clean"
 
-    # what acts in other densities, and not here
-    smoothing: ClassVar[float] = 0.0  # pyright: ignore[reportIncompatibleVariableOverride]
-
     # what a fit sets
     views_: list[str] = field(init=False)
 
