@@ -12,12 +12,13 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, 
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from skebm._containers import as_table, container_of
 from skebm._sklearn_compat import Interval, StrOptions, _fit_context
 from skebm._tensors import results_like, without_tensors
 from skebm._typing import FloatArray, RandomState
 from skebm.estimators import NCEDensity
 from skebm.estimators._asking import Asking
-from skebm.estimators._schema import as_table, container_of, filled
+from skebm.estimators._schema import filled
 
 ROWS_AT_ONCE = 2_048
 """Rows with holes, times draws, that are completed at once, so that memory does not grow."""

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
+from skebm._containers import as_table
 from skebm._random import Seeds
 from skebm._sklearn_compat import Interval, _check_sample_weight, _fit_context, _safe_indexing
 from skebm._tensors import results_like, without_tensors
@@ -19,7 +20,6 @@ from ._base import parameters, unchanged_by_failure
 from ._calibration import Calibration, at_least, calibration_weight, discovered
 from ._cells import refuse_what_would_be_read_through
 from ._detector import thresholds
-from ._schema import as_table
 from ._tilted import MemberDensity
 
 MAX_SCORED = 20_000

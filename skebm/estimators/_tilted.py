@@ -462,7 +462,9 @@ class TiltedDensity(EnergyModelMixin, WarmStart, MemberDensity):
         """
         if self.energy_model is None:
             if self.base is None:
-                raise ValueError("energy_model=None is the base alone, so that it needs a base.")
+                raise ValueError(
+                    "energy_model=None is the base alone, so that it needs a base; base is None."
+                )
             return None
         model = resolve_energy_model(self.energy_model, default)
         if network_only and not isinstance(model, Network):

@@ -287,7 +287,10 @@ class ImplicitVAE(
         layer_sizes(self.hidden_layer_sizes)
         check_callbacks(self.callbacks, judged=self.patience is not None)
         if self.likelihood == "bernoulli" and self.smoothing != 0.0:
-            raise ValueError('smoothing leaves [0, 1]: it needs likelihood="gaussian".')
+            raise ValueError(
+                f"smoothing={self.smoothing!r} leaves [0, 1], where "
+                'likelihood="bernoulli" has to stay; take smoothing=0.0, or likelihood="gaussian".'
+            )
 
     def _cannot_go_on_from(self, model, n_units):
         if type(model.likelihood) is not LIKELIHOODS[self.likelihood]:
