@@ -14,6 +14,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from skebm._containers import like
+from skebm._random import seed_of
 from skebm._sklearn_compat import _check_method_params, _check_sample_weight, _safe_indexing
 from skebm._typing import FloatArray, RandomState
 from skebm.bases import draw_from
@@ -469,7 +470,7 @@ class DensityPipeline(AskingBehind, DetectorBehind, Pipeline):
         parts, missing, barren = [], n_samples, 0
         while missing:
             n = min(math.ceil(missing / math.exp(self.log_image_mass_)), MAX_DRAWN)
-            z = draw_from(self.steps[-1][1], n, random.randint(np.iinfo(np.int32).max), **options)
+            z = draw_from(self.steps[-1][1], n, seed_of(random), **options)
             # the rows of a mixture come component by component, and some may be left over
             x = self._backward(z[random.permutation(n)])[0][:missing]
             parts.append(x)

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from skebm import _threads
-from skebm._random import Seeds
+from skebm._random import Seeds, seed_of
 from skebm._sklearn_compat import _check_sample_weight, _fit_context
 from skebm._state import ModulesAsArrays
 from skebm._tensors import results_like, without_tensors
@@ -68,6 +67,20 @@ def unchanged_by_failure(estimator: BaseEstimator) -> Iterator[dict[str, Any]]:
         vars(estimator).clear()
         vars(estimator).update(before)
         raise
+
+
+def sampling_rng(
+    random_state: RandomState,
+    *,
+    n_samples: int,
+    n_steps: int = 0,
+    device: str | torch.device = "cpu",
+) -> torch.Generator:
+    """Random stream for draws; raises where these are no numbers of rows and steps."""
+    for name, value, least in (("n_samples", n_samples, 1), ("n_steps", n_steps, 0)):
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")
+    return torch.Generator(device).manual_seed(seed_of(random_state))
 
 
 @parameters
@@ -227,7 +240,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, TableReader, Detector, BaseEsti
                 Progress(self.verbose) as progress,
             ):
                 self._check_parameters()
-                seeds = Seeds(self._draw_seed(self.random_state))
+                seeds = Seeds(seed_of(self.random_state))
                 rows, weight, groups, looked_at, precision, self._schema = self._read(
                     X, sample_weight, groups, seeds.rng("rows")
                 )
@@ -277,9 +290,6 @@ class BaseDensity(ModulesAsArrays, DensityMixin, TableReader, Detector, BaseEsti
         self.out_of_fold_members_[looked_at] = fitted.judges[copy_of]
         for name, value in fitted.attributes.items():
             setattr(self, name, value)
-
-    def _draw_seed(self, random_state):
-        return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
     def summary(self) -> str:
         """What the fit has kept, and why, in one line.
@@ -363,10 +373,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, TableReader, Detector, BaseEsti
 
     def _sampling_rng(self, random_state, *, n_samples, n_steps=0):
         check_is_fitted(self)
-        for name, value, least in (("n_samples", n_samples, 1), ("n_steps", n_steps, 0)):
-            if not isinstance(value, Integral) or value < least:
-                raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")
-        return torch.Generator(self._device).manual_seed(self._draw_seed(random_state))
+        return sampling_rng(random_state, n_samples=n_samples, n_steps=n_steps, device=self._device)
 
     def _complete(self, draw: Callable[[int], torch.Tensor], n: int) -> torch.Tensor:
         """n rows without missing cells, of those that ``draw(n)`` returns."""
