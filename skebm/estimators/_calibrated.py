@@ -20,7 +20,7 @@ from ._base import parameters, unchanged_by_failure
 from ._calibration import Calibration, at_least, calibration_weight, discovered
 from ._cells import refuse_what_would_be_read_through
 from ._detector import thresholds
-from ._tilted import MemberDensity
+from ._members import MemberDensity
 
 MAX_SCORED = 20_000
 """Training rows whose scores are kept for thresholds that leave a share of these below."""
