@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from sklearn.utils import check_random_state
 
 GLOBAL_RNG_LOCK = threading.RLock()
 """One lock, because there is one global state: whoever borrows it draws what it would draw alone.
@@ -68,6 +69,11 @@ def sobol_points(n: int, d: int, seed: int) -> torch.Tensor:
     """
     engine = torch.quasirandom.SobolEngine(d, scramble=True, seed=seed)
     return engine.draw(n, dtype=torch.float64).float().double()
+
+
+def seed_of(random_state: int | np.random.RandomState | None) -> int:
+    """Draw a seed from what scikit-learn takes as `random_state`, an int in [0, 2^31 - 1)."""
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
 
 def draw_seed(rng: torch.Generator) -> int:

@@ -14,7 +14,8 @@ from torch.distributions import MultivariateNormal
 
 from skebm import Network
 
-PAGE = pathlib.Path(__file__).parents[1] / "CONTRIBUTING.md"
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = ROOT / "CONTRIBUTING.md"
 NAME = "likelihood_of_contributing"
 
 # as for the estimators of the package: folds and draws are made for other rows
@@ -44,6 +45,28 @@ def Estimator(tmp_path_factory):
     spec.loader.exec_module(module)
     yield module.LikelihoodDensity
     del sys.modules[NAME]
+
+
+def test_files_that_it_names_are_there():
+    rooms = [ROOT, ROOT / "skebm", ROOT / "skebm" / "estimators"]
+    named = set(re.findall(r"`([\w/]+\.(?:py|rst|md))`", PAGE.read_text()))
+    assert len(named) > 20
+    made_in_the_example = {"skebm/estimators/likelihood.py"}
+    missing = {name for name in named if not any((room / name).exists() for room in rooms)}
+    assert missing - made_in_the_example == set()
+
+
+def test_names_of_tables_are_in_the_files_beside_them():
+    rows = re.findall(r"^\| a.*\|$", PAGE.read_text(), flags=re.MULTILINE)
+    pairs = [
+        (name, path)
+        for row in rows
+        for name, path in re.findall(r"`([A-Z_]+)` (?:in|of) `([\w/]+\.py)`", row)
+    ]
+    assert len(pairs) > 4
+    for name, path in pairs:
+        (file,) = [room / path for room in (ROOT, ROOT / "skebm") if (room / path).exists()]
+        assert re.search(rf"^{name}\b", file.read_text(), flags=re.MULTILINE), (name, path)
 
 
 def test_it_is_short():

@@ -260,6 +260,16 @@ def test_import_is_lean_and_changes_nothing():
     assert done.stdout == ""
 
 
+def test_the_package_shows_its_rooms_and_names():
+    """And imports a room when it is first asked for."""
+    rooms = {room for room in RANK if room and not room.startswith("_")}
+    assert set(dir(skebm)) == {*skebm.__all__, *rooms}
+    code = "import skebm; skebm.datasets.make_claw(1), skebm.plotting.ChainsDisplay"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = skebm.nothing
+
+
 def test_importing_the_package_leaves_slow_imports_for_later():
     code = (
         "import sys, skebm; "

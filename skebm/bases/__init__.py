@@ -9,6 +9,15 @@ from skebm.bases._adapters import (
     draw_from,
 )
 from skebm.bases._autoregressive import AutoregressiveFlow
+from skebm.bases._candidates import (
+    CANDIDATES,
+    MAX_FIT_ROWS,
+    MAX_PATTERNS,
+    WITH_STATES,
+    SklearnDensity,
+    auto_candidates,
+    auto_flows,
+)
 from skebm.bases._combine import (
     AffineTransform,
     ArcsinhTransform,
@@ -17,22 +26,12 @@ from skebm.bases._combine import (
     TransformedBase,
     marginal,
 )
-from skebm.bases._conditional import Conditional, condition, mixture_part
+from skebm.bases._conditional import Conditional, condition, mixture_part, values_given_states
 from skebm.bases._coupling import CouplingSplineFlow
 from skebm.bases._em import fit_gaussian_mixture
-from skebm.bases._fit import (
-    CANDIDATES,
-    MAX_FIT_ROWS,
-    MAX_PATTERNS,
-    WITH_STATES,
-    SklearnDensity,
-    auto_candidates,
-    auto_flows,
-    fit_bases,
-)
+from skebm.bases._fit import fit_bases
 from skebm.bases._flow_training import JUDGED_AT_ONCE, fit_flow, train_flows
 from skebm.bases._flows import build_flow
-from skebm.bases._given_states import values_given_states
 from skebm.bases._implicit import ImplicitGenerator
 from skebm.bases._marginal import MarginalGaussianization
 from skebm.bases._mixed import (

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ._combine import StackedBase, TransformedBase
-from ._mixed import MixedKernelBase, MixedMixtureBase, patterns, states_of
+from ._mixed import _CELLS, MixedKernelBase, MixedMixtureBase, patterns, states_of
 from ._mixtures import _LOG_2PI, GaussianMixtureBase, KernelDensityBase
 
 
@@ -404,3 +404,73 @@ def mixture_part(distribution: Any) -> Any:
     if len(kept) == len(found):
         return distribution
     return StackedBase(*zip(*kept, strict=True)) if kept else None
+
+
+def values_given_states(distribution: Any, codes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw the values of a mixture under given states, by random numbers that all states share.
+
+    What follows from the draws is a function of the states alone. States and values are independent
+    within a component, so that the same values are drawn under many states.
+
+    Parameters
+    ----------
+    distribution : distribution of rows with states
+        A mixture or kernel density of them, in any marginal coordinates, or a stack of such.
+    codes : Tensor of shape (n, n_states)
+    points : Tensor of shape (m, 1 + n_values)
+        Uniform random numbers in (0, 1): the first decides on the component. A low-discrepancy
+        sequence will do.
+
+    Returns
+    -------
+    values : Tensor of shape (n_distinct, n_values)
+        Draws, each of them once.
+    index : Tensor of shape (n, m)
+        Which of these are drawn under which states.
+
+    See Also
+    --------
+    MixedMixtureBase : A distribution of rows with states.
+    skebm.models.StateDraws : The same for all members of an ensemble.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skebm.bases import fit_mixed_mixture, values_given_states
+    >>> from skebm.training import Columns, Kinds
+    >>> X = np.array([[0, 1.2], [0, 0.4], [1, -0.3], [1, -1.1], [1, -0.8]])  # a category, a number
+    >>> kinds = Kinds(np.array([2, 0]), np.zeros(2, dtype=bool))
+    >>> columns = Columns.learn(X, ["kind", "size"], kinds=kinds)
+    >>> rows = torch.as_tensor(columns.encode(np.tile(X, (20, 1))))
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> mixture = fit_mixed_mixture(rows, columns.layout, 2, rng)
+    >>> points = torch.rand(100, 2, generator=rng, dtype=torch.float64)
+    >>> values, index = values_given_states(mixture, torch.tensor([[0], [1]]), points)
+    >>> sizes = values[index].squeeze(-1)
+    >>> bool(sizes[0].mean() > sizes[1].mean())  # rows of kind 0 are larger
+    True
+    """
+    n_values = distribution.n_features - codes.shape[1]
+    codes = codes.to(points)
+    rows = torch.cat([codes, codes.new_full((len(codes), n_values), torch.nan)], dim=1)
+    conditional: Any = condition(distribution, ~rows[0].isnan())
+    which = torch.cat(
+        [
+            _chosen(conditional.log_joint(some), points[:, 0])
+            for some in rows.split(max(1, _CELLS // conditional.n_components))
+        ]
+    )
+    pairs = which * len(points) + torch.arange(len(points), device=codes.device)
+    distinct, index = pairs.unique(return_inverse=True)
+    component, point = distinct // len(points), distinct % len(points)
+    u = torch.cat([points.new_zeros(len(points), codes.shape[1]), points[:, 1:]], dim=1)
+    any_states = torch.zeros_like(rows[:1])  # in state 0 all values are there
+    drawn = conditional.draw(any_states.expand(len(distinct), -1), component, u[point])
+    return drawn[:, codes.shape[1] :], index
+
+
+def _chosen(log_weights, u):
+    """Components, (n, m), by the inverse of their distribution function at m uniform numbers."""
+    steps = log_weights.softmax(1).cumsum(1)[:, :-1].contiguous()  # the last has what is left
+    return torch.searchsorted(steps, u.expand(len(steps), -1).contiguous(), right=True)

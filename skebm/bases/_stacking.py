@@ -18,7 +18,7 @@ def stacking_weights(
 
     Parameters
     ----------
-    log_prob : Tensor of shape (n_samples, n_laws)
+    log_prob : Tensor of shape (n_samples, n_distributions)
         Log-density of each held-out row under each distribution.
     sample_weight : Tensor of shape (n_samples,)
     floor : float, default=1e-3
@@ -27,7 +27,7 @@ def stacking_weights(
 
     Returns
     -------
-    Tensor of shape (n_laws,)
+    Tensor of shape (n_distributions,)
 
     See Also
     --------
@@ -65,9 +65,9 @@ def stack(
 
     Parameters
     ----------
-    log_prob : Tensor of shape (n_samples, n_laws)
+    log_prob : Tensor of shape (n_samples, n_distributions)
     sample_weight : Tensor of shape (n_samples,)
-    min_gain : sequence of n_laws floats
+    min_gain : sequence of n_distributions floats
         Nats per row by which each has to raise the held-out log-likelihood.
     """
 

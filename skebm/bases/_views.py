@@ -15,8 +15,8 @@ from skebm._parallel import side_by_side
 from skebm._random import spawn
 from skebm._typing import Distribution
 
+from ._candidates import MAX_CENTERS, _Candidate, _Gaussian, _Mapped, _moments, _Rows
 from ._combine import ArcsinhTransform
-from ._fit import MAX_CENTERS, _Candidate, _Gaussian, _Mapped, _moments, _Rows
 from ._mixed import MixedKernelBase, ValuesTransform
 from ._mixtures import KernelDensityBase
 

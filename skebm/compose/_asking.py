@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from skebm._containers import like
+from skebm._containers import labels, like
 from skebm._typing import FloatArray, RandomState
 from skebm.estimators._asking import Asking
 from skebm.estimators._base import BaseDensity
 from skebm.estimators._completer import Completer, Weighted
 from skebm.estimators._given import Given, read_given
-from skebm.estimators._schema import Schema, labels
+from skebm.estimators._schema import Schema
 from skebm.models import Completions
 from skebm.models.completions import restricted
 from skebm.training import Columns

@@ -9,15 +9,17 @@ import torch
 from numpy.typing import ArrayLike
 from scipy.stats import gaussian_kde
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, clone
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from skebm._containers import as_table, container_of
+from skebm._random import seed_of
 from skebm._sklearn_compat import Interval, StrOptions, _fit_context
 from skebm._tensors import results_like, without_tensors
 from skebm._typing import FloatArray, RandomState
 from skebm.estimators import NCEDensity
 from skebm.estimators._asking import Asking
-from skebm.estimators._schema import as_table, container_of, filled
+from skebm.estimators._schema import filled
 
 ROWS_AT_ONCE = 2_048
 """Rows with holes, times draws, that are completed at once, so that memory does not grow."""
@@ -176,7 +178,7 @@ class DensityImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 'same. Take strategy="draw", or n_draws=1.'
             )
         estimator = self._unfitted()
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        seed = seed_of(self.random_state)
         if estimator.random_state is None:
             estimator.set_params(random_state=seed)
         estimator.fit(X, sample_weight=sample_weight, groups=groups)

@@ -14,6 +14,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from skebm._containers import like
+from skebm._random import seed_of
 from skebm._sklearn_compat import _check_method_params, _check_sample_weight, _safe_indexing
 from skebm._typing import FloatArray, RandomState
 from skebm.bases import draw_from
@@ -22,15 +23,7 @@ from skebm.training import relative_precision
 from skebm.training.precision import Precision
 
 from ._asking import AskingBehind
-from ._changes import (
-    as_rows,
-    change_of,
-    check_given,
-    filled,
-    is_finite,
-    kept,
-    refuse_unknown,
-)
+from ._changes import as_rows, change_of, check_given, filled, is_finite, kept, refuse_unknown
 from ._detecting import DetectorBehind, has, is_detector
 
 N_IMAGE_DRAWS = 20_000
@@ -193,7 +186,7 @@ class DensityPipeline(AskingBehind, DetectorBehind, Pipeline):
         """Fit, and return which rows have positive weight, and their weights of mean one."""
         rows, precision = self._check(X), relative_precision(X)
         X = like(X, rows)
-        for name in _LEARNED:
+        for name in inspect.get_annotations(DensityPipeline):  # what a fit sets
             vars(self).pop(name, None)
         self._check_steps(rows.shape[1])
         params = self._with_weight(sample_weight, params)
@@ -469,7 +462,7 @@ class DensityPipeline(AskingBehind, DetectorBehind, Pipeline):
         parts, missing, barren = [], n_samples, 0
         while missing:
             n = min(math.ceil(missing / math.exp(self.log_image_mass_)), MAX_DRAWN)
-            z = draw_from(self.steps[-1][1], n, random.randint(np.iinfo(np.int32).max), **options)
+            z = draw_from(self.steps[-1][1], n, seed_of(random), **options)
             # the rows of a mixture come component by component, and some may be left over
             x = self._backward(z[random.permutation(n)])[0][:missing]
             parts.append(x)
@@ -500,9 +493,3 @@ class DensityPipeline(AskingBehind, DetectorBehind, Pipeline):
         array-like of shape (n_samples, n_components)
         """
         return self.fit(X, y, sample_weight, **params).transform(X)
-
-
-_LEARNED = (
-    "log_image_mass_", "log_image_mass_std_error_", "offset_", "out_of_fold_scores_",
-    "_constants", "_met", "_precision", "_seen",
-)  # fmt: skip

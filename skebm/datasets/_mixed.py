@@ -2,165 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from scipy.special import expit, gammaln, log_expit, log_ndtr, logsumexp, ndtr, ndtri, xlogy
-from sklearn.utils import check_random_state
+from scipy.special import expit, log_expit, log_ndtr, logsumexp, ndtr, ndtri, softmax
 
-from skebm._typing import FloatArray, RandomState
+from skebm._typing import FloatArray
 
 from ._distribution import log_normal
+from ._mixed_distribution import (
+    NO_DENSITY,
+    MixedDistribution,
+    choose,
+    log_lognormal,
+    log_masses,
+    log_poisson,
+)
 
 if TYPE_CHECKING:
     import pandas
-
-NO_DENSITY = -np.inf
-
-
-class MixedDistribution:
-    """What distributions of mixed tables share: frames around ``_draw`` and ``_log_conditionals``.
-
-    Both see a column of categories as codes: 0, 1, ... for the categories, their number for a
-    missing cell, and -1 for anything else; numbers are float64, with NaN for a missing cell.
-    """
-
-    name: ClassVar[str]
-    columns: ClassVar[dict[str, Any]]
-    """The columns, in order: the categories of a column that has some, else `float` or `int`."""
-
-    _draw: Callable[[int, np.random.RandomState], dict[str, np.ndarray]]
-    _log_conditionals: Callable[[dict[str, np.ndarray]], list[FloatArray]]
-
-    @property
-    def n_features(self) -> int:
-        """Number of columns."""
-        return len(self.columns)
-
-    def sample(self, n_samples: int, random_state: RandomState = None) -> pandas.DataFrame:
-        """Draw independent rows.
-
-        Parameters
-        ----------
-        n_samples : int
-            Number of rows.
-        random_state : int, RandomState instance or None, default=None
-            Pass an int for reproducible rows.
-
-        Returns
-        -------
-        X : DataFrame of n_samples rows
-            Columns of dtype category, bool, int64 or float64; missing cells are NaN.
-
-        Raises
-        ------
-        ImportError
-            Without pandas.
-        """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError(
-                f"rows of {self.name} are a DataFrame, which needs pandas: pip install pandas"
-            ) from error
-        drawn = self._draw(int(n_samples), check_random_state(random_state))
-        frame = {}
-        for name, levels in self.columns.items():
-            values = drawn[name]
-            if isinstance(levels, type):
-                frame[name] = values.astype(np.dtype(levels))
-            elif levels == (False, True):
-                frame[name] = values.astype(bool)
-            else:
-                codes = np.where(values == len(levels), -1, values)  # what pandas calls missing
-                frame[name] = pd.Categorical.from_codes(codes, categories=list(levels))
-        return pd.DataFrame(frame)
-
-    def log_density(self, X: pandas.DataFrame) -> FloatArray:
-        """Exact normalised log-density.
-
-        With respect to counting measure for categories, counts, missing cells and atoms, and
-        Lebesgue measure for numbers, in the units of X.
-
-        Parameters
-        ----------
-        X : DataFrame
-            The rows, with the columns of this distribution, in any order.
-
-        Returns
-        -------
-        log_density : ndarray of shape (n_samples,)
-            In nats; minus infinity where a cell is impossible.
-        """
-        total = self.log_conditionals(X).sum(axis=1)
-        return np.where(np.isnan(total), NO_DENSITY, total)  # a cell is missing that never is
-
-    def log_conditionals(self, X: pandas.DataFrame) -> FloatArray:
-        """Exact log-density of every column given those before it.
-
-        The sum over all columns is the log-density of a row, that over the first few columns the
-        log-density of their marginal.
-
-        Parameters
-        ----------
-        X : DataFrame
-            The rows, with the columns of this distribution, in any order.
-
-        Returns
-        -------
-        log_conditionals : ndarray of shape (n_samples, n_features)
-            In nats, in the order of `columns`; NaN given what is impossible.
-        """
-        columns = self._read(X, list(self.columns))
-        return np.column_stack(self._log_conditionals(columns))
-
-    def _read(self, X: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
-        given = list(getattr(X, "columns", ()))
-        if sorted(map(str, given)) != sorted(names):
-            raise ValueError(
-                f"{self.name} needs a DataFrame with the columns {list(names)}, but X has {given}."
-            )
-        return {name: self._codes_or_numbers(X[name], self.columns[name]) for name in names}
-
-    @staticmethod
-    def _codes_or_numbers(column: pandas.Series, levels: Any) -> np.ndarray:
-        if isinstance(levels, type):
-            return column.to_numpy(dtype=np.float64, na_value=np.nan)
-        code = {level: k for k, level in enumerate(levels)}
-        codes = np.array([code.get(value, -1) for value in column], dtype=int)
-        return np.where(column.isna(), len(levels), codes)
-
-
-def _log_masses(probabilities: np.ndarray, n_levels: int) -> FloatArray:
-    """Log-masses to be indexed by codes: the levels, missing, and last, so -1, anything else."""
-    out = np.full((*probabilities.shape[:-1], n_levels + 2), NO_DENSITY)
-    out[..., : probabilities.shape[-1]] = np.log(probabilities)
-    return out
-
-
-def _log_poisson(count: np.ndarray, rate: np.ndarray) -> FloatArray:
-    possible = (count >= 0) & (count == np.floor(count)) & np.isfinite(count)
-    k = np.where(possible, count, 0.0)
-    return np.where(possible, xlogy(k, rate) - rate - gammaln(k + 1), NO_DENSITY)
-
-
-def _log_lognormal(x: np.ndarray, log_mean: np.ndarray, log_scale: float) -> FloatArray:
-    log_x = np.log(np.where(x > 0, x, 1.0))
-    return np.where(x > 0, log_normal(log_x, log_mean, log_scale) - log_x, NO_DENSITY)
-
-
-def _softmax(logits: np.ndarray) -> FloatArray:
-    return np.exp(logits - logsumexp(logits, axis=-1, keepdims=True))
-
-
-def _choose(probabilities: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-    """One code per row of probabilities (n, L)."""
-    beyond = rng.uniform(size=(len(probabilities), 1)) > probabilities.cumsum(axis=1)[:, :-1]
-    return beyond.sum(axis=1)
 
 
 @dataclass(frozen=True)
@@ -215,7 +78,9 @@ class LatentClasses(MixedDistribution):
     @cached_property
     def _colour(self):  # (class, colour or missing)
         differences = [[1.5, 0.0, -1.0, -1.0], [-1.0, 1.5, 0.0, 0.0], [-1.0, -1.0, 1.5, 1.5]]
-        return _softmax(np.log([0.4, 0.3, 0.2, 0.1]) + self.separation * np.array(differences))
+        return softmax(
+            np.log([0.4, 0.3, 0.2, 0.1]) + self.separation * np.array(differences), axis=-1
+        )
 
     @cached_property
     def _member(self):
@@ -235,7 +100,7 @@ class LatentClasses(MixedDistribution):
     def _draw(self, n_samples, rng):
         k = rng.choice(3, n_samples, p=self._weights)
         return {
-            "colour": _choose(self._colour[k], rng),
+            "colour": choose(self._colour[k], rng),
             "member": rng.uniform(size=n_samples) < self._member[k],
             "visits": rng.poisson(self._rate[k]),
         } | {
@@ -246,12 +111,12 @@ class LatentClasses(MixedDistribution):
     def _given_class(self, name: str, values: np.ndarray) -> FloatArray:
         """Log-densities of one column given each class, (n,) -> (n, 3)."""
         if name == "colour":
-            return _log_masses(self._colour, 3)[:, values].T
+            return log_masses(self._colour, 3)[:, values].T
         if name == "member":
             both = np.column_stack([1.0 - self._member, self._member])
-            return _log_masses(both, 2)[:, values].T
+            return log_masses(both, 2)[:, values].T
         if name == "visits":
-            return _log_poisson(values[:, None], self._rate)
+            return log_poisson(values[:, None], self._rate)
         log_p = log_normal(values[:, None], self._means[name], self._scales[name])
         return np.where(np.isnan(log_p), NO_DENSITY, log_p)
 
@@ -402,11 +267,11 @@ class ZeroInflatedAmounts(MixedDistribution):
         segment, amount = columns.values()
         k = segment % 3  # a segment that is none of the three has no density anyway
         zero = np.array(self.zero_shares)[k]
-        value = _log_lognormal(amount, np.array(self.log_means)[k], self.log_scale)
+        value = log_lognormal(amount, np.array(self.log_means)[k], self.log_scale)
         with np.errstate(divide="ignore"):  # no zeros, or nothing else
             log_zero, log_other = np.log(zero), np.log1p(-zero)
         return [
-            _log_masses(self._masses, 3)[segment],
+            log_masses(self._masses, 3)[segment],
             np.where(amount == 0, log_zero, log_other + value),
         ]
 
@@ -458,7 +323,7 @@ class BayesianNetwork(MixedDistribution):
     _spend_mean: ClassVar[FloatArray] = np.array([3.0, 4.0, 5.0])
 
     def _plan(self, region, z):
-        return _softmax(self._plan_logit[region] + self._plan_slope * z[:, None])
+        return softmax(self._plan_logit[region] + self._plan_slope * z[:, None], axis=-1)
 
     def _member(self, plan, z):
         return self._member_logit[plan] + 0.5 * z
@@ -474,7 +339,7 @@ class BayesianNetwork(MixedDistribution):
         region = rng.choice(4, n_samples, p=self._region)
         age = self._age_mean[region] + 10.0 * rng.standard_normal(n_samples)
         z = (age - 45.0) / 10.0
-        plan = _choose(self._plan(region, z), rng)
+        plan = choose(self._plan(region, z), rng)
         member = rng.uniform(size=n_samples) < expit(self._member(plan, z))
         log_spend = self._log_spend(plan, member, z) + 0.5 * rng.standard_normal(n_samples)
         spend = np.exp(log_spend)
@@ -487,11 +352,11 @@ class BayesianNetwork(MixedDistribution):
         z = (age - 45.0) / 10.0
         # A code that is no category has no density anyway; these keep the indices legal.
         at_region, at_plan, is_member = region % 4, plan % 3, member % 2
-        plans = _log_masses(self._plan(at_region, z), 3)
+        plans = log_masses(self._plan(at_region, z), 3)
         logit = self._member(at_plan, z)
         members = np.column_stack([log_expit(-logit), log_expit(logit)])
         return [
-            _log_masses(self._region, 4)[region],
+            log_masses(self._region, 4)[region],
             log_normal(age, self._age_mean[at_region], 10.0),
             np.take_along_axis(plans, plan[:, None], axis=1)[:, 0],
             np.where(
@@ -499,6 +364,6 @@ class BayesianNetwork(MixedDistribution):
                 members[np.arange(len(member)), is_member],
                 NO_DENSITY,
             ),
-            _log_lognormal(spend, self._log_spend(at_plan, is_member, z), 0.5),
-            _log_poisson(visits, self._rate(is_member, spend)),
+            log_lognormal(spend, self._log_spend(at_plan, is_member, z), 0.5),
+            log_poisson(visits, self._rate(is_member, spend)),
         ]

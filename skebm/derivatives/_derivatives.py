@@ -22,7 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from skebm._random import seeded_global_rng
-from skebm.derivatives._jets import Jet, normalise
+from skebm.derivatives._jets import Jet
+from skebm.derivatives._rules import normalise
 from skebm.derivatives._tangents import NoRule, Record, require
 from skebm.energies import ModuleStack
 

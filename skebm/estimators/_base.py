@@ -6,21 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, ClassVar, Literal, Self, TypeVar, dataclass_transform, overload
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin
-from sklearn.utils import check_random_state
-from sklearn.utils.validation import (
-    check_is_fitted,
-)
+from sklearn.utils.validation import check_is_fitted
 
 from skebm import _threads
-from skebm._random import Seeds
-from skebm._sklearn_compat import Interval, StrOptions, _check_sample_weight, _fit_context
+from skebm._random import Seeds, seed_of
+from skebm._sklearn_compat import _check_sample_weight, _fit_context
 from skebm._state import ModulesAsArrays
 from skebm._tensors import results_like, without_tensors
 from skebm._threads import limit_threads
@@ -72,6 +69,20 @@ def unchanged_by_failure(estimator: BaseEstimator) -> Iterator[dict[str, Any]]:
         raise
 
 
+def sampling_rng(
+    random_state: RandomState,
+    *,
+    n_samples: int,
+    n_steps: int = 0,
+    device: str | torch.device = "cpu",
+) -> torch.Generator:
+    """Random stream for draws; raises where these are no numbers of rows and steps."""
+    for name, value, least in (("n_samples", n_samples, 1), ("n_steps", n_steps, 0)):
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")
+    return torch.Generator(device).manual_seed(seed_of(random_state))
+
+
 @parameters
 class BaseDensity(ModulesAsArrays, DensityMixin, TableReader, Detector, BaseEstimator, ABC):
     """What all estimators share; a family of them adds the methods below.
@@ -80,7 +91,6 @@ class BaseDensity(ModulesAsArrays, DensityMixin, TableReader, Detector, BaseEsti
     columns, and for itself `_columns` and `_seed`.
     """
 
-    smoothing: float | Literal["scott"] = 0.0
     contamination: float | Literal["auto"] = "auto"
     device: str | torch.device = "auto"
     random_state: RandomState = None
@@ -98,7 +108,6 @@ class BaseDensity(ModulesAsArrays, DensityMixin, TableReader, Detector, BaseEsti
     _summary: str = field(init=False)
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
-        "smoothing": [StrOptions({"scott"}), Interval(Real, 0, None, closed="left")],
         **Detector._parameter_constraints,
         "device": [str, torch.device],
         "random_state": ["random_state"],
@@ -231,7 +240,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, TableReader, Detector, BaseEsti
                 Progress(self.verbose) as progress,
             ):
                 self._check_parameters()
-                seeds = Seeds(self._draw_seed(self.random_state))
+                seeds = Seeds(seed_of(self.random_state))
                 rows, weight, groups, looked_at, precision, self._schema = self._read(
                     X, sample_weight, groups, seeds.rng("rows")
                 )
@@ -281,9 +290,6 @@ class BaseDensity(ModulesAsArrays, DensityMixin, TableReader, Detector, BaseEsti
         self.out_of_fold_members_[looked_at] = fitted.judges[copy_of]
         for name, value in fitted.attributes.items():
             setattr(self, name, value)
-
-    def _draw_seed(self, random_state):
-        return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
     def summary(self) -> str:
         """What the fit has kept, and why, in one line.
@@ -367,10 +373,7 @@ class BaseDensity(ModulesAsArrays, DensityMixin, TableReader, Detector, BaseEsti
 
     def _sampling_rng(self, random_state, *, n_samples, n_steps=0):
         check_is_fitted(self)
-        for name, value, least in (("n_samples", n_samples, 1), ("n_steps", n_steps, 0)):
-            if not isinstance(value, Integral) or value < least:
-                raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")
-        return torch.Generator(self._device).manual_seed(self._draw_seed(random_state))
+        return sampling_rng(random_state, n_samples=n_samples, n_steps=n_steps, device=self._device)
 
     def _complete(self, draw: Callable[[int], torch.Tensor], n: int) -> torch.Tensor:
         """n rows without missing cells, of those that ``draw(n)`` returns."""

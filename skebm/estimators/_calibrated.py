@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
-from skebm._random import Seeds
+from skebm._containers import as_table
+from skebm._random import Seeds, seed_of
 from skebm._sklearn_compat import Interval, _check_sample_weight, _fit_context, _safe_indexing
 from skebm._tensors import results_like, without_tensors
 from skebm._typing import FloatArray, RandomState
@@ -19,8 +20,7 @@ from ._base import parameters, unchanged_by_failure
 from ._calibration import Calibration, at_least, calibration_weight, discovered
 from ._cells import refuse_what_would_be_read_through
 from ._detector import thresholds
-from ._schema import as_table
-from ._tilted import MemberDensity
+from ._members import MemberDensity
 
 MAX_SCORED = 20_000
 """Training rows whose scores are kept for thresholds that leave a share of these below."""
@@ -69,7 +69,7 @@ class CalibratedDetector(MemberDensity):
             check_consistent_length(table, labels)
         used = np.flatnonzero(weight)
         units = np.arange(len(used)) if labels is None else _codes(labels[used])
-        seeds = Seeds(self._draw_seed(self.random_state))
+        seeds = Seeds(seed_of(self.random_state))
         apart = reserved(units, self.calibration_fraction, seeds.rng("calibration"))
 
         def part(rows):

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from skebm._containers import is_number
+
 NUMBERS = "fiub"
 """Kinds of numpy dtypes whose cells are what they seem."""
 
@@ -36,8 +38,8 @@ def refuse_what_would_be_read_through(X: Any, what: str = "X") -> None:
         cell = f"column {where[0][1]}, row {where[0][0]}" if X.ndim == 2 else f"row {where[0][0]}"
         raise ValueError(
             f"{what} is a masked array with {len(where)} masked cell(s), the first in {cell}: "
-            "missing values are not modelled. Leave out such rows, or fill them in, for example "
-            "by sklearn.impute.SimpleImputer."
+            "masks are not read. Leave out such rows, or fill them in: with NaN for missing cells, "
+            "or for example by sklearn.impute.SimpleImputer."
         )
     for name, column in _columns(X):
         if getattr(getattr(column, "dtype", None), "kind", "O") in NUMBERS:
@@ -76,7 +78,7 @@ def bad_cell(X: Any, remedies: Remedies, *, takes_missing: bool) -> str | None:
             missing = np.asarray(column.isna(), dtype=bool)
         values = np.asarray(column)
         for row, value in enumerate(values if values.dtype.kind in "OUS" else ()):
-            if isinstance(value, str | bytes) and not missing[row] and not _is_number(value):
+            if isinstance(value, str | bytes) and not missing[row] and not is_number(value):
                 return (
                     f"column {name!r} holds text ({str(value)!r} in row {row}), and is taken for "
                     f"numbers: {remedies.category}; or leave it out."
@@ -126,11 +128,3 @@ def _kind_of_time(values):
             if type(value).__name__ == "Period":
                 return "M"
     return None
-
-
-def _is_number(text):
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -82,7 +82,7 @@ class Possible(NamedTuple):
     log_density: FloatArray | None = None
 
 
-class Marginals(NamedTuple):
+class MarginalDensities(NamedTuple):
     """Densities of known cells of rows.
 
     Attributes
@@ -190,7 +190,7 @@ class Completer:
 
     def marginals(
         self, rows: FloatArray, known: NDArray[np.bool_], weighted: Iterable[Weighted]
-    ) -> Marginals:
+    ) -> MarginalDensities:
         """Densities of the known cells, from all completions of the rows."""
         value, error, effective = (np.empty(len(rows)) for _ in range(3))
         order, parts = [], []
@@ -201,7 +201,7 @@ class Completer:
             order.append(some)
             parts.append(found.shares.cpu().numpy())
         shares = np.concatenate(parts)[np.argsort(np.concatenate(order))]
-        return Marginals(value + self.log_factors(rows, known), error, shares, effective)
+        return MarginalDensities(value + self.log_factors(rows, known), error, shares, effective)
 
     def log_factors(self, rows: FloatArray, known: NDArray[np.bool_]) -> FloatArray:
         """What the known cells have beside a log-density of states and standardised values."""

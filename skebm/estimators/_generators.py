@@ -2,12 +2,11 @@
 
 import copy
 from collections.abc import Sequence
-from numbers import Integral
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array
 
 from skebm._state import ModulesAsArrays
 from skebm._tensors import results_like, without_tensors
@@ -16,13 +15,7 @@ from skebm._typing import Distribution, FloatArray, RandomState
 from skebm.bases import JUDGED_AT_ONCE, Coordinates, ImplicitGenerator, StackedBase
 from skebm.training import Columns
 
-
-def sampling_rng(n_samples: int, random_state: RandomState) -> torch.Generator:
-    """Random stream of a seed; raises where `n_samples` is no number of rows."""
-    if not isinstance(n_samples, Integral) or n_samples < 1:
-        raise ValueError(f"n_samples={n_samples!r} must be an integer of at least 1.")
-    seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
-    return torch.Generator().manual_seed(int(seed))
+from ._base import sampling_rng
 
 
 class FlowDensity(ModulesAsArrays):
@@ -69,7 +62,7 @@ class FlowDensity(ModulesAsArrays):
 
     def sample(self, n_samples: int = 1, random_state: RandomState = None) -> FloatArray:
         """Draw rows, (n_samples, n_features)."""
-        rng = sampling_rng(n_samples, random_state)
+        rng = sampling_rng(random_state, n_samples=n_samples)
         with torch.no_grad(), limit_threads(1):
             x = self._mixture.sample(n_samples, rng)
         return self._columns.restore(x.numpy())
@@ -93,7 +86,7 @@ class ImplicitSampler(ModulesAsArrays):
 
     def sample(self, n_samples: int = 1, random_state: RandomState = None) -> FloatArray:
         """Draw rows, (n_samples, n_features)."""
-        rng = sampling_rng(n_samples, random_state)
+        rng = sampling_rng(random_state, n_samples=n_samples)
         n_members = self._generator.n_members
         with torch.no_grad(), limit_threads(1):
             y = self._generator.sample(-(-n_samples // n_members), rng)

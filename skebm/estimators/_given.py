@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from skebm._containers import as_table, container_of, labels, values_of
 from skebm._tensors import without_tensors
 from skebm._typing import FloatArray
 
-from ._schema import Schema, as_table, container_of, labels, numbers_of, values_of
+from ._schema import Schema, numbers_of
 
 
 class _Unknown:

@@ -12,6 +12,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from skebm._containers import as_table, is_missing, values_of
 from skebm._sklearn_compat import _check_sample_weight
 from skebm._tensors import without_tensors
 from skebm._typing import FloatArray
@@ -19,7 +20,7 @@ from skebm._warnings import warn
 from skebm.training import Columns, relative_precision
 
 from ._cells import Remedies, bad_cell, refuse_what_would_be_read_through
-from ._schema import Schema, as_table, is_missing, values_of
+from ._schema import Schema
 
 MAX_ROWS = 400_000
 """Rows of a table that a fit looks at, where members learn from few of them anyway: with two

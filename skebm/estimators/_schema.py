@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from skebm._containers import container_of, dtype_of, is_missing, is_number, labels, values_of
 from skebm._typing import FloatArray
 
 MAX_LEVELS = 255
@@ -131,7 +132,7 @@ class Schema:
         asked = _asked(categorical_features, names)
         columns = []
         for j, name in enumerate(names):
-            dtype = _dtype(X, j)
+            dtype = dtype_of(X, j)
             is_category = _holds_categories(X, j) if asked is None else bool(asked[j])
             if not is_category or container == "none":
                 columns.append(CellColumn(name, str(dtype)))
@@ -268,7 +269,7 @@ def filled(
     """
     container, table = container_of(X), X.copy() if hasattr(X, "copy") else X.clone()
     for j in np.flatnonzero(where.any(axis=0)).tolist():
-        own, places = _dtype(X, j), np.flatnonzero(where[:, j])
+        own, places = dtype_of(X, j), np.flatnonzero(where[:, j])
         cells = rows[places, j]
         if columns and columns[j].is_category:
             cells = columns[j].cells(cells, rng)
@@ -297,50 +298,6 @@ def _with_cells(series, places, cells):
     return series
 
 
-def as_table(X: Any) -> Any:
-    """Lists of rows as an array of their cells; any other table as it is."""
-    if not isinstance(X, list | tuple):
-        return X
-    try:
-        cells = np.array(X, dtype=object)
-    except ValueError:  # ragged, of which scikit-learn says what is wrong
-        return X
-    return cells if cells.ndim == 2 else X
-
-
-def container_of(X: Any) -> str:
-    """What kind of table X is: "pandas", "polars", "array", or "none" for what is no table."""
-    if hasattr(X, "columns") and hasattr(X, "dtypes"):
-        module = type(X).__module__.partition(".")[0]
-        return module if module in ("pandas", "polars") else "none"
-    return "array" if isinstance(X, np.ndarray) and X.ndim == 2 else "none"
-
-
-def labels(X: Any) -> list[Any]:
-    """Labels of the columns of a table, numbers for those of an array."""
-    container = container_of(X)
-    if container == "array":
-        return list(range(np.shape(X)[1]))
-    return [] if container == "none" else list(X.columns)
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a cell holds None, NaN, pandas.NA or NaT."""
-    return value is None or type(value).__name__ in ("NAType", "NaTType") or value != value  # noqa: PLR0124
-
-
-def values_of(X: Any, j: int) -> np.ndarray:
-    """Cells of column j as objects."""
-    container = container_of(X)
-    if container == "pandas":
-        return np.asarray(X.iloc[:, j], dtype=object)
-    if container == "polars":
-        values = np.empty(len(X), dtype=object)
-        values[:] = X[:, j].to_list()
-        return values
-    return np.asarray(X, dtype=object)[:, j]
-
-
 def numbers_of(X: Any, j: int, name: Any) -> FloatArray:
     """Cells of column j as doubles, NaN where they are missing."""
     column: Any = X.iloc[:, j] if container_of(X) == "pandas" else X[:, j]
@@ -354,19 +311,11 @@ def numbers_of(X: Any, j: int, name: Any) -> FloatArray:
     try:
         return np.array([np.nan if is_missing(v) else float(v) for v in values])
     except (TypeError, ValueError) as error:
-        bad = next(v for v in values if not is_missing(v) and not _is_number(v))
+        bad = next(v for v in values if not is_missing(v) and not is_number(v))
         raise ValueError(
             f"column {name!r} is taken for numbers, and holds {bad!r}: name it in "
             "categorical_features, or leave such rows out."
         ) from error
-
-
-def _is_number(value):
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _plain(value):
@@ -374,18 +323,9 @@ def _plain(value):
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _dtype(X, j):
-    container = container_of(X)
-    if container == "pandas":
-        return X.dtypes.iloc[j]
-    if container == "polars":
-        return X.dtypes[j]
-    return getattr(X, "dtype", np.dtype(float))
-
-
 def _holds_categories(X, j):
     """Whether the dtype of a column of a frame says so."""
-    container, dtype = container_of(X), _dtype(X, j)
+    container, dtype = container_of(X), dtype_of(X, j)
     if container == "polars":
         return str(dtype).startswith(("Categorical", "Enum", "String", "Utf8", "Boolean", "Object"))
     if container != "pandas":

@@ -11,7 +11,7 @@ from skebm._typing import FloatArray, RandomState
 from skebm._warnings import warn
 from skebm.exceptions import LowEffectiveSampleSizeWarning
 
-from ._completer import Completer, Marginals, Weighted
+from ._completer import Completer, MarginalDensities, Weighted
 from ._given import Given
 from .marginal import FEW_EFFECTIVE, SomeColumns, columns_of
 
@@ -97,7 +97,7 @@ class ConditionalDensity(SomeColumns):
         return len(self._given.rows)
 
     @cached_property
-    def _marginals(self) -> Marginals:
+    def _marginals(self) -> MarginalDensities:
         """Of the given cells."""
         rows, known, _ = self._given
         found = self._completer.marginals(rows, known, self._completions())

@@ -116,7 +116,8 @@ class ImplicitVAE(
         600 steps; the best state is kept. None trains to the end and keeps the last state, as does
         a decoder of yours without parameters to learn, which has nothing to stop by.
     smoothing : float or "scott", default=0.0
-        Fits the density of X + h times standard deviation times normal noise.
+        h > 0 fits the density of X + h eps, eps normal with the standard deviations of the columns.
+        "scott" is n^(-1 / (d + 4)). Density estimation wants 0.
     contamination : float or "auto", default="auto"
         Share of the training rows that `predict` and `fit_predict` call outliers; rows with the
         score at which the share ends are none, so that with ties it is less. "auto" takes the
@@ -251,6 +252,7 @@ class ImplicitVAE(
     max_epochs: int | Literal["auto"] = "auto"
     validation_fraction: float = 0.1
     patience: int | None = 20
+    smoothing: float | Literal["scott"] = 0.0
     callbacks: Sequence[Any] | None = None
 
     # what a fit sets
@@ -275,6 +277,7 @@ class ImplicitVAE(
         "max_epochs": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "patience": [Interval(Integral, 1, None, closed="left"), None],
+        "smoothing": [StrOptions({"scott"}), Interval(Real, 0, None, closed="left")],
         "callbacks": [list, tuple, None],
     }
 
@@ -284,7 +287,10 @@ class ImplicitVAE(
         layer_sizes(self.hidden_layer_sizes)
         check_callbacks(self.callbacks, judged=self.patience is not None)
         if self.likelihood == "bernoulli" and self.smoothing != 0.0:
-            raise ValueError('smoothing leaves [0, 1]: it needs likelihood="gaussian".')
+            raise ValueError(
+                f"smoothing={self.smoothing!r} leaves [0, 1], where "
+                'likelihood="bernoulli" has to stay; take smoothing=0.0, or likelihood="gaussian".'
+            )
 
     def _cannot_go_on_from(self, model, n_units):
         if type(model.likelihood) is not LIKELIHOODS[self.likelihood]:

@@ -7,13 +7,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from skebm._containers import as_table, container_of, labels
 from skebm._typing import FloatArray, RandomState
 from skebm._warnings import warn
 from skebm.exceptions import LowEffectiveSampleSizeWarning
 
 from ._completer import Completer
 from ._given import Given, read_given
-from ._schema import Schema, as_table, container_of, labels
+from ._schema import Schema
 
 FEW_EFFECTIVE = 32
 """Effective completions below which what they say of a row is not to be trusted."""

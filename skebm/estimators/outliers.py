@@ -14,8 +14,9 @@ from skebm.training import fit_lowest_view, fit_tilted
 
 from ._base import parameters
 from ._calibrated import CalibratedDetector
+from ._members import SCORED_ROWS
 from ._mixed import MixedDensity
-from ._tilted import SCORED_ROWS, TiltedDensity
+from ._tilted import TiltedDensity
 
 VIEWS_OF: dict[str, tuple[str, ...]] = {
     "clean": ("sharp", "linear"),
@@ -184,9 +185,6 @@ class OutlierDetector(MixedDensity, CalibratedDetector):
 
     density: TiltedDensity | None = None
     training: Literal["clean", "contaminated"] = "clean"
-
-    # what acts in other densities, and not here
-    smoothing: ClassVar[float] = 0.0  # pyright: ignore[reportIncompatibleVariableOverride]
 
     # what a fit sets
     views_: list[str] = field(init=False)

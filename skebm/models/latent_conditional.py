@@ -76,7 +76,7 @@ class LatentConditioner:
             )
         self.is_mixture = False
         self._model, self._layout, self._of_values = model, layout, of_values
-        self._decoder, self._encoder = InBlocks(model.decoder), copy.deepcopy(model.encoder).float()
+        self._decoder = InBlocks(model.decoder)
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """There is one member, which has all of every row."""

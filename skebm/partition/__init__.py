@@ -10,11 +10,11 @@ from skebm.partition._importance import (
 )
 from skebm.partition._marginal_likelihood import (
     Marginals,
-    RowStreams,
     marginal_likelihoods,
     posterior_samples,
 )
 from skebm.partition._pilot import Tuning
+from skebm.partition._row_streams import RowStreams
 from skebm.partition._smc import ParticleRun, sequential_monte_carlo
 from skebm.partition._weights import (
     ess,

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from skebm._containers import is_missing, values_of
+
 DATA_COLOR = "#3b4a63"
 MODEL_COLOR = "#e07b39"
 MARK_COLOR = "#b3261e"
@@ -66,14 +68,10 @@ def coded(*tables: Any) -> tuple[list[np.ndarray], list[list[Any] | None]]:
 
 def _cells(table, j):
     """Cells of column j, booleans as text, missing ones as NaN."""
-    column = table.iloc[:, j] if hasattr(table, "iloc") else table[:, j]
-    if hasattr(column, "isna"):
-        column = column.astype(object).where(~column.isna(), np.nan)
-    values = list(column)
-    booleans = any(isinstance(value, bool | np.bool_) for value in values)
-    if booleans:
-        return [value if value is None or value != value else str(value) for value in values]  # noqa: PLR0124
-    return [np.nan if value is None else value for value in values]
+    values = [np.nan if is_missing(value) else value for value in values_of(table, j)]
+    if any(isinstance(value, bool | np.bool_) for value in values):
+        return [value if is_missing(value) else str(value) for value in values]
+    return values
 
 
 def column_names(estimator: Any, X: Any = None, n_features: int | None = None) -> list:

@@ -160,29 +160,9 @@ def run(
     >>> result.scale.tolist()
     [0.1, 10.]
     """
-    if n_steps < 1 or n_keep < 1 or n_steps % n_keep:
-        raise ValueError(f"n_keep={n_keep} must divide n_steps={n_steps}, both at least 1.")
-    if n_burn_in < 0:
-        raise ValueError(f"n_burn_in={n_burn_in} must not be negative.")
-    target = kernel.TARGET_ACCEPTANCE
-    if x.ndim != 2:
-        raise ValueError(f"x must have the shape (n_chains, d), got {tuple(x.shape)}.")
-    if (step_size is None) != (target is None):
-        raise ValueError("step_size must be given, just for kernels that have a step size.")
-    if adapt_scale and (target is None or n_burn_in < 10):
-        raise ValueError(
-            "adapt_scale=True needs a kernel that has a step size, and n_burn_in of at least 10."
-        )
-    state = kernel.init(x, log_density)
-    if state.log_density.shape != x.shape[:1]:
-        raise ValueError(
-            f"log_density must return a tensor of shape ({len(x)},), got "
-            f"{tuple(state.log_density.shape)}."
-        )
-    astray = int((~state.log_density.isfinite()).sum())
-    if astray:
-        raise ValueError(f"{astray} of {len(x)} chains start where log_density is not finite.")
-
+    _check_settings(kernel, x, n_steps, n_burn_in, n_keep, step_size, adapt_scale)
+    target, state = kernel.TARGET_ACCEPTANCE, kernel.init(x, log_density)
+    _check_start(state, x)
     adaptation = Adaptation(target, n_burn_in, step_size, options.get("scale", 1.0), adapt_scale)
     if target is not None:
         options["step_size"] = step_size
@@ -214,6 +194,35 @@ def run(
     )  # fmt: skip
     _warn(kernel, result, n_steps)
     return result
+
+
+def _check_settings(kernel, x, n_steps, n_burn_in, n_keep, step_size, adapt_scale):
+    """Raise for what no run can have."""
+    if n_steps < 1 or n_keep < 1 or n_steps % n_keep:
+        raise ValueError(f"n_keep={n_keep} must divide n_steps={n_steps}, both at least 1.")
+    if n_burn_in < 0:
+        raise ValueError(f"n_burn_in={n_burn_in} must not be negative.")
+    if x.ndim != 2:
+        raise ValueError(f"x must have the shape (n_chains, d), got {tuple(x.shape)}.")
+    target = kernel.TARGET_ACCEPTANCE
+    if (step_size is None) != (target is None):
+        raise ValueError("step_size must be given, just for kernels that have a step size.")
+    if adapt_scale and (target is None or n_burn_in < 10):
+        raise ValueError(
+            "adapt_scale=True needs a kernel that has a step size, and n_burn_in of at least 10."
+        )
+
+
+def _check_start(state, x):
+    """Raise for chains that have no density where they start."""
+    if state.log_density.shape != x.shape[:1]:
+        raise ValueError(
+            f"log_density must return a tensor of shape ({len(x)},), got "
+            f"{tuple(state.log_density.shape)}."
+        )
+    astray = int((~state.log_density.isfinite()).sum())
+    if astray:
+        raise ValueError(f"{astray} of {len(x)} chains start where log_density is not finite.")
 
 
 def _with_bar(times):

@@ -221,12 +221,10 @@ def recalibrate(
     gain : Tensor of shape (n_held,)
         Held-out log p - log q of every row, with the theta of the half that the row is not in.
     """
-    if shares is None:
-        held = [f[:, None] for f in held_f]
-        pool = pool_f[..., None]
-    else:
-        held = [torch.cat([f[:, None], r], 1) for f, r in zip(held_f, shares[0], strict=True)]
-        pool = torch.cat([pool_f[..., None], shares[1]], dim=-1)
+    held, pool = [f[:, None] for f in held_f], pool_f[..., None]
+    if shares is not None:
+        held = [torch.cat(pair, dim=1) for pair in zip(held, shares[0], strict=True)]
+        pool = torch.cat([pool, shares[1]], dim=-1)
     n_features = pool.shape[-1]
     identity = torch.zeros(n_features, dtype=torch.float64)
     identity[0] = 1.0
@@ -249,12 +247,7 @@ def recalibrate(
 
         theta = identity.clone()
         if columns:
-            # scipy's, because those of torch import its compiler, which takes longer than a fit may
-            options = {"maxiter": 100, "ftol": 1e-12, "gtol": 1e-7}
-            found = minimize(
-                loss, np.zeros(len(columns)), jac=True, method="L-BFGS-B", options=options
-            )
-            theta[columns] += torch.as_tensor(found.x)
+            theta[columns] += _minimum(loss, len(columns))
         return theta
 
     def fit(row_weight, columns):
@@ -282,6 +275,14 @@ def recalibrate(
             best, best_columns = value, columns
     theta = identity if best_columns is None else fit(weight, best_columns)
     return theta[0].item(), theta[1:] if theta[1:].any() else theta[:0], best
+
+
+def _minimum(loss, n):
+    """Where a convex function of n numbers is least; it returns its gradient, too."""
+    # scipy's, because those of torch import its compiler, which takes longer than a fit may
+    options = {"maxiter": 100, "ftol": 1e-12, "gtol": 1e-7}
+    found = minimize(loss, np.zeros(n), jac=True, method="L-BFGS-B", options=options)
+    return torch.as_tensor(found.x)
 
 
 def data_modes(task: Task, bases: Sequence[Distribution]) -> list[ModesAndBackground] | None:

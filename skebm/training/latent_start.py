@@ -1,7 +1,6 @@
 """Where latent-variable models start: factor analysis, with its exact posterior as the encoder."""
 
 import math
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +28,6 @@ CANDIDATES = (1, 2, 3, 4, 6, 8, 12, 16)
 
 PLANES = 4
 """Fewest of them, where there are as many columns: a curved surface needs more than a plane."""
-
 
 START_DRAWS, START_STEPS = 500, 30
 """Pairs of latent vectors, and steps, by which states have their shares at the start."""
@@ -153,65 +151,112 @@ def build_model(
     -------
     LatentVariableModel
     """
-    d, k, n_masses = layout.n_numbers, n_components, sum(layout.sizes)
-    columns = FactorColumns.of_rows(layout, x, weight)
-    factors = factor_analysis(layout.as_numbers(x) @ columns.contrasts.mT, weight, k)
-    posterior_weight, posterior_bias, posterior_scale = factors.posterior()
-    posterior_weight = posterior_weight @ columns.contrasts
-    center = columns.back @ factors.center + columns.offset
-    loadings = columns.back @ factors.loadings
-    variance = factors.variance[len(factors.variance) - layout.n_values :]
-    first, rng = 0, seeds.rng("states of the start")
-    for size in layout.sizes:
-        own = slice(first, first + size)
-        center[own], loadings[own] = logits(center[own].clamp_min(LEAST), loadings[own], rng)
-        first += size
+    k, start = n_components, _LinearModel.of_rows(x, weight, n_components, layout, seeds)
     if settings.likelihood == "bernoulli":
+        start = start.of_logits()
+    likelihood = _likelihood(start, x, settings, layout)
+    if isinstance(settings.decoder_model, str):
+        bent = _perceptron(settings, k, layout.n_numbers, seeds.of("decoder"))
+        decoder = AffinePlus(start.loadings, start.center, bent)
+    else:
+        decoder = user_network(
+            settings.decoder_model, "decoder_model", k, layout.n_numbers, seed=seeds.of("decoder")
+        )
+        start = start.without_posterior()  # nothing is known of what its components mean
+    if layout.n_states:
+        likelihood, decoder = MixedLikelihood(layout, likelihood), WithLogMasses(decoder, layout)
+    return LatentVariableModel(decoder, likelihood, k, _encoder(start, settings, seeds, layout))
+
+
+class _LinearModel(NamedTuple):
+    """Factor analysis of rows as numbers, the d columns of ``layout.as_numbers(x)``.
+
+    Attributes
+    ----------
+    center, loadings : Tensor of shape (d,) and (d, k)
+        Of the decoder, logits of the states among them.
+    variance : Tensor of shape (n_values,)
+        Of the values around it.
+    weight, bias, scale : Tensor of shape (k, d), (k,) and (k,)
+        Of the posterior: its mean is linear.
+    """
+
+    center: torch.Tensor
+    loadings: torch.Tensor
+    variance: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    scale: torch.Tensor
+
+    @classmethod
+    def of_rows(cls, x, weight, n_components, layout, seeds):
+        columns = FactorColumns.of_rows(layout, x, weight)
+        rows = layout.as_numbers(x) @ columns.contrasts.mT
+        factors = factor_analysis(rows, weight, n_components)
+        posterior_weight, bias, scale = factors.posterior()
+        center = columns.back @ factors.center + columns.offset
+        loadings = columns.back @ factors.loadings
+        variance = factors.variance[len(factors.variance) - layout.n_values :]
+        first, rng = 0, seeds.rng("states of the start")
+        for size in layout.sizes:
+            own = slice(first, first + size)
+            center[own], loadings[own] = logits(center[own].clamp_min(LEAST), loadings[own], rng)
+            first += size
+        return cls(center, loadings, variance, posterior_weight @ columns.contrasts, bias, scale)
+
+    def of_logits(self):
+        """The same where the decoder gives logits of values in the unit interval."""
+        n_masses = len(self.center) - len(self.variance)
+        center, loadings = self.center.clone(), self.loadings.clone()
         p = center[n_masses:].clamp(LEAST, 1.0 - LEAST)
-        center[n_masses:], loadings[n_masses:] = (
-            p.logit(), loadings[n_masses:] / (p * (1 - p))[:, None],
-        )  # fmt: skip
+        center[n_masses:] = p.logit()
+        loadings[n_masses:] /= (p * (1 - p))[:, None]
+        return self._replace(center=center, loadings=loadings)
+
+    def without_posterior(self):
+        """The same with the prior in place of the posterior."""
+        k, d = self.weight.shape
+        nothing = {"weight": torch.zeros(k, d), "bias": torch.zeros(k), "scale": torch.ones(k)}
+        return self._replace(**nothing)
+
+
+def _likelihood(start, x, settings, layout):
+    """Likelihood of the values."""
+    if settings.likelihood == "bernoulli":
         values = layout.values(x)
         # a probability then, and no density
         binary = bool(((values == 0) | (values == 1) | values.isnan()).all())
-        likelihood = BernoulliLikelihood(binary)
-    elif isinstance(settings.decoder_model, str):
-        likelihood = GaussianLikelihood(variance.float())
-    else:
-        # little noise: with much of it z is of no use at first, and may stay so
-        total = variance + loadings[n_masses:].square().sum(1)
-        likelihood = GaussianLikelihood((FULL_NOISE_SHARE * total).float())
-    make = partial(perceptron, hidden_layer_sizes=layer_sizes(settings.hidden_layer_sizes))
+        return BernoulliLikelihood(binary)
     if isinstance(settings.decoder_model, str):
-        decoder = AffinePlus(loadings, center, make(k, d, seed=seeds.of("decoder")))
-    else:
-        decoder = user_network(
-            settings.decoder_model, "decoder_model", k, d, seed=seeds.of("decoder")
-        )
-        # nothing is known of what its components mean
-        posterior_weight, posterior_bias = torch.zeros(k, d), torch.zeros(k)
-        posterior_scale = torch.ones(k)
-    if layout.n_states:
-        likelihood, decoder = MixedLikelihood(layout, likelihood), WithLogMasses(decoder, layout)
+        return GaussianLikelihood(start.variance.float())
+    # little noise: with much of it z is of no use at first, and may stay so
+    of_values = start.loadings[len(start.center) - layout.n_values :]
+    total = start.variance + of_values.square().sum(1)
+    return GaussianLikelihood((FULL_NOISE_SHARE * total).float())
+
+
+def _encoder(start, settings, seeds, layout):
+    """Encoder whose location and scale are those of the posterior."""
+    k, d = start.weight.shape
     if isinstance(settings.encoder_model, str):
         network = AffinePlus(
-            torch.cat([posterior_weight, torch.zeros(k, d)]),
-            torch.cat([posterior_bias, posterior_scale.log()]),
-            make(d, 2 * k, seed=seeds.of("encoder")),
+            torch.cat([start.weight, torch.zeros(k, d)]),
+            torch.cat([start.bias, start.scale.log()]),
+            _perceptron(settings, d, 2 * k, seeds.of("encoder")),
         )
     else:
         network = user_network(
             settings.encoder_model, "encoder_model", d, 2 * k, seed=seeds.of("encoder")
         )
     if settings.encoder == "gaussian":
-        coder = GaussianEncoder(network, k, layout)
-    else:
-        score = (
-            make(d + k, k, seed=seeds.of("score network"))
-            if settings.encoder == "implicit"
-            else None
-        )
-        coder = ImplicitEncoder(
-            network, k, make(d + 2 * k, k, seed=seeds.of("encoder, bent")), score, layout
-        )
-    return LatentVariableModel(decoder, likelihood, k, coder)
+        return GaussianEncoder(network, k, layout)
+    score = None
+    if settings.encoder == "implicit":
+        score = _perceptron(settings, d + k, k, seeds.of("score network"))
+    bent = _perceptron(settings, d + 2 * k, k, seeds.of("encoder, bent"))
+    return ImplicitEncoder(network, k, bent, score, layout)
+
+
+def _perceptron(settings, n_inputs, n_outputs, seed):
+    sizes = layer_sizes(settings.hidden_layer_sizes)
+    return perceptron(n_inputs, n_outputs, hidden_layer_sizes=sizes, seed=seed)

@@ -40,7 +40,6 @@ def train_against_noise(
     start: Trained | None = None,
     budget: Budget = BUDGET,
     stage: str = "energy",
-    embedding: str = "piecewise_linear",
     copies: int | None = None,
 ) -> Trained:
     """Train a stack of K energies against samples of the noise.
@@ -59,8 +58,6 @@ def train_against_noise(
     budget : Budget
     stage : str, default="energy"
         Of the seeds.
-    embedding : str, default="piecewise_linear"
-        Where the network leaves the choice to the method.
     copies : int, optional
         Of rows with fresh jitter, as in `Task.batches`.
 
@@ -71,7 +68,7 @@ def train_against_noise(
     n_members, noise = len(task), task.noise if noise is None else noise
     noise_ratio = NOISE_RATIO if isinstance(noise_ratio, str) else noise_ratio
     if start is None:
-        energy, log_partition = build_energy(task, network, embedding, stage), None
+        energy, log_partition = build_energy(task, network, "piecewise_linear", stage), None
     else:
         energy, log_partition = copy.deepcopy(start.energy).float().train(), start.log_partition
     energy.requires_grad_(True)

@@ -13,7 +13,7 @@ from skebm.bases import (
     GaussianMixtureBase,
     SklearnDensity,
     StackedBase,
-    _fit,
+    _candidates,
     _flow_training,
     auto_candidates,
     auto_flows,
@@ -140,7 +140,7 @@ def test_unfitted_sklearn_density():
 @pytest.mark.parametrize("name", ["flow", "autoregressive", "gaussianized_autoregressive"])
 def test_flow(name, monkeypatch):
     monkeypatch.setattr(_flow_training, "FLOW_BUDGET", Budget(30, 100, patience_steps=300))
-    monkeypatch.setattr(_fit, "MAX_FIT_ROWS", 200)
+    monkeypatch.setattr(_candidates, "MAX_FIT_ROWS", 200)
     x, splits = rows(), folds(360)
     bases = fit([name], x, splits)
     assert len(bases) == len(splits)
@@ -311,9 +311,9 @@ def test_bit_identical_with_one_seed():
 
 
 def test_large_data_is_fitted_on_a_subsample(monkeypatch):
-    from skebm.bases import _fit
+    from skebm.bases import _candidates
 
-    monkeypatch.setattr(_fit, "MAX_FIT_ROWS", 50)
+    monkeypatch.setattr(_candidates, "MAX_FIT_ROWS", 50)
     x = rows(300)
     base = fit(["kde"], x, folds(300)[:1])[0]
     assert len(base.centers) == 50
@@ -413,7 +413,7 @@ def test_one_law_for_all_members_is_taken_as_it_is():
 def test_settings_are_chosen_once_and_serve_all_splits():
     law, chosen, fitted = GaussianMixtureBase([1.0], [[0.0]], [[[1.0]]]), [], []
 
-    class Spy(_fit._Candidate):
+    class Spy(_candidates._Candidate):
         def choose(self, rows, held, rng):
             chosen.append((len(rows.x), len(held.x)))
             return "settings"

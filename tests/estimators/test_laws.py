@@ -1220,7 +1220,7 @@ def bad_inputs():
     yield "nan in a list", with_nan.tolist(), None, "^column 1 contains NaN"
     yield "nan in a tensor", torch.as_tensor(with_nan), None, "^column 1 contains NaN"
     yield "inf", with_inf, None, "^column 1 contains infinity, .* row 3: .* clip"
-    yield "masked cells", masked, None, "2 masked cell.*first in column 0, row 0: .*not modelled"
+    yield "masked cells", masked, None, "2 masked cell.*first in column 0, row 0: masks are not"
     yield "dates", days, None, "column 0 of X holds dates or times; turn it into numbers"
     yield "durations", days - days[0, 0], None, "column 0 of X holds durations; turn it into"
     yield (
