@@ -92,7 +92,8 @@ class TableReader(ABC):
             Of X.
         schema : Schema
         """
-        precision, X = relative_precision(X), as_table(without_tensors(X))
+        table = as_table(without_tensors(X))
+        precision, X = relative_precision(X), table
         refuse_what_would_be_read_through(sample_weight, "sample_weight")
         schema = self._read_schema(X)
         X = self._checked(X, schema, ensure_min_samples=2)

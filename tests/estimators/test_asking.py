@@ -255,9 +255,38 @@ def test_unknown_is_not_missing(mixed):
 
 
 def test_what_fit_has_not_met_says_nothing(mixed):
-    new = mixed.condition({"region": ["north"], "age": [40]})
+    with pytest.warns(UserWarning, match="region"):
+        new = mixed.condition({"region": ["north"], "age": [40]})
     without = mixed.condition({"age": [40]})
     np.testing.assert_allclose(new.mean("income"), without.mean("income"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("given", [{"region": "mars"}, {"age": np.nan}, {"unit": 2}])
+def test_a_warning_says_that_given_cells_are_new(mixed, given):
+    (name,) = given
+    with pytest.warns(
+        UserWarning, match=f"column '{name}' of given has 1 cell.s. that fit has not"
+    ):
+        drawn = mixed.sample(5, given=given, random_state=0)
+    assert drawn["region"].isna().all() == (name == "region")
+
+
+def test_given_gaps_are_gaps_in_every_dtype():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=99), "yes": rng.random(99) < 0.5})
+    frame["n"] = rng.integers(0, 3, 99).astype(np.uint8)
+    est = NCEDensity(base="gmm", energy_model=None, random_state=0).fit(frame)
+    with pytest.warns(UserWarning, match="fit has not met"):
+        drawn = est.sample(4, given={"yes": None, "n": np.nan}, random_state=0)
+    assert drawn.isna().sum().tolist() == [0, 4, 4]
+    assert est.sample(4, given={"x": 0.0}, random_state=0).dtypes.equals(frame.dtypes)
+
+
+def test_a_warning_says_that_cells_beside_a_category_are_new(mixed):
+    rows = table(3).assign(unit=2)
+    with pytest.warns(UserWarning, match="column 'unit' of X has 3 cell"):
+        new = mixed.category_probabilities(rows, "region")
+    np.testing.assert_allclose(new, mixed.category_probabilities(table(3), "region"), rtol=1e-6)
 
 
 def test_polars_and_arrays():
@@ -369,6 +398,11 @@ def test_explanations_of_a_table(mixed):
         abs=1e-3,
     )
     assert list(explanation.expected.columns) == list(frame.columns)
+    with pytest.raises(IndexError, match="i=3 is none of the 3 row"):
+        explanation.of_row(3)
+    with pytest.warns(UserWarning, match="which fit has not met"):
+        explanation = mixed.explain(frame.assign(region="mars"))
+    assert explanation.of_row(0)[0].values == ("mars",)
 
 
 def test_columns_that_say_the_same_are_a_group():
