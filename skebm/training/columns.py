@@ -173,7 +173,8 @@ class Columns:
                 states.append(found)
         if not varying.any() and not states:
             raise ValueError(
-                f"every column of X is constant ({len(X)} sample(s)): there is no density to learn."
+                f"every column of X is constant ({len(X)} sample(s)): there is nothing to learn. "
+                "Numbers that differ by 1e-12 of their size are taken for one: subtract an offset."
             )
         kept = numbers[:, varying]
         weight = np.ones(len(X)) if weight is None else weight

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from skebm import NCEDensity
 from skebm.training import Columns, merge_near_ties
 
 RNG = np.random.default_rng(0)
@@ -132,6 +133,17 @@ def test_ranges_that_cannot_be_computed_with(X, factor, message):
     X[:, 1] = factor * (X[:, 1] + 100.0) * 1e3
     with pytest.raises(ValueError, match=message):
         Columns.learn(X, ["a", "b", "c"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_largest_and_smallest_scales_make_no_warnings():
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    with pytest.raises(ValueError, match="column 0 spans more"):
+        NCEDensity(energy_model=None, random_state=0).fit(1e300 * X)
+    tiny = NCEDensity(base="gaussian", energy_model=None, random_state=0).fit(1e-300 * X)
+    plain = NCEDensity(base="gaussian", energy_model=None, random_state=0).fit(X)
+    expected = plain.score_samples(X) + 2 * np.log(1e300)
+    np.testing.assert_allclose(tiny.score_samples(1e-300 * X), expected, rtol=1e-9)
 
 
 # ---------------------------------------------------------------------- resolution
