@@ -110,6 +110,12 @@ class TableReader(ABC):
         if groups is not None:
             groups = column_or_1d(groups)
             check_consistent_length(X, groups)
+            kinds = sorted({type(label).__name__ for label in groups.tolist()})
+            if len(kinds) > 1 and "str" in kinds:
+                raise ValueError(
+                    f"groups holds labels of several types, {', '.join(kinds)}, such as text and "
+                    "missing ones: give every row a label, all of one type."
+                )
             groups = groups[used]
             if len(np.unique(groups)) < 2:
                 which = "of positive weight"

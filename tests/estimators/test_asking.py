@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import logsumexp
 
 from skebm import UNKNOWN, ImplicitVAE, NCEDensity, Network
@@ -345,6 +346,17 @@ def test_what_cannot_be_asked(mixed):
         mixed.marginal(["age", "town"])
     with pytest.raises(ValueError, match="X has 2 rows, and 3 were given"):
         mixed.condition({"age": [1, 2, 3]}).score_samples(table(2).drop(columns="age"))
+
+
+def test_densities_of_columns_read_tensors_and_say_what_they_are(gaussian):
+    rows = gaussian_rows(4)
+    of_two, open_two = gaussian.marginal([0, 2]), gaussian.condition({1: 0.0})
+    for density in (of_two, open_two):
+        expected = density.score_samples(rows[:, [0, 2]])
+        found = density.score_samples(torch.tensor(rows[:, [0, 2]], requires_grad=True))
+        np.testing.assert_array_equal(found, expected)
+    assert repr(of_two).startswith("MarginalDensity(columns=[0, 2], estimator=NCEDensity(")
+    assert repr(open_two).startswith("ConditionalDensity(columns=[0, 2], estimator=NCEDensity(")
 
 
 def test_marginal_of_all_columns_is_the_density(mixed):
