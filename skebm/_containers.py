@@ -15,7 +15,15 @@ def like(X: Any, rows: np.ndarray) -> Any:
 
 
 def as_table(X: Any) -> Any:
-    """Lists of rows as an array of their cells; any other table as it is."""
+    """Lists of rows as an array of their cells; any other table as it is.
+
+    Raises
+    ------
+    TypeError
+        For a frame whose rows are not there yet.
+    """
+    if type(X).__name__ == "LazyFrame":
+        raise TypeError("X is a LazyFrame, whose rows are not there yet: pass X.collect().")
     if not isinstance(X, list | tuple):
         return X
     try:

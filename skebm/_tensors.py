@@ -13,7 +13,7 @@ def without_tensors(X: Any) -> Any:
     """X itself, or an array where it is a tensor; numpy has no bfloat16, which becomes float32."""
     if not isinstance(X, torch.Tensor):
         return X
-    return (X.float() if X.dtype == torch.bfloat16 else X).cpu().numpy()
+    return (X.float() if X.dtype == torch.bfloat16 else X).detach().cpu().numpy()
 
 
 def results_like(X: Any) -> Callable[[Any], Any]:

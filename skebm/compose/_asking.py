@@ -290,6 +290,7 @@ class AskingBehind:
     log_image_mass_: float
     log_image_mass_std_error_: float
 
+    _warn_of_new = Asking._warn_of_new
     condition = available_if(_can_be_asked)(Asking.condition)
     marginal = available_if(_can_be_asked)(Asking.marginal)
     explain = available_if(_can_be_asked)(Asking.explain)

@@ -3,13 +3,17 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
+from skebm._tensors import without_tensors
 from skebm._typing import FloatArray
+from skebm._warnings import warn
 
 from ._completer import Completer
-from ._given import read_given
+from ._given import Given, read_given
+from ._schema import as_table
 from .conditional import ConditionalDensity
 from .explanation import Explanation, explain, groups_that_say_the_same
 from .marginal import MarginalDensity
@@ -41,8 +45,23 @@ class Asking(ABC):
         state: Any = super().__getstate__()
         return {name: value for name, value in state.items() if name != _COMPLETER}
 
-    def _read_given(self, given):
-        return read_given(given, self._schema, self._columns.names)
+    def _read_given(self, given: Any, what: str = "given") -> Given:
+        return read_given(given, self._schema, self._columns.names, what)
+
+    def _warn_of_new(self, given: Given, what: str = "given") -> None:
+        """Warn of given cells that say nothing of the others, since `fit` has not met them."""
+        columns = self._columns
+        rows = columns.snap(given.rows, 0.0)
+        new = columns.elsewhere(rows) | (np.isnan(rows) & columns.varying)
+        for s, codes in zip(columns.states, columns.encode(rows).T, strict=False):
+            new[:, s.column] = codes < 0
+        new &= given.known
+        for j in np.flatnonzero(new.any(axis=0)):
+            warn(
+                f"column {columns.names[j]!r} of {what} has {new[:, j].sum()} cell(s) that fit has "
+                "not met (a new category, a missing cell, not the constant): they say nothing of "
+                "the others, and draws show a new category as missing."
+            )
 
     def condition(self, given: Any, *, n_draws: int = N_DRAWS) -> ConditionalDensity:
         """Density of the other cells, given some.
@@ -72,9 +91,12 @@ class Asking(ABC):
         -----
         LowEffectiveSampleSizeWarning
             If rows have too few effective completions.
+        UserWarning
+            For cells that `fit` has not met.
         """
         check_is_fitted(self)
         cells = self._read_given(given)
+        self._warn_of_new(cells)
         return ConditionalDensity(self, self._completer(), cells, n_draws)
 
     def marginal(self, columns: Any, *, n_draws: int = N_DRAWS) -> MarginalDensity:
@@ -118,15 +140,21 @@ class Asking(ABC):
         ndarray of shape (n_samples, n_categories)
             In the order of ``columns_``, those that were pooled as the last one. Rows add up to
             one: it is given that the cell is not missing.
+
+        Warns
+        -----
+        UserWarning
+            For cells that `fit` has not met.
         """
         check_is_fitted(self)
         names = self._columns.names
-        cells = read_given(X, self._schema, names, "X")
+        cells = self._read_given(X, "X")
         if column not in names:
             raise ValueError(f"column={column!r} is none of {list(names)}.")
         known = cells.known.copy()
         known[:, list(names).index(column)] = False
         given = cells._replace(known=known)
+        self._warn_of_new(given, "X")
         return ConditionalDensity(self, self._completer(), given, N_DRAWS).probabilities(column)
 
     def explain(self, X: ArrayLike, *, n_draws: int = N_DRAWS) -> Explanation:
@@ -147,7 +175,14 @@ class Asking(ABC):
         completer = self._completer()
         if completer.groups is None:
             completer.groups = groups_that_say_the_same(completer, self._schema)
-        return explain(self, completer, rows, completer.groups, n_draws)
+        values = _in_order(as_table(without_tensors(X)), self._columns.names)
+        return explain(self, completer, rows, values, completer.groups, n_draws)
+
+
+def _in_order(table, names):
+    """A table with its columns as in `fit`, which may have others in another order."""
+    has_them = hasattr(table, "columns") and set(names) <= set(table.columns)
+    return table[list(names)] if has_them else table
 
 
 _COMPLETER = "_known_completer_"  # what ends like this is forgotten by the next fit

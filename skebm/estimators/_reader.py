@@ -110,7 +110,8 @@ class TableReader(ABC):
             Of X.
         schema : Schema
         """
-        precision, X = relative_precision(X), as_table(without_tensors(X))
+        table = as_table(without_tensors(X))
+        precision, X = relative_precision(X), table
         refuse_what_would_be_read_through(sample_weight, "sample_weight")
         schema = self._read_schema(X)
         X = self._checked(X, schema, ensure_min_samples=2)
@@ -127,6 +128,12 @@ class TableReader(ABC):
         if groups is not None:
             groups = column_or_1d(groups)
             check_consistent_length(X, groups)
+            kinds = sorted({type(label).__name__ for label in groups.tolist()})
+            if len(kinds) > 1 and "str" in kinds:
+                raise ValueError(
+                    f"groups holds labels of several types, {', '.join(kinds)}, such as text and "
+                    "missing ones: give every row a label, all of one type."
+                )
             groups = groups[used]
             if len(np.unique(groups)) < 2:
                 which = "of positive weight"

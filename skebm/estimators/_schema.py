@@ -1,7 +1,7 @@
 """How the cells of a table become numbers, and rows of numbers a table like it again."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from numbers import Integral, Real
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from skebm._containers import container_of, dtype_of, is_missing, is_number, labels, values_of
 from skebm._typing import FloatArray
+
+from ._frames import pandas_of, polars_of
 
 MAX_LEVELS = 255
 """Categories of a column, at most: codes of trees are a byte."""
@@ -70,7 +72,10 @@ class CellColumn:
         name = self.dtype.lower().partition("[")[0]
         bits = 1 if name.startswith("bool") else int(name.removeprefix("u").removeprefix("int"))
         low = -(2.0 ** (bits - 1)) if name.startswith("int") else 0.0
-        return np.round(values).clip(low, low + 2.0**bits - 1)
+        high = low + 2.0**bits - 1
+        if bits == 64:  # which rounds to a number that is one too large
+            high = np.nextafter(high, 0.0)
+        return np.round(values).clip(low, high)
 
     def codes(self, X: Any, j: int) -> FloatArray:
         """Codes of column j of X, NaN where it is missing, -1 where a category was not met."""
@@ -137,7 +142,7 @@ class Schema:
             if not is_category or container == "none":
                 columns.append(CellColumn(name, str(dtype)))
                 continue
-            levels, counts = _levels(X, j, dtype)
+            levels, counts = _levels(X, j, name, dtype)
             kept, pooled = _pool(levels, counts, max_categories)
             n_codes, n_rows = len(kept) + bool(pooled), len(X)
             allowed = min(MAX_LEVELS, max(FEW_LEVELS, MAX_LEVEL_SHARE * n_rows))
@@ -236,7 +241,7 @@ class Schema:
             for column, values in zip(self.columns, rows.T, strict=True)
         ]
         if as_frame:
-            return (_pandas if self.container == "pandas" else _polars)(self.columns, cells)
+            return (pandas_of if self.container == "pandas" else polars_of)(self.columns, cells)
         array = np.empty(rows.shape, dtype=object)
         for j, values in enumerate(cells):
             array[:, j] = values
@@ -363,8 +368,14 @@ def _asked(categorical_features, names):
     return mask
 
 
-def _levels(X, j, dtype):
+def _levels(X, j, name, dtype):
     """Levels that were met, in order, and how often."""
+    for row, value in enumerate(values_of(X, j) if str(dtype).lower() == "object" else ()):
+        if not isinstance(value, Hashable):
+            raise ValueError(
+                f"column {name!r} holds a {type(value).__name__}, {value!r} in row {row}, which "
+                "is no category: leave it out, or make numbers or text of it."
+            )
     if container_of(X) == "pandas":
         found = X.iloc[:, j].astype(object).value_counts()
         counts = {_plain(level): int(n) for level, n in found.items()}
@@ -404,37 +415,3 @@ def _dtype_levels(dtype):
 def _dtype_name(dtype):
     name = str(dtype)
     return "Enum" if name.startswith("Enum") else "category" if name == "category" else name
-
-
-def _pandas(columns, cells):
-    import pandas as pd
-
-    series = []
-    for column, values in zip(columns, cells, strict=True):
-        dtype: Any = column.dtype
-        if column.is_category:
-            if dtype == "category":
-                dtype = pd.CategoricalDtype(list(column.dtype_levels or ()), column.ordered)
-            series.append(pd.Series(values, dtype=dtype))
-        elif column.is_whole:  # by way of integers that may be missing
-            series.append(pd.Series(values).astype("Int64").astype(dtype))
-        else:
-            series.append(pd.Series(values).astype(dtype))
-    frame = pd.concat(series, axis=1)
-    frame.columns = [column.name for column in columns]
-    return frame
-
-
-def _polars(columns, cells):
-    import polars as pl
-
-    series = []
-    for column, values in zip(columns, cells, strict=True):
-        dtype: Any = getattr(pl, column.dtype.partition("(")[0])
-        if column.is_category:
-            dtype = pl.Enum(list(column.dtype_levels or ())) if column.dtype == "Enum" else dtype
-            series.append(pl.Series(column.name, values.tolist(), dtype=dtype))
-        else:
-            numbers = pl.Series(column.name, values, dtype=pl.Float64, nan_to_null=True)
-            series.append(numbers.cast(dtype))
-    return pl.DataFrame(series)

@@ -89,8 +89,8 @@ class Explanation:
     std_error : ndarray of shape (n_samples, n_groups)
         Of the surprise: what the errors of log Z, and of the integral, put on it.
     values, expected : table of shape (n_samples, n_features)
-        The rows, and the cells that would have been expected given the others: the likeliest state
-        and, where that is a number, the median.
+        The rows as they were given, and the cells that would have been expected given the others:
+        the likeliest state and, where that is a number, the median.
 
     See Also
     --------
@@ -138,13 +138,21 @@ class Explanation:
         Parameters
         ----------
         i : int
-            Which row.
+            Which row, from 0; negative ones count from the end.
 
         Returns
         -------
         list of Surprise
             By excess.
+
+        Raises
+        ------
+        IndexError
+            If there is no such row.
         """
+        n_rows = len(self.excess)
+        if not -n_rows <= i < n_rows:
+            raise IndexError(f"i={i!r} is none of the {n_rows} row(s) that were explained.")
         values, expected = _cells_of_row(self.values, i), _cells_of_row(self.expected, i)
         return [
             Surprise(
@@ -160,7 +168,12 @@ class Explanation:
 
 
 def explain(
-    estimator: Any, completer: Completer, rows: FloatArray, groups: list[list[int]], n_draws: int
+    estimator: Any,
+    completer: Completer,
+    rows: FloatArray,
+    values: Any,
+    groups: list[list[int]],
+    n_draws: int,
 ) -> Explanation:
     """Explain rows.
 
@@ -170,6 +183,8 @@ def explain(
     completer : Completer
     rows : ndarray of shape (n, n_features)
         As numbers.
+    values : table of shape (n, n_features)
+        The same rows as they were given.
     groups : list of list of int
         Columns that are judged together.
     n_draws : int
@@ -183,7 +198,7 @@ def explain(
     names, schema = completer.columns.names, estimator._schema
     return Explanation(
         [tuple(names[j] for j in places) for places in groups], groups, surprise, excess, std_error,
-        schema.decode(rows, "auto", None), schema.decode(expected, "auto", None),
+        values, schema.decode(expected, "auto", None),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from skebm._containers import as_table, container_of, labels
+from skebm._tensors import without_tensors
 from skebm._typing import FloatArray, RandomState
 from skebm._warnings import warn
 from skebm.exceptions import LowEffectiveSampleSizeWarning
@@ -30,6 +31,9 @@ class SomeColumns(ABC):
             raise ValueError(f"n_draws={n_draws!r} must be a positive multiple of 16.")
         self._estimator, self._completer, self._n_draws = estimator, completer, int(n_draws)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(columns={self.columns}, estimator={self._estimator})"
+
     @property
     def _schema(self) -> Schema:
         return self._estimator._schema
@@ -50,7 +54,7 @@ class SomeColumns(ABC):
 
     def _read(self, X: Any, what: str = "X") -> Given:
         """Rows of these columns; a frame, or an array of as many columns as there are here."""
-        table = as_table(X)
+        table = as_table(without_tensors(X))
         if container_of(table) == "array" and len(labels(table)) == len(self.columns):
             table = {name: table[:, j] for j, name in enumerate(self.columns)}
         found = read_given(table, self._schema, self._names, what)

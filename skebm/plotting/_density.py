@@ -152,8 +152,12 @@ class DensityDisplay:
                 f"DensityDisplay draws two columns, and X has {data.shape[1]}: name two of them in "
                 "features. SamplesDisplay shows more."
             )
+        if not len(data):
+            raise ValueError(
+                "X has no row with two numbers, which would set the range of the grid."
+            )
         low, high = data.min(axis=0), data.max(axis=0)
-        pad = margin * (high - low)
+        pad = np.where(high > low, margin * (high - low), 0.5)  # something around a single value
         low, high = low - pad, high + pad
         if isinstance(grid_resolution, str) and grid_resolution == "auto":
             grid_resolution = _affordable(estimator, X, low, high)

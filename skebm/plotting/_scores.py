@@ -4,6 +4,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_consistent_length
 
 from ._common import COLORS, MARK_COLOR, above, import_pyplot, tidy
 
@@ -130,6 +131,13 @@ class AnomalyScoreDisplay:
             )
         relative, p_values = response_method == "decision_function", response_method == "p_values"
         labels = None if y is None else np.asarray(y)
+        if X is not None:
+            check_consistent_length(X, labels)
+        if p_values and not hasattr(estimator, "p_values"):
+            raise ValueError(
+                f"response_method='p_values', and {type(estimator).__name__} has none: take an "
+                "OutlierDetector, or another response_method."
+            )
         offset = None
         if p_values:
             scores = np.asarray(

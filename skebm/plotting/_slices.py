@@ -23,7 +23,7 @@ class TwoColumns:
     """
 
     def __init__(self, estimator: Any, features: Any, given: Any):
-        if len(features) != 2:
+        if len(features) != 2 or features[0] == features[1]:
             raise ValueError(f"features={features!r} must name two columns.")
         self.features, self._given = list(features), dict(given or {})
         both = set(self.features) & set(self._given)
@@ -44,9 +44,20 @@ class TwoColumns:
 
     def rows(self, X: Any) -> np.ndarray:
         """These two columns of a table, (n, 2); rows that lack a number are left out."""
-        if hasattr(X, "columns"):
-            pair = [np.asarray(X[name], dtype=np.float64) for name in self.features]
-        else:
-            pair = [np.asarray(X)[:, j].astype(np.float64) for j in self.features]
-        both = np.column_stack(pair)
+        table = X if hasattr(X, "columns") else np.asarray(X).T
+        both = np.column_stack([_numbers(table[name], name) for name in self.features])
         return both[~np.isnan(both).any(axis=1)]
+
+
+def _numbers(column, name):
+    """A column as doubles, NaN where a cell is missing."""
+    values = np.asarray(column)
+    try:
+        if values.dtype.kind != "b":
+            return values.astype(np.float64)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(
+        f"features has {name!r}, a column of X that holds something else than numbers, of which no "
+        "density can be drawn over a plane. SamplesDisplay shows such columns."
+    )

@@ -3,6 +3,7 @@
 from typing import Any, Self
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
 
 from ._common import DATA_COLOR, MARK_COLOR, MODEL_COLOR, above, import_pyplot, tidy
 
@@ -85,6 +86,11 @@ class TrainingCurveDisplay:
         display : TrainingCurveDisplay
             The computed display.
         """
+        check_is_fitted(estimator)
+        if not hasattr(estimator, "history_"):
+            raise TypeError(
+                f"{type(estimator).__name__} has no history_: nothing is trained step by step."
+            )
         history = estimator.history_
         loss = history.get("train_loss")
         display = cls(

@@ -201,8 +201,9 @@ class Grid:
 
         Where it repeats its values, they may be heaped (at whole years, at round prices), and more
         narrowly than a density is. So a number becomes one of the values that are met within a
-        per cent of the rows around it, by how often they are met. Other numbers, and those beyond
-        all values, are rounded to the grid, and moved to a bound if they are beyond it.
+        per cent of the rows around it, by how often they are met; the rows of a value lie evenly in
+        its cell, over which `Columns.perturb` spreads it. Other numbers, and those beyond all
+        values, are rounded to the grid, and moved to a bound if they are beyond it.
         """
         if self.mirrors[0]:
             numbers = np.where(numbers < self.low, 2.0 * self.low - numbers, numbers)
@@ -211,15 +212,37 @@ class Grid:
         result = self.rounded(numbers)
         if not self.values:
             return result
-        values, above = np.array(self.values), np.cumsum(self.shares)
-        middle = above - 0.5 * np.array(self.shares)
-        edges = 0.5 * max(self.step, np.diff(values).min()) * np.array([-1.0, 1.0])
-        inside = (numbers >= values[0] + edges[0]) & (numbers <= values[-1] + edges[1])
-        rank = np.interp(numbers[inside], values, middle)
+        values, shares = np.array(self.values), np.array(self.shares)
+        above, half = np.cumsum(shares), half_widths(values)
+        inside = (numbers >= values[0] - half[0]) & (numbers <= values[-1] + half[-1])
+        numbers = numbers[inside]
+        nearest = np.searchsorted(0.5 * (values[1:] + values[:-1]), numbers)
+        place = (numbers - values[nearest]) / (2.0 * half[nearest])
+        place[np.abs(place) > 0.5] = 0.0  # between two cells
+        rank = above[nearest] + shares[nearest] * (place - 0.5)
         rank += NEARBY * rng.uniform(-1.0, 1.0, len(rank))
         at = np.searchsorted(above, rank.clip(0.0, 1.0)).clip(max=len(values) - 1)
         result[inside] = values[at]
         return result
+
+
+def half_widths(values: FloatArray) -> FloatArray:
+    """How far the values of a column with ties are spread to either side, each over its cell.
+
+    Half the gap to the nearest other one, at most half the median gap.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n,)
+        Distinct and sorted, at least two.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+    """
+    gaps = np.diff(values)
+    padded = np.r_[np.inf, gaps, np.inf]
+    return 0.5 * np.minimum(np.minimum(padded[1:], padded[:-1]), np.median(gaps))
 
 
 def grid_step(values: FloatArray) -> float | None:

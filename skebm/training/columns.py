@@ -11,7 +11,7 @@ from skebm._layout import Cell, Layout
 from skebm._statistics import weighted_deviation, weighted_quantile
 from skebm._typing import FloatArray
 
-from .cells import Grid, Kinds
+from .cells import Grid, Kinds, half_widths
 from .precision import Precision
 
 ROUNDING = 1e-9
@@ -173,7 +173,8 @@ class Columns:
                 states.append(found)
         if not varying.any() and not states:
             raise ValueError(
-                f"every column of X is constant ({len(X)} sample(s)): there is no density to learn."
+                f"every column of X is constant ({len(X)} sample(s)): there is nothing to learn. "
+                "Numbers that differ by 1e-12 of their size are taken for one: subtract an offset."
             )
         kept = numbers[:, varying]
         weight = np.ones(len(X)) if weight is None else weight
@@ -477,15 +478,10 @@ def _resolutions(x: np.ndarray) -> tuple:
 
 
 def _half_steps(column):
-    """Distinct values and half the gap to the nearest one, at most half the median gap."""
+    """Distinct values, and how far each is spread; None where no value is repeated."""
     column = column[~np.isnan(column)]
     values = np.unique(column)
-    if len(values) == len(column):
-        return None
-    gaps = np.diff(values)
-    padded = np.r_[np.inf, gaps, np.inf]
-    gap = np.minimum(np.minimum(padded[1:], padded[:-1]), np.median(gaps))
-    return values, 0.5 * gap
+    return None if len(values) == len(column) else (values, half_widths(values))
 
 
 def scott(x: Any) -> float:

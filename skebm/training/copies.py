@@ -178,7 +178,8 @@ def _fine_alone(values, counts):
 
 def _nearly_equal(distinct):
     """Labels of distinct rows, the same for rows that differ by a jitter, (m,) of int."""
-    m, scale = len(distinct), distinct.std(axis=0)
+    with np.errstate(over="ignore"):  # such a column is refused when columns are learned
+        m, scale = len(distinct), distinct.std(axis=0)
     if not (scale > 0).any():
         return np.arange(m)
     x = distinct[:, scale > 0] / scale[scale > 0]

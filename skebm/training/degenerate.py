@@ -48,7 +48,7 @@ def warn_of_degenerate_columns(
                 "steps, and nearly without gaps. Its density means nothing; leave it out."
             )
     spread = X[:, varying].std(axis=0)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         z = (X[:, varying] - X[:, varying].mean(axis=0)) / spread
         size = np.abs(X[:, varying]).max(axis=0) / spread
     if not np.isfinite(z).all():

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import logsumexp
 
 from skebm import UNKNOWN, ImplicitVAE, NCEDensity, Network
@@ -255,9 +256,38 @@ def test_unknown_is_not_missing(mixed):
 
 
 def test_what_fit_has_not_met_says_nothing(mixed):
-    new = mixed.condition({"region": ["north"], "age": [40]})
+    with pytest.warns(UserWarning, match="region"):
+        new = mixed.condition({"region": ["north"], "age": [40]})
     without = mixed.condition({"age": [40]})
     np.testing.assert_allclose(new.mean("income"), without.mean("income"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("given", [{"region": "mars"}, {"age": np.nan}, {"unit": 2}])
+def test_a_warning_says_that_given_cells_are_new(mixed, given):
+    (name,) = given
+    with pytest.warns(
+        UserWarning, match=f"column '{name}' of given has 1 cell.s. that fit has not"
+    ):
+        drawn = mixed.sample(5, given=given, random_state=0)
+    assert drawn["region"].isna().all() == (name == "region")
+
+
+def test_given_gaps_are_gaps_in_every_dtype():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=99), "yes": rng.random(99) < 0.5})
+    frame["n"] = rng.integers(0, 3, 99).astype(np.uint8)
+    est = NCEDensity(base="gmm", energy_model=None, random_state=0).fit(frame)
+    with pytest.warns(UserWarning, match="fit has not met"):
+        drawn = est.sample(4, given={"yes": None, "n": np.nan}, random_state=0)
+    assert drawn.isna().sum().tolist() == [0, 4, 4]
+    assert est.sample(4, given={"x": 0.0}, random_state=0).dtypes.equals(frame.dtypes)
+
+
+def test_a_warning_says_that_cells_beside_a_category_are_new(mixed):
+    rows = table(3).assign(unit=2)
+    with pytest.warns(UserWarning, match="column 'unit' of X has 3 cell"):
+        new = mixed.category_probabilities(rows, "region")
+    np.testing.assert_allclose(new, mixed.category_probabilities(table(3), "region"), rtol=1e-6)
 
 
 def test_polars_and_arrays():
@@ -318,6 +348,17 @@ def test_what_cannot_be_asked(mixed):
         mixed.condition({"age": [1, 2, 3]}).score_samples(table(2).drop(columns="age"))
 
 
+def test_densities_of_columns_read_tensors_and_say_what_they_are(gaussian):
+    rows = gaussian_rows(4)
+    of_two, open_two = gaussian.marginal([0, 2]), gaussian.condition({1: 0.0})
+    for density in (of_two, open_two):
+        expected = density.score_samples(rows[:, [0, 2]])
+        found = density.score_samples(torch.tensor(rows[:, [0, 2]], requires_grad=True))
+        np.testing.assert_array_equal(found, expected)
+    assert repr(of_two).startswith("MarginalDensity(columns=[0, 2], estimator=NCEDensity(")
+    assert repr(open_two).startswith("ConditionalDensity(columns=[0, 2], estimator=NCEDensity(")
+
+
 def test_marginal_of_all_columns_is_the_density(mixed):
     frame = table(5, seed=2)
     every = mixed.marginal(list(frame.columns)).score_samples(frame)
@@ -369,6 +410,11 @@ def test_explanations_of_a_table(mixed):
         abs=1e-3,
     )
     assert list(explanation.expected.columns) == list(frame.columns)
+    with pytest.raises(IndexError, match="i=3 is none of the 3 row"):
+        explanation.of_row(3)
+    with pytest.warns(UserWarning, match="which fit has not met"):
+        explanation = mixed.explain(frame.assign(region="mars"))
+    assert explanation.of_row(0)[0].values == ("mars",)
 
 
 def test_columns_that_say_the_same_are_a_group():

@@ -1015,7 +1015,11 @@ def test_groups_are_held_out_together(name):
         assert len(np.unique(members[groups[10:] == group])) == 1
     labels = quick(name).fit_predict(rows, groups=groups)
     assert labels.shape == (120,)
-    for wrong, message in ((groups[:-1], "inconsistent numbers"), (["a"] * 120, "groups")):
+    for wrong, message in (
+        (groups[:-1], "inconsistent numbers"),
+        (["a"] * 120, "groups"),
+        (np.array(["a", None] * 60, dtype=object), "several types, NoneType, str"),
+    ):
         with pytest.raises(ValueError, match=message):
             quick(name).fit(rows, groups=wrong)
     with pytest.raises(ValueError, match="join them all"):

@@ -133,6 +133,30 @@ def test_dtypes_of_polars(Estimator):
     assert np.isfinite(estimator.score_samples(frame)).all()
 
 
+def test_dtypes_of_numbers_that_doubles_do_not_hold():
+    pl = pytest.importorskip("polars")
+    rng = np.random.default_rng(0)
+    large = np.uint64(2**63) + rng.integers(0, 2**62, 200).astype(np.uint64)
+    estimator = NCEDensity(**QUICK).fit(pd.DataFrame({"a": rng.normal(size=200), "b": large}))
+    assert estimator.sample(50, random_state=0)["b"].dtype == np.uint64
+    most = pd.DataFrame({"a": rng.normal(size=200), "b": np.iinfo(np.int64).max - large // 2**40})
+    drawn = NCEDensity(**QUICK).fit(most).sample(50, random_state=0)["b"]
+    assert (drawn > 2**62).all()
+    cents = pl.DataFrame({"a": pl.Series(rng.normal(size=200)).cast(pl.Decimal(10, 2))})
+    drawn = NCEDensity(**QUICK).fit(cents).sample(50, random_state=0)
+    assert drawn.schema == cents.schema
+
+
+def test_what_is_no_table_of_cells_is_refused():
+    frame = people(50)[["age", "visits"]]
+    frame["visits"] = [[1, 2]] * 50
+    with pytest.raises(ValueError, match=r"column 'visits' holds a list, \[1, 2\] in row 0"):
+        NCEDensity(**QUICK).fit(frame)
+    pl = pytest.importorskip("polars")
+    with pytest.raises(TypeError, match=r"LazyFrame.*pass X.collect\(\)"):
+        NCEDensity(**QUICK).fit(pl.LazyFrame({"a": [1.0, 2.0]}))
+
+
 @every_estimator
 def test_categories_of_arrays_are_named(Estimator):
     frame = people(300)[["region", "age"]].astype(object)

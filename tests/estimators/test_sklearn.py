@@ -282,6 +282,9 @@ def test_torch_tensors(X):
     estimator = NCEDensity(**QUICK_NCE).fit(torch.as_tensor(X))
     scores = estimator.score_samples(torch.as_tensor(X))
     np.testing.assert_array_equal(scores, NCEDensity(**QUICK_NCE).fit(X).score_samples(X))
+    np.testing.assert_array_equal(
+        scores, estimator.score_samples(torch.tensor(X, requires_grad=True))
+    )
 
 
 def test_set_output_of_other_steps(X):

@@ -3,6 +3,8 @@ import sys
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from sklearn.neighbors import KernelDensity
 
 pytest.importorskip("matplotlib").use("Agg")
 
@@ -333,6 +335,10 @@ def test_anomaly_scores_refuse_what_cannot_be_drawn(X):
         AnomalyScoreDisplay(np.array([0.0, -np.inf, 1.0])).plot()
     with pytest.raises(ValueError, match="got 'predict'"):
         AnomalyScoreDisplay.from_estimator(StandardNormal().fit(X), X, response_method="predict")
+    with pytest.raises(ValueError, match="StandardNormal has none: take an OutlierDetector"):
+        AnomalyScoreDisplay.from_estimator(StandardNormal().fit(X), X, response_method="p_values")
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        AnomalyScoreDisplay.from_estimator(StandardNormal().fit(X), X, [0, 1])
 
 
 # -- TrainingCurveDisplay ---------------------------------------------------------------------
@@ -345,6 +351,13 @@ def test_training_curve_shows_base_and_kept_state(X):
     texts = [text.get_text() for text in display.ax_.get_legend().get_texts()]
     assert texts == ["held-out rows", "the base", "kept: 2"]
     assert display.loss_ax_ is None
+
+
+def test_a_training_curve_needs_a_fit_with_a_history(X):
+    with pytest.raises(NotFittedError):
+        TrainingCurveDisplay.from_estimator(KernelDensity())
+    with pytest.raises(TypeError, match="KernelDensity has no history_"):
+        TrainingCurveDisplay.from_estimator(KernelDensity().fit(X))
 
 
 def test_training_curve_puts_the_loss_on_its_own_scale():
@@ -441,10 +454,27 @@ def test_which_two_columns_has_to_be_said():
         DensityDisplay.from_estimator(ThreeNormals(), X)
     with pytest.raises(ValueError, match="given needs features"):
         DensityDisplay.from_estimator(ThreeNormals(), X, given={1: 2.0})
-    with pytest.raises(ValueError, match="must name two columns"):
-        DensityDisplay.from_estimator(ThreeNormals(), X, features=[0])
+    for features in ([0], [0, 0]):
+        with pytest.raises(ValueError, match="must name two columns"):
+            DensityDisplay.from_estimator(ThreeNormals(), X, features=features)
     with pytest.raises(ValueError, match="given has 1, which is one of features"):
         DensityDisplay.from_estimator(ThreeNormals(), X, features=[0, 1], given={1: 2.0})
+    with pytest.raises(ValueError, match="X has no row with two numbers"):
+        DensityDisplay.from_estimator(ThreeNormals(), np.full((4, 3), np.nan), features=[0, 1])
+
+
+@pytest.mark.parametrize("column", [["x"] * 4, [True] * 4])
+def test_a_plane_is_one_of_numbers(column):
+    frame = pytest.importorskip("pandas").DataFrame({0: np.zeros(4), 1: column, 2: np.zeros(4)})
+    with pytest.raises(ValueError, match="features has 1, a column of X that holds something"):
+        DensityDisplay.from_estimator(ThreeNormals(), frame, features=[0, 1])
+
+
+def test_a_single_row_has_a_grid_around_it(recwarn):
+    display = DensityDisplay.from_estimator(StandardNormal().fit(np.zeros((1, 2))), [[2.0, -1.0]])
+    assert (display.xx0.min(), display.xx0.max()) == (1.5, 2.5)
+    assert (display.xx1.min(), display.xx1.max()) == (-1.5, -0.5)
+    assert not recwarn.list
 
 
 # ---------------------------------------------------------------------- explanations
