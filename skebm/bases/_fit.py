@@ -105,8 +105,8 @@ def fit_bases(
     kept, weights = stack(log_prob, weight[held], least)
     if looked_at is not None:
         stacked = (log_prob[:, kept] + weights.log()).logsumexp(1)
-        rng, *looked_at = looked_at
-        name = _most_promising(flows, *looked_at, stacked, weight[held])
+        rng, judges, of_flows = looked_at
+        name = _most_promising(flows, judges, of_flows, stacked, weight[held])
         if name is not None:
             more = pieces({name: CANDIDATES[name]}, spawn(rng, 1))
             fitted += side_by_side(operator.call, more, n_jobs)

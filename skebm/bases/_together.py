@@ -2,7 +2,8 @@ r"""Log-densities of several distributions at the same rows, with what they shar
 
 A model scores a row under every member, and a member stacks mixtures on coordinates of its own. One
 after another that is hundreds of small steps. Here the maps of all members are looked up together
-(`TogetherMapped`), and the mixtures of all members become products with the same monomials,
+(`TogetherMapped`), equal ones once, as a flow and a mixture of one member often live in the same
+coordinates; flows run side by side; and mixtures become products with the same monomials,
 
 .. math:: \log w_j + \log N(x; \mu_j, P_j^{-1}) = c_j + b_j^\top x - x^\top P_j x / 2,
 

@@ -253,6 +253,8 @@ class Forest:
             value = self.value.index_select(0, tree + lowest)
             again = _where_different(lowest, highest)
             levels.append((cell, per_unit, v, weight, value, again))
+            if not len(again):
+                break
             alive, tree, row, lowest, highest = (
                 both.index_select(0, again)
                 for both in (torch.cat([left, right]), tree, row, lowest, highest)

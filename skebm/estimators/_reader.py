@@ -165,7 +165,7 @@ class TableReader(ABC):
     def _warn_of_other_states(self, rows, X):
         """Warn of categories, and of missing cells, that `fit` has not met."""
         columns = self._columns
-        codes = columns.encode(rows)
+        codes = columns.encode(rows) if columns.states else rows
         for i, s in enumerate(columns.states):
             other = np.flatnonzero(codes[:, i] < 0)
             if not len(other):
