@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
+from skebm._containers import as_table
 from skebm._tensors import without_tensors
 from skebm._typing import FloatArray
 from skebm._warnings import warn
 
 from ._completer import Completer
 from ._given import Given, read_given
-from ._schema import as_table
 from .conditional import ConditionalDensity
 from .explanation import Explanation, explain, groups_that_say_the_same
 from .marginal import MarginalDensity
