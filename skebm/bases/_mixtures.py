@@ -24,8 +24,8 @@ def log_sum_exp(values: torch.Tensor, dim: int) -> torch.Tensor:
         return values.logsumexp(dim)
     most = 0.5 * torch.finfo(values.dtype).max
     largest = values.amax(dim, keepdim=True).clamp_(-most, most)  # -inf where all are
-    torch.add(_LOG2_E * -largest, values, alpha=_LOG2_E, out=values)
-    return values.exp2_().sum(dim).log_().add_(largest.squeeze(dim))
+    # the difference first, which is exact where it matters, however large values are
+    return values.sub_(largest).mul_(_LOG2_E).exp2_().sum(dim).log_().add_(largest.squeeze(dim))
 
 
 def draw_components(weights: torch.Tensor, n: int, rng: torch.Generator) -> torch.Tensor:
