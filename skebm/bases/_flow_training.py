@@ -20,7 +20,7 @@ FLOW_BUDGET, FLOW_PATIENCE = Budget(epochs=30, steps=2000, patience_steps=300), 
 
 JUDGED_AT_ONCE = 4096
 
-JUDGED_EVERY = 25
+JUDGED_EVERY = 10
 """Steps, about, from one look at the held-out likelihood to the next, where epochs are shorter."""
 
 
