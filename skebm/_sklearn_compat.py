@@ -408,12 +408,12 @@ class _Growth:
 
         inner, splits = self._inner, [node.split for node in self._inner]
         features, bins = [s.feature_idx for s in splits], [s.bin_idx for s in splits]
-        nodes = np.zeros(2 * len(inner) + 1, dtype=PREDICTOR_RECORD_DTYPE)
+        nodes: Any = np.zeros(2 * len(inner) + 1, dtype=PREDICTOR_RECORD_DTYPE)
         nodes["is_leaf"] = 1
         value = nodes["value"]
         for leaf in self.finalized_leaves:
             value[leaf.number] = leaf.value
-        some = np.zeros(len(inner), dtype=PREDICTOR_RECORD_DTYPE)
+        some: Any = np.zeros(len(inner), dtype=PREDICTOR_RECORD_DTYPE)
         some["feature_idx"], some["bin_threshold"] = features, bins
         some["num_threshold"] = [
             # the last bin of numbers: only NaN goes to the right

@@ -19,6 +19,7 @@ def model():
     decoder, network = torch.nn.Linear(2, 3), torch.nn.Linear(3, 4)
     with torch.no_grad():
         decoder.weight.copy_(torch.tensor([[1.0, 0.5], [-0.5, 1.0], [0.3, 0.0]]))
+        decoder.bias.copy_(torch.tensor([0.2, -0.4, 0.5]))
         network.weight.zero_()
         network.bias.zero_()
     likelihood = GaussianLikelihood(torch.ones(3) / 4)
@@ -147,7 +148,9 @@ class Logits(torch.nn.Module):
 
 def test_states_and_values_against_quadrature(model):
     layout = Layout((2, 2), (-1, 0), 1)
-    model.encoder.network = torch.nn.Linear(5, 4).requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model.encoder.network = torch.nn.Linear(5, 4).requires_grad_(False)
     model.encoder.layout = layout
     model.decoder = WithLogMasses(Logits(), layout)
     of_values = GaussianLikelihood(torch.full((1,), 0.04)).double().requires_grad_(False)
