@@ -28,7 +28,7 @@ hence the least patience."""
 
 GENERATOR_LEARNING_RATE = {"flow": 5e-4, "implicit": 1e-3}
 
-BOUND_SAMPLES, BOUND_BLOCK = 20_480, 512
+BOUND_SAMPLES, BOUND_BLOCK = {"flow": 10_240, "implicit": 20_480}, 512
 """Samples of the generator, per member, behind the reported bound; those of a block share the
 candidates for the posterior of an implicit generator, so that few blocks make a poor error."""
 
@@ -88,14 +88,18 @@ def train_adversarially(
         points, log_generator, log_base_there = drawn()
         both = torch.cat([z, points], dim=1).clamp(-CLIP, CLIP)
         sizes = [z.shape[1], points.shape[1]]
-        f, penalties = gradient_penalties(game.energy, both)
+        penalty = 0.0
+        if gradient_penalty > 0:
+            f, penalties = gradient_penalties(game.energy, both)
+            # at the samples, too: their mean of f has no end to how far it can be lowered, and no
+            # generator follows an energy over cliffs
+            at_data, at_drawn = penalties.split(sizes, dim=1)
+            penalty = gradient_penalty * ((weight * at_data).mean(1) + at_drawn.mean(1))
+        else:
+            f = game.energy(both)
         f_data, f_drawn = f.split(sizes, dim=1)
         bound = variational_bound_terms(f_drawn, log_base_there, log_generator).mean(1)
-        # at the samples, too: their mean of f has no end to how far it can be lowered, and no
-        # generator follows an energy over cliffs
-        at_data, at_drawn = penalties.split(sizes, dim=1)
-        penalty = (weight * at_data).mean(1) + at_drawn.mean(1)
-        return -((weight * f_data).mean(1) - bound - gradient_penalty * penalty).sum()
+        return -((weight * f_data).mean(1) - bound - penalty).sum()
 
     def plays(n_steps):
         return kind == "implicit" or (n_steps > HEAD_START and n_steps % FLOW_EVERY == 0)
@@ -154,9 +158,12 @@ def settled_generator(
     """
     generator = trained.results.get("generator")
     is_implicit = generator is not None and kind == "implicit"
-    if generator is None or (not is_implicit and task.tilts_its_proposal and model.is_untilted):
-        # the model is a flow and its own generator, or nothing was trained
-        flows = model.bases if task.tilts_its_proposal else task.flow_distributions
+    if not is_implicit and task.tilts_its_proposal and model.is_untilted:
+        # the model is a flow and its own generator: the bound is exact
+        exact = torch.zeros(len(task), dtype=torch.float64)
+        return Settled((list(model.bases),), False, exact, exact)
+    if generator is None:  # nothing was trained
+        flows = task.flow_distributions
         parts, draw = (list(flows),), partial(_draw_from_distributions, flows)
     else:
         task.progress.stage("generator")
@@ -168,7 +175,7 @@ def settled_generator(
         draw = partial(_draw_from_generator, generator, task.coordinates)
         parts = (generator, task.coordinates)
         parts = parts if is_implicit else (task.coordinates.distributions(generator),)
-    terms = bound_terms(model, draw, task.seeds.rng("bound"), BOUND_SAMPLES)
+    terms = bound_terms(model, draw, task.seeds.rng("bound"), BOUND_SAMPLES[kind])
     error = terms.std(1) / terms.shape[1] ** 0.5
     return Settled(parts, is_implicit, terms.mean(1), error)
 

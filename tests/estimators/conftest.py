@@ -27,7 +27,7 @@ def small_parts():
         for module in (adversarial, flow_contrastive):
             patch.setattr(module, "HEAD_START", 20)
         patch.setattr(adversarial, "GENERATOR_STEPS", 20)
-        patch.setattr(adversarial, "BOUND_SAMPLES", 1024)
+        patch.setattr(adversarial, "BOUND_SAMPLES", {"flow": 1024, "implicit": 1024})
         patch.setattr(adversarial, "GAP_SAMPLES", 1024)
         patch.setattr(chains, "DIAGNOSED_MOVES", 10)
         patch.setattr(adversarial, "SETTLING_STEPS", dict.fromkeys(adversarial.SETTLING_STEPS, 30))
