@@ -34,9 +34,6 @@ from .trained import Fitted, Trained
 TARGET_STD_ERROR = 0.01
 """Standard error of log Z, in nats, that ``n_partition_samples="auto"`` aims at."""
 
-DRAWN_AT_ONCE = 4096
-"""Samples per member for log Z until its error is looked at; two such batches are often enough."""
-
 MAX_PARTITION_SAMPLES = 400_000
 
 MAX_LEARNED_GAP = 0.5
@@ -261,7 +258,6 @@ def by_importance(
     task.progress.stage("log Z")
     if isinstance(n_partition_samples, str):
         options = {"target_std_error": _target(model), "max_samples": max_samples}
-        options["batch_size"] = DRAWN_AT_ONCE
     else:
         options = {"target_std_error": 0.0, "max_samples": n_partition_samples}
         options["batch_size"] = max(1, min(8192, n_partition_samples // 2))

@@ -102,7 +102,7 @@ SLOPES = [[0.6, -0.4], [0.8, -0.2]]
 
 
 def test_density_log_partition_and_out_of_fold_scores():
-    task = make(seed=1)
+    task = make()
     fitted = plain(toy(SLOPES), task=task)
     found, error = (fitted.attributes[f"log_partition_{end}"] for end in ("", "std_error_"))
     expected = np.square(SLOPES).sum(1) / 2
