@@ -65,7 +65,7 @@ _NARROW, _WIDE = 0.3, 1.0  # kernel widths of the marginal maps, in multiples of
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """Rows on which a candidate is fitted."""
 
     x: torch.Tensor
@@ -73,14 +73,14 @@ class _Rows:
     layout: Layout
     box: Any = None  # lowest and highest values of *all* rows
 
-    def mapped(self, transform: Any) -> tuple["_Rows", torch.Tensor]:
+    def mapped(self, transform: Any) -> tuple["Rows", torch.Tensor]:
         z, log_det = transform(self.x)
         return replace(self, x=z), log_det
 
-    def at(self, rows: Any) -> "_Rows":
+    def at(self, rows: Any) -> "Rows":
         return replace(self, x=self.x[rows], weight=self.weight[rows])
 
-    def first(self, n: int) -> "_Rows":
+    def first(self, n: int) -> "Rows":
         return self.at(slice(n))
 
     def mean(self, values: torch.Tensor) -> float:
@@ -101,7 +101,7 @@ def _standardization(rows):
     return AffineTransform(-mean / scale, 1.0 / scale)
 
 
-def _moments(rows):
+def moments(rows):
     """Mean and standard deviation of every column of values, of the rows that have it."""
     values = rows.layout.values(rows.x)
     there = (~values.isnan()).to(values)
@@ -112,28 +112,28 @@ def _moments(rows):
     return mean, (share * (filled - mean).square()).sum(0).sqrt().clamp(min=1e-3)
 
 
-def _some(rows, n, rng):
+def subsample(rows, n, rng):
     """At most n of these rows, in random order."""
     return rows[torch.randperm(len(rows), generator=rng)[:n]]
 
 
-class _Candidate(ABC):
+class BaseCandidate(ABC):
     """A distribution to be fitted on every split."""
 
     min_gain = 0.0
     """Nats per row by which it has to raise the held-out log-likelihood of a stack."""
 
     @abstractmethod
-    def fit(self, rows: _Rows, settings: Any, rng: torch.Generator) -> Distribution:
+    def fit(self, rows: Rows, settings: Any, rng: torch.Generator) -> Distribution:
         """Distribution of `rows` at the settings that were chosen."""
 
-    def choose(self, rows: _Rows, held: _Rows, rng: torch.Generator) -> Any:
+    def choose(self, rows: Rows, held: Rows, rng: torch.Generator) -> Any:
         """Settings by the likelihood of the held-out rows."""
         return None
 
     def fit_splits(
         self,
-        rows: _Rows,
+        rows: Rows,
         splits: Sequence[tuple[torch.Tensor, torch.Tensor]],
         rng: torch.Generator,
     ) -> list[Distribution]:
@@ -141,15 +141,15 @@ class _Candidate(ABC):
         settings, distributions = None, []
         every = replace(rows, box=(rows.x.amin(0), rows.x.amax(0)))
         for (train, held), own in zip(splits, spawn(rng, len(splits)), strict=True):
-            rows = every.at(_some(train, MAX_FIT_ROWS, own))
+            rows = every.at(subsample(train, MAX_FIT_ROWS, own))
             if settings is None:
-                some = every.at(_some(held, MAX_CHOICE_ROWS, rng))
+                some = every.at(subsample(held, MAX_CHOICE_ROWS, rng))
                 settings = self.choose(rows.first(MAX_CHOICE_ROWS), some, rng)
             distributions.append(self.fit(rows, settings, own))
         return distributions
 
 
-class _Mixture(_Candidate):
+class _Mixture(BaseCandidate):
     """Gaussian mixture; size, covariance type and prior strength by held-out likelihood."""
 
     def fit(self, rows, settings, rng, start=None, **patience):
@@ -202,7 +202,7 @@ class _Mixture(_Candidate):
         return best()
 
 
-class _Gaussian(_Mixture):
+class GaussianCandidate(_Mixture):
     def choose(self, rows, held, rng):
         return 1, 3.0, _has_many_patterns(rows)
 
@@ -211,7 +211,7 @@ def _has_many_patterns(rows):
     return len(patterns(rows.layout.values(rows.x))) > MAX_PATTERNS
 
 
-class _Kernel(_Candidate):
+class _Kernel(BaseCandidate):
     """Kernel density; bandwidth and shape of the kernel by held-out likelihood."""
 
     min_gain = MIN_KERNEL_GAIN
@@ -233,7 +233,7 @@ class _Kernel(_Candidate):
     @staticmethod
     def _fit_mixed(rows, factor, mixing):
         bandwidth = factor * len(rows.x) ** (-1.0 / (max(1, rows.layout.n_values) + 4))
-        mean, spread = _moments(rows)
+        mean, spread = moments(rows)
         return MixedKernelBase(rows.layout, rows.x, bandwidth, mixing, mean, spread, rows.weight)
 
     def choose(self, rows, held, rng):
@@ -246,7 +246,7 @@ class _Kernel(_Candidate):
         return max(options, key=lambda s: held.mean(self.fit(rows, s, rng).log_prob(held.x)))
 
 
-class _Uniform(_Candidate):
+class _Uniform(BaseCandidate):
     """Box around all rows, a twentieth wider on every side."""
 
     def fit(self, rows, settings, rng):
@@ -267,7 +267,7 @@ class _Flow:
 
     def fit_splits(self, rows, splits, rng):
         splits = [
-            (_some(train, MAX_FIT_ROWS, own), _some(held, MAX_CHOICE_ROWS, own))
+            (subsample(train, MAX_FIT_ROWS, own), subsample(held, MAX_CHOICE_ROWS, own))
             for (train, held), own in zip(splits, spawn(rng, len(splits)), strict=True)
         ]
         # only these rows: every member sees them in coordinates of its own
@@ -277,10 +277,10 @@ class _Flow:
             for train, held in splits
         ]
         maps = [self.to_normal] * len(splits)
-        return _fit_flows(self.kind, maps, rows.at(used), splits, rng, self.train)
+        return fit_flows(self.kind, maps, rows.at(used), splits, rng, self.train)
 
 
-def _fit_flows(kind, maps, rows, splits, rng, train):
+def fit_flows(kind, maps, rows, splits, rng, train):
     """Flows of several splits, each in coordinates that one of `maps` makes of its rows."""
     pairs = zip(maps, splits, strict=True)
     coordinates = Coordinates([to(rows.at(seen)) for to, (seen, _) in pairs])
@@ -289,7 +289,7 @@ def _fit_flows(kind, maps, rows, splits, rng, train):
     return coordinates.distributions(flow)
 
 
-def _train_quickly(flow, y, weight, splits, *, rng, n_steps=None):
+def train_quickly(flow, y, weight, splits, *, rng, n_steps=None):
     """Few steps at a high rate: of few rows, more of them are worth nothing."""
     n_rows = min(len(train) for train, _ in splits)
     n_steps = n_steps or min(MAX_FLOW_STEPS, max(MIN_FLOW_STEPS, n_rows // 5))
@@ -297,13 +297,13 @@ def _train_quickly(flow, y, weight, splits, *, rng, n_steps=None):
     train_flows(flow, y, weight, splits, rng=rng, learning_rate=QUICK_LEARNING_RATE, budget=budget)
 
 
-class SklearnDensity(_Candidate):
+class SklearnDensity(BaseCandidate):
     """An unfitted scikit-learn density; a clone is fitted per split."""
 
     def __init__(self, estimator: Any):
         self.estimator = estimator
 
-    def fit(self, rows: _Rows, settings: Any, rng: torch.Generator) -> SklearnDensityBase:
+    def fit(self, rows: Rows, settings: Any, rng: torch.Generator) -> SklearnDensityBase:
         from sklearn.base import clone
         from sklearn.utils.validation import has_fit_parameter
 
@@ -317,7 +317,7 @@ class SklearnDensity(_Candidate):
         return SklearnDensityBase(clone(self.estimator).fit(rows.x.numpy(), **options))  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class _Mapped(_Candidate):
+class MappedCandidate(BaseCandidate):
     """A candidate on columns that a map has made, ``make(rows)``."""
 
     def __init__(self, candidate, make):
@@ -338,15 +338,15 @@ class _Mapped(_Candidate):
 _widely = partial(_gaussianization, bandwidth=_WIDE)
 _narrowly = partial(_gaussianization, bandwidth=_NARROW)
 CANDIDATES: dict[str, Any] = {
-    "gaussian": _Gaussian(),
+    "gaussian": GaussianCandidate(),
     "gmm": _Mixture(),
-    "gaussianized_gmm": _Mapped(_Mixture(), _widely),
-    "gaussianized_gmm_narrow": _Mapped(_Mixture(), _narrowly),
+    "gaussianized_gmm": MappedCandidate(_Mixture(), _widely),
+    "gaussianized_gmm_narrow": MappedCandidate(_Mixture(), _narrowly),
     "kde": _Kernel(),
-    "gaussianized_kde": _Mapped(_Kernel(), _widely),
+    "gaussianized_kde": MappedCandidate(_Kernel(), _widely),
     "flow": _Flow("coupling", _widely, train_flows),
-    "autoregressive": _Flow("autoregressive", _standardization, _train_quickly),
-    "gaussianized_autoregressive": _Flow("autoregressive", _widely, _train_quickly),
+    "autoregressive": _Flow("autoregressive", _standardization, train_quickly),
+    "gaussianized_autoregressive": _Flow("autoregressive", _widely, train_quickly),
     "uniform": _Uniform(),
 }
 """Name -> candidate, with ``fit_splits(rows, splits, rng)``: distributions, one per split."""

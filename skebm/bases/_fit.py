@@ -12,7 +12,7 @@ from skebm._parallel import side_by_side
 from skebm._random import spawn
 from skebm._typing import Distribution
 
-from ._candidates import CANDIDATES, _fit_flows, _Rows, _some, _train_quickly
+from ._candidates import CANDIDATES, Rows, fit_flows, subsample, train_quickly
 from ._combine import StackedBase
 from ._stacking import added, is_worth_it, stack
 
@@ -82,7 +82,7 @@ def fit_bases(
     >>> len(bases), bases[0].log_prob(x).shape
     (2, torch.Size([300]))
     """
-    rows = _Rows(x, weight, Layout((), (), x.shape[1]) if layout is None else layout)
+    rows = Rows(x, weight, Layout((), (), x.shape[1]) if layout is None else layout)
     held = torch.cat([own for _, own in splits])
 
     def pieces(candidates, seeds):
@@ -148,16 +148,16 @@ def _look(flows, rows, splits, rng):
     # half of the folds judge, so that many rows do; the flows, too, have not seen copies of them
     n_judges = sum(len(own) for _, own in splits[: max(1, len(splits) // 2)])
     held = torch.cat([own for _, own in splits])
-    judges = _some(torch.arange(n_judges), MAX_LOOK_ROWS, rng)
+    judges = subsample(torch.arange(n_judges), MAX_LOOK_ROWS, rng)
     is_seen = torch.ones(len(rows.x), dtype=torch.bool)
     is_seen[held[:n_judges]] = False
-    seen = _some(is_seen.nonzero().squeeze(1), MAX_LOOK_ROWS, rng)
+    seen = subsample(is_seen.nonzero().squeeze(1), MAX_LOOK_ROWS, rng)
     n_stopping = len(seen) // 8
     split = seen[n_stopping:], seen[:n_stopping]
     maps = [CANDIDATES[name].to_normal for name in flows]
     kind, splits = CANDIDATES[flows[0]].kind, [split] * len(flows)
-    train = partial(_train_quickly, n_steps=LOOK_STEPS)
-    trained = _fit_flows(kind, maps, rows, splits, rng, train)
+    train = partial(train_quickly, n_steps=LOOK_STEPS)
+    trained = fit_flows(kind, maps, rows, splits, rng, train)
     return rng, judges, torch.stack([q.log_prob(rows.x[held[judges]]) for q in trained])
 
 

@@ -15,7 +15,14 @@ from skebm._parallel import side_by_side
 from skebm._random import spawn
 from skebm._typing import Distribution
 
-from ._candidates import MAX_CENTERS, _Candidate, _Gaussian, _Mapped, _moments, _Rows
+from ._candidates import (
+    MAX_CENTERS,
+    BaseCandidate,
+    GaussianCandidate,
+    MappedCandidate,
+    Rows,
+    moments,
+)
 from ._combine import ArcsinhTransform
 from ._mixed import MixedKernelBase, ValuesTransform
 from ._mixtures import KernelDensityBase
@@ -33,7 +40,7 @@ STATE_MIXING = 0.02
 """Probability with which kernels of states draw a state anew."""
 
 
-class _FixedKernel(_Candidate):
+class _FixedKernel(BaseCandidate):
     """Kernel density with one width, of independent columns or with their covariance."""
 
     def __init__(self, bandwidth, whitened=False):
@@ -42,7 +49,7 @@ class _FixedKernel(_Candidate):
 
     def fit(self, rows, settings, rng):
         rows = rows.first(MAX_CENTERS)  # a random subsample: rows come in random order
-        mean, spread = _moments(rows)
+        mean, spread = moments(rows)
         if rows.layout.n_states:
             bandwidth = self.bandwidth
             return MixedKernelBase(
@@ -64,7 +71,7 @@ def _shrunk_covariance(rows, mean):
     return (n_rows * covariance + n_more * variance) / (n_rows + n_more)
 
 
-class _LocalKernel(_Candidate):
+class _LocalKernel(BaseCandidate):
     """Kernel density whose kernels are as wide as the rows around them lie apart."""
 
     def fit(self, rows, settings, rng):
@@ -74,7 +81,7 @@ class _LocalKernel(_Candidate):
         widths = (squares.kthvalue(k, dim=1).values / rows.x.shape[1]).sqrt()
         widths = widths.clamp(min=max(MIN_WIDTH * widths.median().item(), 1e-3))
         if rows.layout.n_states:
-            mean, spread = _moments(rows)
+            mean, spread = moments(rows)
             ones = torch.ones_like(spread)
             return MixedKernelBase(
                 rows.layout, rows.x, widths, STATE_MIXING, mean, ones, rows.weight
@@ -95,7 +102,7 @@ def _squared_distances(rows):
     return squares
 
 
-class _Linear(_Mapped):
+class _Linear(MappedCandidate):
     """What sees the correlation of columns: kernels with their covariance.
 
     Kernels of states know no covariance, so that one Gaussian takes their place.
@@ -107,7 +114,7 @@ class _Linear(_Mapped):
     def fit(self, rows, settings, rng):
         if not rows.layout.n_states:
             return super().fit(rows, settings, rng)
-        gaussian = _Mapped(_Gaussian(), _arcsinh)
+        gaussian = MappedCandidate(GaussianCandidate(), _arcsinh)
         return gaussian.fit(rows, gaussian.choose(rows, rows, rng), rng)
 
     def choose(self, rows, held, rng):
@@ -123,7 +130,7 @@ VIEWS: dict[str, Any] = {
     "sharp": _FixedKernel(SHARP),
     "local": _LocalKernel(),
     "linear": _Linear(),
-    "wide": _Mapped(_FixedKernel(WIDE), _arcsinh),
+    "wide": MappedCandidate(_FixedKernel(WIDE), _arcsinh),
 }
 """Name -> candidate, as `CANDIDATES`. "sharp" sees rows in gaps; "local" rows that lie farther from
 others than these lie from each other; "linear" rows off the correlation of the columns; "wide" rows
@@ -167,7 +174,7 @@ def fit_views(
     list of lists of nn.Module
         The views of every split, in the order of the names.
     """
-    rows = _Rows(x, weight, Layout((), (), x.shape[1]) if layout is None else layout)
+    rows = Rows(x, weight, Layout((), (), x.shape[1]) if layout is None else layout)
     pairs = zip(names, spawn(rng, len(names)), strict=True)
 
     def arguments():

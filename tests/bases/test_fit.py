@@ -413,7 +413,7 @@ def test_one_law_for_all_members_is_taken_as_it_is():
 def test_settings_are_chosen_once_and_serve_all_splits():
     law, chosen, fitted = GaussianMixtureBase([1.0], [[0.0]], [[[1.0]]]), [], []
 
-    class Spy(_candidates._Candidate):
+    class Spy(_candidates.BaseCandidate):
         def choose(self, rows, held, rng):
             chosen.append((len(rows.x), len(held.x)))
             return "settings"
